@@ -1,0 +1,322 @@
+"""The door: the only file that reads from or writes to an AnnData.
+
+Reading gives plain numpy and scipy data, checked; writing happens last and whole.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scanpy import logging as logg
+
+from . import _check, _keys
+from ._counts import chunks, row_sums
+
+_FLOAT_LEVELS = 50
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Counts of an object: canonical CSR float32 of shape ``(n, g)`` (shares its buffers with the object: read only)."""
+
+    counts: sp.csr_matrix
+    obs_names: pd.Index
+    var_names: pd.Index
+    source: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A categorical column of obs: level names in order of appearance, level codes ``(n,)``."""
+
+    column: str
+    levels: list[str]
+    codes: np.ndarray
+
+
+def check_object(adata: Any) -> None:
+    """Refuse what is not an AnnData, saying how to get one."""
+    if isinstance(adata, ad.AnnData):
+        if adata.n_obs == 0 or adata.n_vars == 0:
+            raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to work on")
+        return
+    name = type(adata).__name__
+    hints = {
+        "MuData": "pass one modality, e.g. mdata.mod['rna']",
+        "SpatialData": "pass its table, e.g. sdata.tables['table']",
+        "str": "read the file first, e.g. with anndata.read_h5ad",
+        "PosixPath": "read the file first, e.g. with anndata.read_h5ad",
+    }
+    raise TypeError(f"expected AnnData, got {name}; {hints.get(name, 'wrap it with anndata.AnnData(x)')}")
+
+
+def layer_names(adata: ad.AnnData) -> list[str]:
+    """Layers of the object (anndata 0.13 lists X among them as None)."""
+    return [name for name in adata.layers.keys() if name is not None]
+
+
+def _matrix(adata: ad.AnnData, layer: str | None) -> Any:
+    if layer is None:
+        if adata.X is None:
+            raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(layer_names(adata))}")
+        return adata.X
+    if layer not in layer_names(adata):
+        raise _check.missing("layer", layer, layer_names(adata))
+    return adata.layers[layer]
+
+
+def _rows(matrix: Any, rows: slice) -> Any:
+    """Some rows of any kind of matrix, in memory."""
+    part = matrix[rows]
+    if hasattr(part, "compute"):
+        part = part.compute()
+    return part
+
+
+def _check_kind(matrix: Any, name: str) -> None:
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first, e.g. with .filled(0)")
+    if not hasattr(matrix, "shape") or not hasattr(matrix, "dtype"):
+        raise TypeError(f"{name} is of the unsupported type {type(matrix).__name__}; use a numpy array or a scipy sparse matrix")
+    kind = np.dtype(matrix.dtype).kind
+    if kind not in "biuf":
+        raise TypeError(f"{name} has dtype {matrix.dtype}, expected real numbers; convert it, e.g. with .astype('float32')")
+    if any(not np.isfinite(size) for size in matrix.shape):
+        raise ValueError(f"{name} is a dask array whose chunk sizes are unknown; call .compute_chunk_sizes() on it first")
+
+
+def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
+    """Canonical CSR float32 of any supported matrix, with no copy where it is that already.
+
+    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks.
+    """
+    _check_kind(matrix, name)
+    if hasattr(matrix, "to_memory"):  # backed sparse
+        matrix = matrix.to_memory()
+    if sp.issparse(matrix):
+        if matrix.format != "csr":
+            matrix = matrix.tocsr()
+        # A fresh wrapper: scipy caches flags on the object, and sorts in place.
+        csr = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        if csr.has_canonical_format and (csr.data.dtype != np.float32 or not csr.data.dtype.isnative):
+            csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices, csr.indptr), shape=csr.shape)
+        elif not csr.has_canonical_format:
+            csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+            csr.sum_duplicates()
+        if np.any(csr.data == 0):
+            csr = csr.copy()
+            csr.eliminate_zeros()
+        return csr
+    parts = []
+    for rows in chunks(*matrix.shape):
+        part = _rows(matrix, rows)
+        if sp.issparse(part):
+            parts.append(to_csr(part, name))
+        else:
+            parts.append(sp.csr_matrix(np.asarray(part).astype(np.float32)))
+    return sp.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
+
+
+def _problem_with_counts(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
+    data = csr.data
+    if not np.isfinite(data).all():
+        bad = np.flatnonzero(~np.isfinite(data))
+        row = int(np.searchsorted(csr.indptr, bad[0], side="right") - 1)
+        where = f"cell {adata.obs_names[row]!r}, gene {adata.var_names[csr.indices[bad[0]]]!r}"
+        return f"has {bad.size} values that are NaN or infinite (first: {where}); counts have none. Remove or fill them"
+    if data.size == 0:
+        return "has no non-zero entry"
+    if data.min() < 0:
+        return f"has negative values (min {data.min():g}): it looks scaled, counts are needed"
+    if not np.array_equal(data, np.rint(data)):
+        return f"has values that are not whole numbers (max {data.max():.3g}): it looks normalised, counts are needed"
+    return None
+
+
+def read_counts(adata: ad.AnnData, layer: str | None) -> Expression:
+    """Counts of ``X`` or a layer.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        The layer does not exist; the matrix is of the wrong kind; it does not hold counts (the message names the layers that do).
+    """
+    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    csr = to_csr(_matrix(adata, layer), source)
+    problem = _problem_with_counts(csr, adata)
+    if problem is not None:
+        raise ValueError(f"{source} {problem}; {_where_counts_are(adata, layer)}")
+    return Expression(csr, adata.obs_names, adata.var_names, source)
+
+
+def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
+    found = []
+    for name in [None, *layer_names(adata)]:
+        if name == tried or (name is None and adata.X is None):
+            continue
+        try:
+            matrix = _matrix(adata, name)
+            _check_kind(matrix, "")
+            if _problem_with_counts(to_csr(_rows(matrix, slice(0, 200)), ""), adata) is None:
+                found.append("adata.X (layer=None)" if name is None else f"layer={name!r}")
+        except (TypeError, ValueError):
+            continue
+    return f"counts are in: {', '.join(found)}" if found else "no layer of this object holds counts"
+
+
+def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = None) -> Any:
+    """A layer as it is stored; refused where one of our functions wrote it on another scale than the one required."""
+    matrix = _matrix(adata, layer)
+    entry = adata.uns.get(layer)
+    scale = entry.get("params", {}).get("output") if isinstance(entry, Mapping) and _keys.METHOD in entry else None
+    if require_output and scale and scale != require_output:
+        raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
+    _check_kind(matrix, f"adata.layers[{layer!r}]")
+    return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+
+
+def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
+    """A categorical column of obs, or None where all cells have the same level."""
+    if column not in adata.obs:
+        raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
+    values = adata.obs[column]
+    empty = values.isna().to_numpy()
+    if empty.any():
+        first = adata.obs_names[int(np.flatnonzero(empty)[0])]
+        raise ValueError(f"{argument}={column!r} is missing in {empty.sum()} cells (first: {first!r}); fill them, e.g. with 'unknown', or drop the cells")
+    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
+        raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
+    # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
+    codes, names = pd.factorize(np.asarray(values.astype(str), dtype=object))
+    if len(names) == 1:
+        logg.info(f"{argument}={column!r} has one level only ({names[0]!r}); it is left out")
+        return None
+    few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
+    if few:
+        warnings.warn(f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them", UserWarning, stacklevel=3)
+    return Label(column, [str(n) for n in names], codes.astype(np.int64))
+
+
+def read_size(adata: ad.AnnData, size_key: str | None, counts: sp.csr_matrix) -> np.ndarray:
+    """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes."""
+    totals = row_sums(counts)
+    if size_key is None:
+        return totals
+    if size_key not in adata.obs:
+        raise _check.missing("size_key: obs column", size_key, adata.obs.columns)
+    size = pd.to_numeric(adata.obs[size_key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~(np.isfinite(size) & (size > 0))
+    if wrong.any():
+        raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {adata.obs_names[int(np.flatnonzero(wrong)[0])]!r})")
+    short = size < totals * (1 - 1e-4) - 1
+    if short.any():
+        i = int(np.flatnonzero(short)[0])
+        raise ValueError(
+            f"size_key={size_key!r} is below the cell's own number of molecules in {short.sum()} cells "
+            f"(first: {adata.obs_names[i]!r}, {size[i]:g} < {totals[i]:g}); give the size over all genes"
+        )
+    return np.maximum(size, totals)
+
+
+def read_genes(adata: ad.AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
+    """Positions of the genes asked for: a boolean column of var, or names."""
+    if genes is None:
+        return None
+    if isinstance(genes, str):
+        if genes not in adata.var:
+            raise _check.missing("genes: var column", genes, adata.var.columns)
+        column = adata.var[genes]
+        if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
+            raise ValueError(f"genes={genes!r}: the var column is of dtype {column.dtype}, a boolean one is needed")
+        places = np.flatnonzero(column.to_numpy(dtype=bool))
+        if not places.size:
+            raise ValueError(f"genes={genes!r}: the var column selects no gene")
+        return places
+    wanted = [str(g) for g in genes]
+    if not wanted:
+        raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
+    if not adata.var_names.is_unique:
+        raise ValueError("genes was given but adata.var_names are not unique; call adata.var_names_make_unique() first")
+    repeated = sorted({g for g in wanted if wanted.count(g) > 1}) if len(set(wanted)) < len(wanted) else []
+    if repeated:
+        raise ValueError(f"genes names some genes more than once: {_check.listing(repeated, 5)}")
+    places = adata.var_names.get_indexer(wanted)
+    unknown = [g for g, p in zip(wanted, places, strict=True) if p < 0]
+    if unknown:
+        lower = {str(v).lower(): str(v) for v in adata.var_names}
+        close = lower.get(unknown[0].lower()) or _check.closest(unknown[0], adata.var_names)
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise KeyError(f"{len(unknown)} of {len(wanted)} genes not found in adata.var_names: {_check.listing(unknown, 5)}{hint}")
+    return places
+
+
+def check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str] = ("", "_sd")) -> None:
+    """Refuse a key that would overwrite what this function did not write."""
+    _check.key_name("key_added", key)
+    names = [key + suffix for suffix in suffixes]
+    if layer in names:
+        raise ValueError(f"key_added={key!r} would overwrite the layer that is read, {layer!r}; choose another key")
+    if written_by(adata, key) == method:
+        return
+    taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
+    taken += [f"obsm[{n!r}]" for n in names if n in adata.obsm]
+    taken += [f"uns[{key!r}]"] if key in adata.uns else []
+    if taken:
+        raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
+
+
+def written_by(adata: ad.AnnData, key: str) -> str | None:
+    """The function of ours that wrote ``uns[key]``, if one did."""
+    entry = adata.uns.get(key)
+    return str(entry.get(_keys.METHOD)) if isinstance(entry, Mapping) and _keys.METHOD in entry else None
+
+
+def write(
+    adata: ad.AnnData,
+    key: str,
+    method: str,
+    *,
+    layers: Mapping[str, Any] | None = None,
+    obsm: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any],
+    copy: bool = False,
+) -> ad.AnnData | None:
+    """Write a result, all or nothing, and log what was written.
+
+    An earlier result of the same function under the same key goes, also the parts that the new one does not have.
+    """
+    if adata.isbacked:
+        if copy:
+            raise ValueError("copy=True is not possible for a backed object; read it into memory with adata.to_memory() first")
+        warnings.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)", UserWarning, stacklevel=3)
+    target = adata.copy() if copy else adata
+    new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "uns": {key: {_keys.METHOD: method, **uns}}}
+    stale = {key, *(layers or {}), *(obsm or {}), _keys.sd(key)} if written_by(target, key) == method else set()
+    before = {slot: {name: getattr(target, slot)[name] for name in {*new[slot], *stale} if name in getattr(target, slot)} for slot in new}
+    try:
+        for slot, entries in new.items():
+            for name in stale - set(entries):
+                if name in getattr(target, slot):
+                    del getattr(target, slot)[name]
+            for name, value in entries.items():
+                getattr(target, slot)[name] = value
+    except BaseException:
+        for slot, entries in new.items():
+            for name in {*entries, *stale}:
+                if name in before[slot]:
+                    getattr(target, slot)[name] = before[slot][name]
+                elif name in getattr(target, slot):
+                    del getattr(target, slot)[name]
+        raise
+    for slot in ("layers", "obsm"):
+        for name in new[slot]:
+            logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
+    logg.info(f"    adata.uns[{key!r}] with parameters and history")
+    return target if copy else None

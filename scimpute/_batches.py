@@ -1,0 +1,172 @@
+"""Rows of the count matrix as minibatches, worked out on the non-zero entries only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from ._blocks import Partition
+from ._counts import TARGET, binomial
+from .models.began import Batch
+
+THINNING = (0.5, 0.9)
+"""Range of the fraction of molecules the generator is shown while it trains."""
+
+
+def shuffled(rows: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Every row once, in parts of nearly equal size and at most ``batch_size``: never a tail of one row."""
+    yield from np.array_split(rng.permutation(rows), math.ceil(len(rows) / batch_size))
+
+
+class Context:
+    """The low-rank scores of a cell: what every gene block is told about the whole cell.
+
+    ``sqrt(CP10k)`` projected on the first right singular vectors, each score divided by its standard deviation over the
+    cells, and the log of the library size over its median.
+
+    Parameters
+    ----------
+    loadings
+        Scaled singular vectors, ``(g, c)``.
+    median_size
+        Median library size.
+    """
+
+    def __init__(self, loadings: np.ndarray, median_size: float) -> None:
+        self.loadings = torch.from_numpy(np.ascontiguousarray(loadings, dtype=np.float32))
+        self.median_size = median_size
+
+    @classmethod
+    def fit(cls, counts: sp.csr_matrix, size: np.ndarray, n_scores: int, seed: int) -> Context:
+        """Truncated SVD of the given counts; ``n_scores`` is cut to what the matrix has."""
+        from sklearn.utils.extmath import randomized_svd
+
+        root = counts.multiply(TARGET / np.maximum(size, 1)[:, None]).tocsr().astype(np.float32)
+        root.data = np.sqrt(root.data)
+        n_scores = min(n_scores, min(counts.shape) - 1)
+        if n_scores < 1:
+            return cls(np.zeros((counts.shape[1], 0), np.float32), float(np.median(size)))
+        left, values, right = randomized_svd(root, n_scores, n_iter=3, random_state=seed)
+        spread = (left * values).std(axis=0)
+        return cls(right.T / np.maximum(spread, 1e-6), max(float(np.median(size)), 1.0))
+
+    @property
+    def n_values(self) -> int:
+        """Scores plus the library size."""
+        return self.loadings.shape[1] + 1
+
+    def truncated(self, n_scores: int) -> Context:
+        """The same with the first scores only."""
+        return Context(self.loadings[:, :n_scores].numpy(), self.median_size)
+
+    def to(self, device: torch.device) -> Context:
+        self.loadings = self.loadings.to(device)
+        return self
+
+    def __call__(self, genes: torch.Tensor, cp10k: torch.Tensor, starts: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+        scores = torch.nn.functional.embedding_bag(genes, self.loadings, starts, mode="sum", per_sample_weights=cp10k.sqrt())
+        return torch.cat([scores, (size / self.median_size).log()[:, None]], dim=1)
+
+
+def entries(counts: sp.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Non-zeros of some rows: value, gene, row within the batch, and where each row starts."""
+    first, length = counts.indptr[rows], np.diff(counts.indptr)[rows]
+    starts = np.concatenate([[0], np.cumsum(length[:-1])])
+    row = np.repeat(np.arange(len(rows)), length)
+    entry = np.arange(length.sum()) + np.repeat(first - starts, length)
+    return counts.data[entry], counts.indices[entry], row, starts
+
+
+class CellBatches:
+    """Minibatches of one gene partition.
+
+    Parameters
+    ----------
+    counts
+        Canonical CSR of shape ``(n, g)``.
+    size
+        Library sizes ``(n,)``: the row sums, or larger where the object was cut to some of its genes.
+    labels
+        Level codes ``(n,)`` of each label.
+    partition, context, device
+        Where each gene goes, what is told of the cell, where the tensors are made.
+    """
+
+    def __init__(
+        self,
+        counts: sp.csr_matrix,
+        size: np.ndarray,
+        labels: tuple[np.ndarray, ...],
+        partition: Partition,
+        context: Context,
+        device: torch.device,
+    ) -> None:
+        self.counts, self.size, self.labels = counts, size, labels
+        self.partition, self.context, self.device = partition, context.to(device), device
+
+    def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
+        """Position in a flat ``(P, b, stride)`` tensor of each entry."""
+        place = self.partition.place[genes]
+        block = place // self.partition.genes_per_block
+        return (block * n_rows + row) * stride + place - block * self.partition.genes_per_block
+
+    def _inputs(self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray) -> torch.Tensor:
+        size = np.maximum(size, 1).astype(np.float32)
+        cp10k = torch.from_numpy(values * (np.float32(TARGET) / size)[row]).to(self.device)
+        columns = torch.from_numpy(genes.astype(np.int64)).to(self.device)
+        context = self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
+        part = self.partition
+        stride = part.genes_per_block + context.shape[1]
+        x = torch.zeros(part.blocks, len(size), stride, dtype=torch.float32, device=self.device)
+        flat = torch.from_numpy(self._flat(genes, row, len(size), stride)).to(self.device)
+        logged = cp10k.log1p()
+        if not part.complete:
+            here = torch.from_numpy(part.place[genes] >= 0).to(self.device)
+            flat, logged = flat[here], logged[here]
+        x.view(-1)[flat] = logged
+        x[..., part.genes_per_block :] = context
+        return x
+
+    def codes(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Level codes of some cells on the device."""
+        return tuple(torch.from_numpy(label[rows]).to(self.device) for label in self.labels)
+
+    def thinned(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Cells split at random into what the generator sees and what it has to predict."""
+        values, genes, row, starts = entries(self.counts, rows)
+        keep = float(rng.uniform(*THINNING))
+        kept = binomial(values, keep, rng)
+        removed = values - kept
+        # Molecules outside the object's genes (size above the row sum) are split at the same rate.
+        lost = np.bincount(row, weights=removed, minlength=len(rows))
+        seen = np.bincount(row, weights=kept, minlength=len(rows))
+        outside = np.maximum(self.size[rows] - lost - seen, 0)
+        inputs = self._inputs(kept, genes, row, starts, seen + keep * outside)
+        gone = np.flatnonzero(removed)
+        return self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], lost + (1 - keep) * outside)
+
+    def against(self, rows: np.ndarray, target: sp.csr_matrix, exposure: np.ndarray) -> Batch:
+        """Cells as they are, with the molecules of another matrix of the same shape to predict."""
+        removed, genes, row, _ = entries(target, rows)
+        return self._with_target(rows, self.inputs(rows), genes, row, removed, exposure[rows])
+
+    def _with_target(self, rows, inputs, genes, row, removed, exposure) -> Batch:
+        if not self.partition.complete:
+            here = self.partition.place[genes] >= 0
+            genes, row, removed = genes[here], row[here], removed[here]
+        place = self._flat(genes, row, len(rows), self.partition.genes_per_block)
+        return Batch(
+            inputs=inputs,
+            labels=self.codes(rows),
+            place=torch.from_numpy(place).to(self.device),
+            removed=torch.from_numpy(removed.astype(np.float32)).to(self.device),
+            exposure=torch.from_numpy(exposure.astype(np.float32)).to(self.device),
+        )
+
+    def inputs(self, rows: np.ndarray) -> torch.Tensor:
+        """Whole cells as the generator reads them, ``(P, b, m + c)``."""
+        return self._inputs(*entries(self.counts, rows), self.size[rows])

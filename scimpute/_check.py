@@ -1,0 +1,116 @@
+"""Validators of arguments. Every message says what is wrong, what was found, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GIB = 2**30
+
+
+def listing(names: Iterable[Any], most: int = 10) -> str:
+    """``['a', 'b', ...]``, cut to the first few."""
+    items = [str(name) for name in names]
+    more = f", ... ({len(items)} in all)" if len(items) > most else ""
+    return "[" + ", ".join(repr(i) for i in items[:most]) + more + "]"
+
+
+def closest(name: Any, existing: Iterable[Any]) -> str | None:
+    """The existing name that looks most like ``name``, if any does."""
+    found = get_close_matches(str(name), [str(e) for e in existing], n=1)
+    return found[0] if found else None
+
+
+def missing(what: str, name: str, existing: Collection[str]) -> KeyError:
+    """A KeyError that names what exists and the closest of it."""
+    close = closest(name, existing)
+    hint = f"; did you mean {close!r}?" if close else ""
+    return KeyError(f"{what} {name!r} not found; available: {listing(existing)}{hint}")
+
+
+def number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> float:
+    """A finite real number within bounds."""
+    edges = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number in {edges}, got {value!r} of type {type(value).__name__}")
+    value = float(value)
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if not math.isfinite(value) or below or above:
+        raise ValueError(f"{name} must be in {edges}, got {value!r}")
+    return value
+
+
+def integer(name: str, value: Any, low: int = 1) -> int:
+    """A whole number not below ``low``; a float is refused even where it is whole."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        kind = ValueError if isinstance(value, float | np.floating) else TypeError
+        raise kind(f"{name} must be a whole number of at least {low}, got {value!r} of type {type(value).__name__}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    return int(value)
+
+
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def option(name: str, value: Any, allowed: Collection[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {listing(allowed)}, got {value!r}")
+    return value
+
+
+def auto(name: str, value: Any) -> bool:
+    """Whether a setting is left to the data; any other string is refused."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f"{name} must be a number or 'auto', got {value!r}")
+    return isinstance(value, str)
+
+
+def key_name(name: str, value: Any) -> str:
+    """A key that can be written to h5ad and read again (a '/' makes a group that anndata does not read)."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {value!r} of type {type(value).__name__}")
+    if not value or "/" in value:
+        raise ValueError(f"{name} must be a non-empty string without '/', got {value!r}")
+    return value
+
+
+def writable_file(name: str, path: str | os.PathLike[str]) -> Path:
+    """A path that can be written, found out before any work is done."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: {str(path)!r} is a directory; give a file name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{name}: the directory {str(path.parent)!r} does not exist")
+    return path
+
+
+def memory(needed: int, hint: str) -> None:
+    """Refuse before the work what would not fit at its end."""
+    try:
+        available = _available_memory()
+    except (OSError, ValueError, AttributeError):
+        return
+    if needed > available:
+        raise MemoryError(f"the result needs {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available; {hint}")
+
+
+def _available_memory() -> int:
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,28 @@
+"""Seeds. The global generators of numpy and torch are neither read nor changed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def generator(random_state: int | np.random.Generator | None) -> np.random.Generator:
+    """The generator a run draws everything from."""
+    if random_state is None or isinstance(random_state, np.random.Generator):
+        return np.random.default_rng(random_state)
+    if isinstance(random_state, bool | np.bool_) or not isinstance(random_state, int | np.integer):
+        raise TypeError(
+            f"random_state must be an int, a numpy.random.Generator or None, got {random_state!r} of type {type(random_state).__name__}"
+        )
+    if random_state < 0:
+        raise ValueError(f"random_state must not be negative, got {random_state}")
+    return np.random.default_rng(int(random_state))
+
+
+def seed(rng: np.random.Generator) -> int:
+    """A seed for a library that wants an int."""
+    return int(rng.integers(2**31 - 1))
+
+
+def describe(random_state: int | np.random.Generator | None) -> int | str:
+    """What is recorded of ``random_state`` in ``uns``."""
+    return int(random_state) if isinstance(random_state, int | np.integer) else type(random_state).__name__

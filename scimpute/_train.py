@@ -1,0 +1,118 @@
+"""The only training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Trainable(Protocol):
+    """What the loop asks of a model: losses in the order of their steps, parameters by the name of their loss."""
+
+    metrics: dict[str, Tensor | float]
+
+    def losses(self, batch) -> Iterator[tuple[str, Tensor]]: ...
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]: ...
+
+
+@dataclass
+class History:
+    """What happened, epoch by epoch."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    stopped: str = "all epochs done"
+
+
+class _Patience:
+    """Stop when none of the watched measures has improved for a while."""
+
+    def __init__(self, epochs: int, watched: tuple[str, ...]) -> None:
+        self.epochs, self.watched = epochs, watched
+        self.best: dict[str, float] = {}
+        self.since = 0
+
+    def exhausted(self, record: Mapping[str, float]) -> bool:
+        better = False
+        for name in self.watched:
+            if name in record and record[name] < self.best.get(name, math.inf) - 1e-5 * abs(record[name]):
+                self.best[name] = record[name]
+                better = True
+        self.since = 0 if better else self.since + 1
+        return self.since >= self.epochs
+
+
+def fit(
+    module: Trainable,
+    batches: Callable[[], Iterable],
+    *,
+    n_batches: int,
+    max_epochs: int,
+    learning_rate: float,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    watch: tuple[str, ...] = (),
+    patience: int = 5,
+    on_epoch: Callable[[], None] | None = None,
+    clip: float = 10.0,
+) -> History:
+    """Train until the epochs are done or nothing watched improves.
+
+    The learning rate rises over the first tenth of the steps and falls to zero along a cosine (one-cycle).
+
+    Parameters
+    ----------
+    module
+        Yields its losses; each is stepped with the optimiser of its name before the next is asked for.
+    batches
+        Called once an epoch, gives the ``n_batches`` minibatches.
+    evaluate
+        Called after each epoch; its values join the record.
+    watch
+        Names in the record of which at least one must improve within ``patience`` epochs.
+
+    Raises
+    ------
+    RuntimeError
+        A loss was not finite, or the device ran out of memory.
+    """
+    groups = module.parameter_groups()
+    fused = {"fused": True} if next(iter(groups.values()))[0].device.type in ("cpu", "cuda") else {}
+    optimizers = {name: torch.optim.AdamW(p, lr=learning_rate, weight_decay=0.0, eps=1e-10, **fused) for name, p in groups.items()}
+    total = max(2, n_batches * max_epochs)
+    plans = [torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, total_steps=total, pct_start=0.1) for o in optimizers.values()]
+    history, patience_left = History(), _Patience(patience, watch)
+    try:
+        for epoch in range(max_epochs):
+            sums: dict[str, Tensor | float] = {}
+            for batch in batches():
+                for name, loss in module.losses(batch):
+                    if not torch.isfinite(loss):
+                        raise RuntimeError(
+                            f"training failed: the {name} loss became {float(loss)} in epoch {epoch + 1}; "
+                            f"try a smaller learning_rate (now {learning_rate:g}). Nothing was written."
+                        )
+                    optimizers[name].zero_grad(set_to_none=True)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(groups[name], clip)
+                    optimizers[name].step()
+                for name, value in module.metrics.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                for plan in plans:
+                    plan.step()
+            record = {name: float(value) / n_batches for name, value in sums.items()}
+            if evaluate is not None:
+                record |= evaluate()
+            history.epochs.append(record)
+            if on_epoch is not None:
+                on_epoch()
+            if watch and patience_left.exhausted(record):
+                history.stopped = f"no improvement of {' or '.join(watch)} in {patience} epochs"
+                break
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise RuntimeError("the device ran out of memory while training; try a smaller batch_size or device='cpu'. Nothing was written.") from error
+    return history

@@ -1,0 +1,259 @@
+"""BEGAN with a Drop operator: generator, discriminator and their losses.
+
+Shapes: P gene blocks, m genes a block, b cells, c context values, L levels of a label.
+
+The generator G reads a thinned real cell and gives, for every gene of its block, the log of the gene's share of the
+cell's molecules. Three things are asked of it:
+
+* *reconstruction by count splitting* (Batson 2019; Neufeld 2023): predict the removed molecules under a Poisson
+  likelihood. Unbiased, never sees its own target, and starts from the null model (every cell is the average cell);
+* *the adversary* (BEGAN, Berthelot 2017, eqs. 2-5): after Drop, the imputed cell should be reconstructed by the
+  discriminator, an autoencoder, as well as a real cell is;
+* *a squared penalty on the output weights*, so that a gene with few molecules stays at its mean instead of following noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .drop import drop
+from .layers import BlockEmbedding, BlockLinear, HiddenLayer
+
+EMPTY = -30.0
+"""Log share of a place in a block that holds no gene."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A minibatch of cells, thinned, with the molecules that were removed.
+
+    Attributes
+    ----------
+    inputs
+        ``(P, b, m + c)``: log1p(CP10k) of the kept molecules of each block, then the context of the cell.
+    labels
+        One tensor of level codes ``(b,)`` for each label the generator is conditioned on.
+    place, removed
+        Where in the flat ``(P, b, m)`` output molecules were removed, and how many; shape ``(nnz,)``.
+    exposure
+        Size of the removed part of each cell, ``(b,)``.
+    """
+
+    inputs: Tensor
+    labels: tuple[Tensor, ...]
+    place: Tensor
+    removed: Tensor
+    exposure: Tensor
+
+
+class _PoissonDeviance(torch.autograd.Function):
+    """``sum exposure_i * exp(log_rate) - sum removed * log_rate`` with its gradient made in the same pass."""
+
+    @staticmethod
+    def forward(ctx, log_rate: Tensor, exposure: Tensor, place: Tensor, removed: Tensor) -> Tensor:  # type: ignore[override]
+        data = log_rate.reshape(-1)[place] @ removed
+        gradient = log_rate.clamp(max=0).exp_().mul_(exposure[:, None])
+        total = gradient.sum()
+        gradient.view(-1).index_add_(0, place, removed, alpha=-1)
+        ctx.save_for_backward(gradient)
+        return total - data
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(grad), None, None, None
+
+
+def poisson_deviance(log_rate: Tensor, exposure: Tensor, place: Tensor, removed: Tensor) -> Tensor:
+    """Negative Poisson log-likelihood of the removed molecules, up to a constant.
+
+    The first term needs every entry, the second only those that lost molecules; working on these alone is what
+    makes the loss cheap. ``log_rate`` has shape ``(P, b, m)``; its gradient is formed in the forward pass.
+    """
+    return _PoissonDeviance.apply(log_rate, exposure, place, removed)
+
+
+class Generator(nn.Module):
+    """The dense generator: ``[x', context] -> h -> [h, context, labels] -> h -> [h, context, labels] -> m``.
+
+    Each label has its own embedding layer, joined to the hidden representation. The last layer starts at the null
+    model: zero weights, the log share of each gene as its bias.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        genes: int,
+        context: int,
+        levels: Sequence[int],
+        log_share: Tensor,
+        generator: torch.Generator,
+        *,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.genes = genes
+        self.embeddings = nn.ModuleList(BlockEmbedding(blocks, n, generator) for n in levels)
+        side = context + sum(e.size for e in self.embeddings)  # type: ignore[misc]
+        self.first = HiddenLayer(blocks, genes + context, width, generator)
+        self.second = HiddenLayer(blocks, width + side, width, generator)
+        self.output = BlockLinear(blocks, width + side, genes, generator, zero=True)
+        with torch.no_grad():
+            self.output.bias.copy_(log_share)
+
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        """Log share of every gene, ``(P, b, m)``."""
+        side = [inputs[..., self.genes :]]
+        side += [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
+        hidden = self.first(inputs)
+        hidden = hidden + self.second(torch.cat([hidden, *side], dim=-1))
+        return self.output(torch.cat([hidden, *side], dim=-1))
+
+    def penalty(self) -> Tensor:
+        """Squared output weights summed within each block, ``(P,)``."""
+        return self.output.weight.square().sum(dim=(1, 2))
+
+
+class Discriminator(nn.Module):
+    """The dense discriminator, an autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``."""
+
+    def __init__(self, blocks: int, genes: int, levels: Sequence[int], generator: torch.Generator, *, width: int = 32, bottleneck: int = 16) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(BlockEmbedding(blocks, n, generator) for n in levels)
+        side = sum(e.size for e in self.embeddings)  # type: ignore[misc]
+        self.encode = HiddenLayer(blocks, genes, width, generator)
+        self.code = BlockLinear(blocks, width + side, bottleneck, generator)
+        self.decode = HiddenLayer(blocks, bottleneck, width, generator)
+        self.output = BlockLinear(blocks, width, genes, generator)
+
+    def forward(self, values: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        side = [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
+        code = self.code(torch.cat([self.encode(values), *side], dim=-1))
+        return self.output(self.decode(code))
+
+
+class Began(nn.Module):
+    r"""Generator and discriminator with the losses of both, in the order in which they are to be stepped.
+
+    .. math::
+        L(v) &= \mathrm{mean}\,|v - D(v)| \\
+        L_D &= L(x) - k_t\,L(\mathrm{Drop}(G(x))) \\
+        L_G &= w_r\,\mathrm{Poisson} + w_a\,L(\mathrm{Drop}(G(x))) + \mathrm{prior}\,\|W_{out}\|^2 / n \\
+        k_{t+1} &= \mathrm{clip}\bigl(k_t + \lambda_k(\gamma L(x) - L(\mathrm{Drop}(G(x)))), 0, 1\bigr) \\
+        M &= L(x) + |\gamma L(x) - L(\mathrm{Drop}(G(x)))|
+
+    The Poisson term is per removed molecule (nats), which keeps its scale apart from the depth of the data. The
+    adversary sees a quarter of each minibatch: as many cells as it needs to learn from, at a quarter of the cost.
+
+    Parameters
+    ----------
+    penalty
+        Prior precision of the output weights over the number of cells and the mean number of removed molecules.
+    """
+
+    K_RATE = 0.001
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module | None,
+        *,
+        penalty: float,
+        adversarial_weight: float,
+        reconstruction_weight: float,
+        gamma: float,
+        drop_quantile: float,
+        drop_shape: float,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+        self.penalty, self.gamma = penalty, gamma
+        self.adversarial_weight, self.reconstruction_weight = adversarial_weight, reconstruction_weight
+        self.drop_quantile, self.drop_shape, self.rng = drop_quantile, drop_shape, rng
+        self.k = 0.0
+        self.metrics: dict[str, Tensor | float] = {}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the name of the loss that trains them."""
+        groups = {"generator": list(self.generator.parameters())}
+        if self.discriminator is not None:
+            groups["discriminator"] = list(self.discriminator.parameters())
+        return groups
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield ``(name, loss)``; each loss is to be stepped before the next one is asked for."""
+        log_rate = self.generator(batch.inputs, batch.labels)
+        loss = log_rate.new_zeros(())
+        if self.reconstruction_weight:
+            deviance = poisson_deviance(log_rate, batch.exposure, batch.place, batch.removed) / batch.exposure.sum()
+            self.metrics["reconstruction"] = deviance.detach()
+            loss = self.reconstruction_weight * deviance
+        if self.penalty:
+            loss = loss + self.penalty * self.generator.penalty().sum()  # type: ignore[operator]
+        if self.discriminator is not None:
+            seen = math.ceil(log_rate.shape[1] / 4)
+            labels = tuple(codes[:seen] for codes in batch.labels)
+            real = batch.inputs[:, :seen, : log_rate.shape[2]]
+            # G' = log1p(CP10k) of the imputed cell; the log rate is capped as in the likelihood.
+            imputed = torch.log1p(1e4 * log_rate[:, :seen].clamp(max=0).exp())
+            fake = drop(imputed, self.drop_quantile, self.drop_shape, self.rng)
+            loss_real = F.l1_loss(self.discriminator(real, labels), real)
+            detached = fake.detach()
+            loss_fake = F.l1_loss(self.discriminator(detached, labels), detached)
+            yield "discriminator", loss_real - self.k * loss_fake
+            # The step above changed D: its graph for the generator is built anew.
+            loss_fake = F.l1_loss(self.discriminator(fake, labels), fake)
+            loss = loss + self.adversarial_weight * loss_fake
+            self._balance(loss_real.detach(), loss_fake.detach())
+        yield "generator", loss
+
+    def _balance(self, loss_real: Tensor, loss_fake: Tensor) -> None:
+        real, fake = float(loss_real), float(loss_fake)
+        balance = self.gamma * real - fake
+        self.metrics |= {"loss_real": real, "loss_fake": fake, "k": self.k, "M": real + abs(balance)}
+        self.k = min(1.0, max(0.0, self.k + self.K_RATE * balance))
+
+
+class Candidates(nn.Module):
+    """Several settings of the generator trained side by side on the same gene blocks, to choose among them.
+
+    The blocks of a generator are independent networks, so ``K`` settings on ``S`` blocks are one generator with
+    ``K * S`` blocks; a setting that sees fewer context scores has the others multiplied by zero.
+
+    Parameters
+    ----------
+    context_mask
+        ``(K, c)``, 1 where a setting sees a context value.
+    penalty
+        ``(K,)``, each setting's :class:`Began` penalty.
+    """
+
+    def __init__(self, generator: Generator, context_mask: Tensor, penalty: Tensor) -> None:
+        super().__init__()
+        self.generator, self.settings = generator, len(penalty)
+        self.register_buffer("mask", context_mask[:, None, None, :])
+        self.register_buffer("penalty", penalty)
+        self.metrics: dict[str, Tensor | float] = {}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"generator": list(self.generator.parameters())}
+
+    def log_rate(self, batch: Batch) -> Tensor:
+        """Log shares of every setting, ``(K, S, b, m)``."""
+        blocks, cells, _ = batch.inputs.shape
+        genes = self.generator.genes
+        inputs = batch.inputs.repeat(self.settings, 1, 1)
+        inputs.view(self.settings, blocks, cells, -1)[..., genes:] *= self.mask
+        return self.generator(inputs, batch.labels).view(self.settings, blocks, cells, genes)
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        parts = [poisson_deviance(part, batch.exposure, batch.place, batch.removed) for part in self.log_rate(batch)]
+        penalties = self.generator.penalty().view(self.settings, -1).sum(1)
+        yield "generator", torch.stack(parts).sum() / batch.exposure.sum() + (self.penalty * penalties).sum()  # type: ignore[operator]

@@ -1,0 +1,37 @@
+"""The Drop operator: artificial dropout of the imputed cell before the discriminator sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SAMPLE = 1 << 16
+
+
+def percentile(values: Tensor, percent: float) -> Tensor:
+    """Percentile of all entries, from at most 65,536 evenly spaced ones (a full sort would cost more than the network)."""
+    flat = values.reshape(-1)
+    return torch.quantile(flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE], percent / 100)
+
+
+def drop(expression: Tensor, quantile: float, shape: float, generator: torch.Generator) -> Tensor:
+    r"""Set entries to zero, low ones more often.
+
+    .. math:: P(\text{kept}) = \sigma\bigl(s\,(G' - \mathrm{percentile}(G', q))\bigr)
+
+    The mask is a Bernoulli draw and a constant in the backward pass. (The source's formula calls the success "dropped
+    out", which contradicts its own text: success means kept.)
+
+    Parameters
+    ----------
+    expression
+        Imputed values :math:`G' = \log(1 + G(x))` in log1p(CP10k), any shape.
+    quantile
+        q in percent, 0 to 100: the percentile of the values at which half of the entries are kept.
+    shape
+        s > 0: how sharply the chance rises around that percentile.
+    """
+    with torch.no_grad():
+        keep = torch.sigmoid(shape * (expression - percentile(expression, quantile)))
+        mask = torch.bernoulli(keep, generator=generator)
+    return expression * mask

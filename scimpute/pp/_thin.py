@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import _adata, _check, _keys, _random
+from .._counts import split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+
+
+def thin(
+    adata: AnnData,
+    frac: float = 0.9,
+    *,
+    layer: str | None = None,
+    key_added: str = "thin",
+    random_state: int | np.random.Generator | None = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Split the molecules of every entry at random into a training and a test part.
+
+    Each molecule goes to the training part with probability ``frac``. Given the rates, the two parts are
+    independent Poisson counts, so a method that sees only the first can be scored on the second
+    (:func:`scimpute.metrics.heldout`): molecular cross-validation :cite:p:`Batson2019`.
+
+    Parameters
+    ----------
+    adata
+        Object with counts, ``n_obs`` x ``n_vars``.
+    frac
+        Expected fraction of molecules in the training part, between 0 and 1.
+    layer
+        Layer with the counts; ``X`` where None.
+    key_added
+        Name of the result.
+    random_state
+        Seed, generator, or None for a fresh one.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written are
+
+    ``adata.layers[f"{key_added}_train"]``, ``adata.layers[f"{key_added}_test"]``
+        The two parts, CSR float32; their sum is the input.
+    ``adata.uns[key_added]``
+        The parameters.
+
+    Raises
+    ------
+    KeyError
+        The layer does not exist.
+    ValueError
+        The matrix does not hold counts; ``frac`` is not inside (0, 1).
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> scimpute.pp.thin(adata)
+    >>> scimpute.tl.began(adata, layer="thin_train")  # doctest: +SKIP
+    >>> scimpute.metrics.heldout(adata, ["began"])  # doctest: +SKIP
+    """
+    _adata.check_object(adata)
+    frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
+    _check.boolean("copy", copy)
+    rng = _random.generator(random_state)
+    _adata.check_key(adata, key_added, "thin", layer, suffixes=("", "_train", "_test"))
+    expression = _adata.read_counts(adata, layer)
+    kept, removed = split(expression.counts, frac, rng)
+    params = {"frac": frac, "layer": layer or "X", "random_state": _random.describe(random_state)}
+    return _adata.write(
+        adata,
+        key_added,
+        "thin",
+        layers={_keys.train(key_added): kept, _keys.test(key_added): removed},
+        uns={"params": params},
+        copy=copy,
+    )

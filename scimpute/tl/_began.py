@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scanpy import logging as logg
+from scanpy import settings as scanpy_settings
+from tqdm.auto import tqdm
+
+from .. import _adata, _check, _device, _keys, _random
+from .._batches import Context
+from .._blocks import Partition
+from .._counts import TARGET, chunks, expected_log1p
+from .._engine import CONTEXTS, Combiner, Data, Result, Settings, choose, fit_repeat
+from .._save import save_model
+from .._version import __version__
+from ..models import posterior as empirical_bayes
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+MIN_CELLS = 10
+_FLAT = 1e-3
+
+
+def began(
+    adata: AnnData,
+    batch_key: str | None = None,
+    celltype_key: str | None = None,
+    *,
+    layer: str | None = None,
+    genes: str | Sequence[str] | None = None,
+    key_added: str = "began",
+    output: Literal["counts", "rate", "log1p"] = "counts",
+    fill: Literal["all", "zeros"] = "all",
+    target_batch: str | None = None,
+    architecture: Literal["dense", "conv"] = "dense",
+    block_size: int = 576,
+    n_repeats: int = 3,
+    n_context: int | Literal["auto"] = "auto",
+    width: int | Literal["auto"] = "auto",
+    penalty: float | Literal["auto"] = "auto",
+    drop_quantile: float | Literal["auto"] = "auto",
+    drop_shape: float = 1.0,
+    gamma: float = 0.5,
+    adversarial_weight: float = 0.1,
+    reconstruction_weight: float = 1.0,
+    posterior: bool = True,
+    max_epochs: int | Literal["auto"] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    learning_rate: float = 2e-3,
+    size_key: str | None = None,
+    random_state: int | np.random.Generator | None = 0,
+    device: str = "auto",
+    progress: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Impute counts with a BEGAN whose generator reads real cells.
+
+    Genes are dealt at random into blocks, each with a small generator and discriminator of its own; the deal is redrawn
+    ``n_repeats`` times and the imputations are averaged. A generator reads its block of a *thinned* cell and the cell's low-rank context,
+    predicts the removed molecules (count splitting), and is judged, after a Drop operator has imitated dropout, by a
+    boundary-equilibrium discriminator. The rate it gives is the prior mean of the entry, and the cell's own count is used once more (empirical
+    Bayes), with a size per gene that held-out molecules correct. See *Notes* for the equations.
+
+    Parameters
+    ----------
+    adata
+        Object with counts, ``n_obs`` x ``n_vars``; dense, CSR, CSC, dask or backed.
+    batch_key
+        Column of ``obs`` with the batch (technology, donor) the generator is conditioned on.
+    celltype_key
+        Column of ``obs`` with the cell type the generator is conditioned on.
+
+        **A label given here or as** ``batch_key`` **must not be tested on the result.** The generator may give each level its own mean: a
+        *random* half of one cell type given as a label made 1,500 of 3,628 genes differ "significantly" between the halves.
+        The labels used are recorded in ``adata.uns[key_added]["conditioned_on"]``.
+    layer
+        Layer with the counts; ``X`` where None.
+    genes
+        Impute these genes only: names, or a boolean column of ``var``. All genes still inform the context.
+    key_added
+        Name of the result.
+    output
+        ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: their share of the library size. ``"log1p"``: the
+        expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of log1p of a mean.
+    fill
+        ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
+    target_batch
+        Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
+        What the context says of the batch stays.
+    architecture
+        ``"dense"``, or ``"conv"`` for the image-shaped network of the source.
+    block_size
+        Genes per block; for ``"conv"`` the square of a multiple of 4.
+    n_repeats
+        Number of random partitions of the genes.
+    n_context, width, penalty, max_epochs
+        Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of the output weights, and
+        length of the training. ``"auto"`` chooses by held-out molecules (dense only; the convolutional network has fixed choices).
+    drop_quantile, drop_shape
+        Percentile q (0 to 100) at which Drop keeps half of the entries, and sharpness s around it. ``"auto"`` takes the percentage of zeros
+        in the counts.
+    gamma
+        Diversity ratio of BEGAN, 0 to 1: the discriminator balances ``L(Drop(G(x)))`` at gamma times ``L(x)``.
+    adversarial_weight, reconstruction_weight
+        Weights of the two losses of the generator. 0 leaves one out, not both.
+    posterior
+        Use the cell's own count once more. The posterior mean answers *this cell*; the rate (False) answers *cells like this one*.
+    batch_size
+        Cells per minibatch; ``"auto"`` takes an eighth of the cells, 32 to 128.
+    learning_rate
+        Peak learning rate of the one-cycle schedule.
+    size_key
+        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
+    random_state
+        Seed, generator, or None for a fresh one. Same seed, same result on the same device.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    progress
+        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+    save
+        File for the trained model: safetensors, with genes, levels, parameters and version as JSON metadata.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written are
+
+    ``adata.layers[key_added]``
+        The imputed values, float32, dense, ``n_obs`` x ``n_vars``. With ``genes`` instead ``adata.obsm[key_added]``, a DataFrame.
+    ``adata.layers[f"{key_added}_sd"]`` (or ``obsm``)
+        Standard deviation of every imputed value on the same scale: posterior of the entry (prior, where ``posterior=False``) and the
+        spread over the repeats together; by the delta method for ``"log1p"``. With ``fill="zeros"`` the
+        observed entries keep theirs.
+    ``adata.uns[key_added]``
+        ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
+        L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
+        candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per gene; ``stopped``; ``version``; ``seconds``.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        An argument or the object is not as needed; the message says what exists. Nothing was written.
+    MemoryError
+        The result would not fit; found before the training.
+    RuntimeError
+        The training failed. Nothing was written.
+
+    Notes
+    -----
+    With :math:`x'` = log1p(CP10k) and :math:`G'` that of the imputed cell:
+
+    * Drop: an entry is kept with probability :math:`\sigma(s (G' - \mathrm{percentile}(G', q)))`.
+    * BEGAN :cite:p:`Berthelot2017`, eqs. 2 to 5: :math:`L(v) = \mathrm{mean}|v - D(v)|`, :math:`L_D = L(x') - k_t L(\mathrm{Drop}(G'))`,
+      :math:`k_{t+1} = \mathrm{clip}(k_t + 0.001 (\gamma L(x') - L(\mathrm{Drop}(G'))), 0, 1)`,
+      :math:`M = L(x') + |\gamma L(x') - L(\mathrm{Drop}(G'))|`; training stops early when neither M nor the held-out deviance improves.
+    * Count splitting :cite:p:`Batson2019`: :math:`\sum_j t_i r_{ij} - \sum_j T_{ij} \log r_{ij}` with T the removed molecules and t their total.
+    * Empirical Bayes: :math:`E[\lambda | x] = (x + \theta_j) / (1 + \theta_j / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`.
+
+    After scIGANs :cite:p:`Xu2020`, with the changes above; a gene with few molecules stays at its mean through the penalty, and its posterior at mean and own count.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> scimpute.tl.began(adata, batch_key="batch", max_epochs=2)
+    >>> adata.layers["began"].shape
+    (60, 40)
+    """
+    start = time.perf_counter()
+    # 1. Check
+    _adata.check_object(adata)
+    _check.option("output", output, ("counts", "rate", "log1p"))
+    _check.option("fill", fill, ("all", "zeros"))
+    for name, value in (("posterior", posterior), ("copy", copy)):
+        _check.boolean(name, value)
+    settings = _settings(
+        adata.n_obs,
+        architecture=architecture,
+        block_size=block_size,
+        n_repeats=n_repeats,
+        n_context=n_context,
+        width=width,
+        penalty=penalty,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        drop_quantile=drop_quantile,
+        drop_shape=drop_shape,
+        gamma=gamma,
+        adversarial_weight=adversarial_weight,
+        reconstruction_weight=reconstruction_weight,
+    )
+    if batch_key is not None and batch_key == celltype_key:
+        raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
+    if target_batch is not None and fill == "zeros":
+        raise ValueError("target_batch and fill='zeros' exclude each other: observed counts are of the cell's own batch")
+    if target_batch is not None and batch_key is None:
+        raise ValueError(f"target_batch={target_batch!r} needs batch_key")
+    _adata.check_key(adata, key_added, "began", layer)
+    path = None if save is None else _check.writable_file("save", save)
+    torch_device = _device.resolve(device)
+    rng = _random.generator(random_state)
+
+    # 2. Read
+    expression = _adata.read_counts(adata, layer)
+    counts = expression.counts
+    if adata.n_obs < MIN_CELLS:
+        raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
+    empty = int((np.diff(counts.indptr) == 0).sum())
+    if empty:
+        warnings.warn(f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=2)
+    size = _adata.read_size(adata, size_key, counts)
+    chosen_genes = _adata.read_genes(adata, genes)
+    given = {"batch_key": batch_key, "celltype_key": celltype_key}
+    labels = {name: _adata.read_label(adata, column, name) for name, column in given.items() if column is not None}
+    used = {name: label for name, label in labels.items() if label is not None}
+    target = _target(target_batch, used)
+    columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
+    arrays = 2 + (target is not None and posterior)
+    _check.memory(arrays * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
+    if settings.drop_quantile is None:
+        settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
+
+    # 3.-5. Seed, build, fit
+    with _own_torch_state(torch_device):
+        data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
+        settings, result, record, tensors = _run(data, settings, target, rng, progress=progress, keep_own=posterior)
+    if result.variation < _FLAT:
+        warnings.warn(
+            f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
+            "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?",
+            UserWarning,
+            stacklevel=2,
+        )
+    _finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
+
+    # 6. Write
+    params = {
+        "batch_key": batch_key,
+        "celltype_key": celltype_key,
+        "layer": layer or "X",
+        "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
+        "output": output,
+        "fill": fill,
+        "target_batch": target_batch,
+        "posterior": posterior,
+        "size_key": size_key,
+        "random_state": _random.describe(random_state),
+        "device": str(torch_device),
+        **vars(settings),
+    }
+    params = {name: value for name, value in params.items() if value is not None}
+    conditioned = {name: {"column": label.column, "levels": label.levels} for name, label in used.items()}
+    names = [str(name) for name in expression.var_names[columns]]
+    if path is not None:
+        metadata = {"method": "began", "version": __version__, "genes": list(map(str, expression.var_names)), "imputed": names}
+        save_model(path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
+    uns = {
+        "params": params,
+        **record,
+        "conditioned_on": conditioned,
+        "version": __version__,
+        "seconds": time.perf_counter() - start,
+    }
+    values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
+    if chosen_genes is None:
+        return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy)
+    frames = {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
+    return _adata.write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy)
+
+
+def _settings(n_obs: int, *, architecture, block_size, batch_size, **values: Any) -> Settings:
+    """Check every number of the training; settings left to the data become None."""
+    _check.option("architecture", architecture, ("dense", "conv"))
+    block_size = _check.integer("block_size", block_size)
+    if architecture == "conv" and (math.isqrt(block_size) ** 2 != block_size or math.isqrt(block_size) % 4):
+        raise ValueError(f"block_size must be the square of a multiple of 4 for architecture='conv', such as 256, 400 or 576; got {block_size}")
+    checked: dict[str, Any] = {"architecture": architecture, "block_size": block_size}
+    checked["n_repeats"] = _check.integer("n_repeats", values["n_repeats"])
+    checked["batch_size"] = min(128, max(32, n_obs // 8)) if _check.auto("batch_size", batch_size) else _check.integer("batch_size", batch_size, 2)
+    checked["learning_rate"] = _check.number("learning_rate", values["learning_rate"], 0, open_low=True)
+    for name, low in (("n_context", 1), ("width", 1), ("max_epochs", 1)):
+        checked[name] = None if _check.auto(name, values[name]) else _check.integer(name, values[name], low)
+    checked["penalty"] = None if _check.auto("penalty", values["penalty"]) else _check.number("penalty", values["penalty"], 0)
+    quantile = values["drop_quantile"]
+    checked["drop_quantile"] = None if _check.auto("drop_quantile", quantile) else _check.number("drop_quantile", quantile, 0, 100)
+    checked["drop_shape"] = _check.number("drop_shape", values["drop_shape"], 0, open_low=True)
+    checked["gamma"] = _check.number("gamma", values["gamma"], 0, 1)
+    for name in ("adversarial_weight", "reconstruction_weight"):
+        checked[name] = _check.number(name, values[name], 0)
+    if checked["adversarial_weight"] == checked["reconstruction_weight"] == 0:
+        raise ValueError("adversarial_weight and reconstruction_weight are both 0: the generator would have nothing to learn")
+    return Settings(**checked)
+
+
+def _target(target_batch: str | None, used: dict[str, _adata.Label]) -> tuple[int, list[int]] | None:
+    """Position of the batch label and the levels to impute as."""
+    if target_batch is None or "batch_key" not in used:
+        return None
+    levels = used["batch_key"].levels
+    if target_batch == "average":
+        return list(used).index("batch_key"), list(range(len(levels)))
+    if target_batch not in levels:
+        raise ValueError(f"target_batch must be 'average' or one of {_check.listing(levels)}, got {target_batch!r}")
+    return list(used).index("batch_key"), [levels.index(target_batch)]
+
+
+@contextlib.contextmanager
+def _own_torch_state(device: torch.device) -> Iterator[None]:
+    """Gradients on, autocast off, whatever the caller has set."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _run(
+    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool | None, keep_own: bool
+) -> tuple[Settings, Result, dict[str, Any], dict[str, torch.Tensor]]:
+    """Choose the complexity, fit and combine the repeats."""
+    shown = scanpy_settings.verbosity >= 2 if progress is None else progress
+    n_scores = settings.n_context or max(CONTEXTS)
+    context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
+    record: dict[str, Any] = {}
+    with tqdm(disable=not shown, desc="choosing complexity", unit="epoch") as bar:
+        settings, record["chosen"] = choose(data, settings, context, rng, on_epoch=bar.update)
+        context = context.truncated(settings.n_context)
+        bar.reset(settings.n_repeats * settings.max_epochs)
+        tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
+        combiner, history, stopped = Combiner(data, target, keep_own=keep_own), [], []
+        for repeat in range(settings.n_repeats):
+            bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")
+            partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng, square=settings.architecture == "conv")
+            module, trained = fit_repeat(data, settings, context, partition, rng, bar.update)
+            combiner.add(module, context, partition)
+            history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
+            stopped.append(trained.stopped)
+            tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
+            tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
+    result = combiner.finish()
+    tensors |= {"sizes": result.sizes, "share": torch.from_numpy(data.share)}
+    record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": result.sizes.numpy()}
+    return settings, result, record, tensors
+
+
+def _finish(
+    result: Result, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
+) -> None:
+    """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations."""
+    whole = len(columns) == counts.shape[1]
+    for rows in chunks(len(size), len(columns), 2_000_000):
+        observed = counts[rows] if whole else counts[rows][:, columns]
+        depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
+        x = torch.from_numpy(observed.toarray())
+        mu = torch.from_numpy(result.rates.mean[rows]) * depth
+        variance = result.rates.variance(rows, repeats) * depth.square()
+        if not posterior:
+            mean, variance = mu, mu.square() / result.sizes + variance
+        elif result.own is None:
+            mean, variance = empirical_bayes.mean_and_variance(x, mu, result.sizes, variance)
+        else:
+            # The own count says how the cell differs from its own batch's prediction; that factor is carried over.
+            own = torch.from_numpy(result.own.mean[rows]) * depth
+            mean, own_variance = empirical_bayes.mean_and_variance(x, own, result.sizes, torch.zeros(()))
+            factor = mu / own.clamp(min=1e-12)
+            variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
+            mean = mean * factor
+        sd = variance.sqrt()
+        if fill == "zeros":
+            mean = torch.where(x > 0, x, mean)
+        if output == "rate":
+            mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
+        elif output == "log1p":
+            scale = TARGET / depth.clamp(min=1)
+            logged = torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
+            sd = sd * scale / (1 + scale * mean)
+            mean = torch.where(x > 0, (x * scale).log1p(), logged) if fill == "zeros" else logged
+        result.rates.mean[rows] = mean.numpy()
+        assert result.rates.squares is not None
+        result.rates.squares[rows] = sd.numpy()
