@@ -121,13 +121,12 @@ class CellBatches:
         context = self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
         part = self.partition
         stride = part.genes_per_block + context.shape[1]
-        x = torch.zeros(part.blocks, len(size), stride, dtype=torch.float32, device=self.device)
-        flat = torch.from_numpy(self._flat(genes, row, len(size), stride)).to(self.device)
         logged = cp10k.log1p()
         if not part.complete:
-            here = torch.from_numpy(part.place[genes] >= 0).to(self.device)
-            flat, logged = flat[here], logged[here]
-        x.view(-1)[flat] = logged
+            here = np.flatnonzero(part.place[genes] >= 0)
+            genes, row, logged = genes[here], row[here], logged[torch.from_numpy(here).to(self.device)]
+        x = torch.zeros(part.blocks, len(size), stride, dtype=torch.float32, device=self.device)
+        x.view(-1)[torch.from_numpy(self._flat(genes, row, len(size), stride)).to(self.device)] = logged
         x[..., part.genes_per_block :] = context
         return x
 

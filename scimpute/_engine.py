@@ -5,6 +5,7 @@ Knows numpy, scipy and torch, not AnnData.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +22,20 @@ from ._counts import chunks, column_sums, row_sums, split
 from ._random import seed as draw_seed
 from ._train import History, fit
 from .models import posterior
-from .models.began import EMPTY, Began, Candidates, Discriminator, Generator, poisson_deviance
+from .models.began import EMPTY, Batch, Began, Candidates, Discriminator, Generator, poisson_deviance
 from .models.conv import ConvDiscriminator, ConvGenerator
 
 HELDOUT = 0.05
 """Fraction of the molecules that no repeat is trained on: they choose the complexity and correct the sizes."""
 REMOVED = 0.3
 """Mean fraction of the molecules the generator has to predict while it trains (see ``_batches.THINNING``)."""
-CONTEXTS = (5, 15, 30, 50)
+CONTEXTS = (5, 15, 40)
 PENALTIES = (30.0, 200.0, 1500.0)
 WIDTHS = (64, 16)
-STEPS = (200, 600)
+STEPS = (160, 400)
+"""Lengths of the training in minibatches."""
+WORTH = 1e-3
+CANDIDATE_BLOCKS = 2
 VALIDATION_CELLS = 2048
 
 
@@ -101,7 +105,7 @@ class Data:
 
     def heldout_ratio(self, rows: np.ndarray) -> torch.Tensor:
         ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)
-        return torch.from_numpy(ratio.astype(np.float32))[:, None].to(self.device)
+        return torch.from_numpy(ratio.astype(np.float32)).to(self.device)
 
     def dense(self, matrix: sp.csr_matrix, rows: np.ndarray, genes: np.ndarray) -> torch.Tensor:
         part = matrix[rows]
@@ -120,88 +124,95 @@ def n_batches(data: Data, batch_size: int) -> int:
 
 
 def choose(
-    data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, on_epoch: Callable[[], None]
+    data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, on_trial: Callable[[], None]
 ) -> tuple[Settings, dict[str, Any]]:
     """Fill in what the settings leave to the data, by held-out molecules of one block of genes.
 
     A random block of genes is a fair sample of all, and the blocks of a generator do not know of each other; so every
-    candidate is trained on the same single block, all of them as one batched network. First context and penalty are chosen together,
-    then width and length of the training. The score is what the user gets: the deviance of the held-out molecules
-    under the posterior mean with one common size.
+    candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
+    then width and length of the training. The score is the one a user gets: the deviance of the held-out molecules
+    under the posterior mean (with one size for all genes). The cost does not grow with the data.
     """
     per_epoch = n_batches(data, settings.batch_size)
     if settings.architecture == "conv":
         # One candidate would cost minutes.
         fixed = {"n_context": min(30, context.n_values - 1), "penalty": 200.0, "width": 32, "max_epochs": math.ceil(STEPS[0] / per_epoch)}
         return replace(settings, **{k: v for k, v in fixed.items() if getattr(settings, k) is None}), {"why": "fixed for architecture='conv'"}
-    partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng)
-    partition = Partition.draw(rng.permutation(data.genes)[: partition.genes_per_block], data.counts.shape[1], settings.block_size, rng)
-    report: dict[str, list[float]] = {name: [] for name in ("n_context", "penalty", "width", "max_epochs", "heldout")}
+    block = rng.permutation(data.genes)[: CANDIDATE_BLOCKS * min(settings.block_size, math.ceil(len(data.genes) / CANDIDATE_BLOCKS))]
+    partition = Partition.draw(block, data.counts.shape[1], settings.block_size, rng)
+    asked = settings.max_epochs
+    lengths = STEPS if asked is None else (min(asked * per_epoch, max(STEPS)),)
+    # The same thinned minibatches for every candidate: prepared once, and the comparison is paired.
+    batches = data.of_training(partition, context)
+    rows = itertools.chain.from_iterable(shuffled(np.arange(data.train.shape[0]), settings.batch_size, rng) for _ in itertools.count())
+    minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
+    tried: list[dict[str, float]] = []
 
-    def options(value, choices):
-        return tuple(choices) if value is None else (value,)
+    def trial(pairs: Sequence[tuple[int, float]], width: int, steps: int) -> dict[str, float]:
+        scores = _score_candidates(data, settings, context, partition, minibatches, pairs, width, steps, rng)
+        results = [
+            {"n_context": c, "penalty": p, "width": width, "steps": steps, "heldout": score} for (c, p), score in zip(pairs, scores, strict=True)
+        ]
+        tried.extend(results)
+        on_trial()
+        return min(results, key=lambda result: result["heldout"])
 
-    def trial(contexts: Sequence[int], penalties: Sequence[float], width: int, epochs: int) -> tuple[float, int, float]:
-        pairs = [(c, p) for c in contexts for p in penalties]
-        scores = _score_candidates(data, settings, context, partition, pairs, width, epochs, rng, on_epoch)
-        for (c, p), score in zip(pairs, scores, strict=True):
-            for name, value in zip(report, (c, p, width, epochs, score), strict=True):
-                report[name].append(float(value))
-        best = int(np.argmin(scores))
-        return scores[best], *pairs[best]
-
-    contexts = options(settings.n_context, sorted({min(c, context.n_values - 1) for c in CONTEXTS}))
-    lengths = options(settings.max_epochs, [math.ceil(steps / per_epoch) for steps in STEPS])
-    widths = options(settings.width, WIDTHS)
-    score, n_context, penalty = trial(contexts, options(settings.penalty, PENALTIES), widths[0], lengths[0])
-    width, epochs = widths[0], lengths[0]
-    for other in widths[1:]:
-        tried, _, _ = trial([n_context], [penalty], other, epochs)
-        if tried < score:
-            score, width = tried, other
-    for other in lengths[1:]:
-        tried, _, _ = trial([n_context], [penalty], width, other)
-        # Three times the work has to be worth it.
-        if tried < score - 1e-3 * abs(score):
-            score, epochs = tried, other
-    return replace(settings, n_context=n_context, penalty=penalty, width=width, max_epochs=epochs), {
-        "why": "lowest held-out deviance on one block of genes",
-        "candidates": pd.DataFrame(report),
-    }
+    contexts = sorted({min(c, context.n_values - 1) for c in CONTEXTS}) if settings.n_context is None else [min(settings.n_context, context.n_values - 1)]
+    penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
+    widths = WIDTHS if settings.width is None else (settings.width,)
+    best = trial([(c, p) for c in contexts for p in penalties], widths[0], lengths[0])
+    pair = [(int(best["n_context"]), best["penalty"])]
+    for width in widths[1:]:
+        best = min(best, trial(pair, width, lengths[0]), key=lambda result: result["heldout"])
+    for steps in lengths[1:]:
+        longer = trial(pair, int(best["width"]), steps)
+        # More than twice the work has to be worth it.
+        if longer["heldout"] < best["heldout"] * (1 - WORTH):
+            best = longer
+    settings = replace(
+        settings,
+        n_context=pair[0][0],
+        penalty=best["penalty"],
+        width=int(best["width"]),
+        max_epochs=math.ceil(best["steps"] / per_epoch) if asked is None else asked,
+    )
+    return settings, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
 
 
-def _score_candidates(data, settings, context, partition, pairs, width, epochs, rng, on_epoch) -> list[float]:
-    """Train every ``(n_context, penalty)`` on one block; held-out deviance of each, in nats per held-out molecule of the block."""
-    n_values = context.n_values
+def _score_candidates(
+    data: Data,
+    settings: Settings,
+    context: Context,
+    partition: Partition,
+    minibatches: list[Batch],
+    pairs: Sequence[tuple[int, float]],
+    width: int,
+    steps: int,
+    rng: np.random.Generator,
+) -> list[float]:
+    """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each, in nats per held-out molecule."""
+    n_values, blocks, genes = context.n_values, partition.blocks, partition.genes_per_block
     mask = torch.ones(len(pairs), n_values)
     for row, (n_context, _) in zip(mask, pairs, strict=True):
         row[n_context : n_values - 1] = 0
-    generator = Generator(
-        len(pairs),
-        partition.genes_per_block,
-        n_values,
-        data.levels,
-        partition.deal(np.log(data.share), EMPTY),
-        torch.Generator().manual_seed(draw_seed(rng)),
-        width=width,
-    )
+    log_share = partition.deal(np.log(data.share), EMPTY).repeat(len(pairs), 1, 1)
+    start = torch.Generator().manual_seed(draw_seed(rng))
+    generator = Generator(len(pairs) * blocks, genes, n_values, data.levels, log_share, start, width=width)
     module = Candidates(generator, mask, torch.tensor([prior_precision(p, data) for _, p in pairs])).to(data.device)
-    batches = data.of_training(partition, context)
-    rows = np.arange(data.train.shape[0])
-
-    def epoch():
-        return (batches.thinned(part, rng) for part in shuffled(rows, settings.batch_size, rng))
-
-    fit(module, epoch, n_batches=n_batches(data, settings.batch_size), max_epochs=epochs, learning_rate=settings.learning_rate, on_epoch=on_epoch)
+    turns = math.ceil(steps / len(minibatches))
+    fit(module, lambda: minibatches, n_batches=len(minibatches), max_epochs=turns, learning_rate=settings.learning_rate)
     total: torch.Tensor | float = 0.0
+    batches = data.of_training(partition, context)
+    order = torch.from_numpy(partition.place[partition.genes]).to(data.device)
     with torch.no_grad():
         for part in np.array_split(data.validation, math.ceil(len(data.validation) / 256)):
-            rates = module.log_rate(batches.against(part, data.heldout, data.size_heldout)).clamp(max=0).exp()[:, 0]
+            rates = module.log_rate(batches.against(part, data.heldout, data.size_heldout)).clamp(max=0).exp()
+            rates = rates.transpose(1, 2).reshape(len(pairs), len(part), -1).index_select(2, order)
             size = torch.from_numpy(data.size_train[part].astype(np.float32)).to(data.device)[:, None]
             seen, target = data.dense(data.train, part, partition.genes), data.dense(data.heldout, part, partition.genes)
-            order = torch.from_numpy(partition.place[partition.genes]).to(data.device)
-            mus = [rate.index_select(1, order) * size for rate in rates]
-            total = total + torch.stack([posterior.heldout_deviance(seen, mu, target, data.heldout_ratio(part)).sum(1) for mu in mus])
+            ratio = data.heldout_ratio(part)
+            sizes = posterior.GRID[::3]
+            total = total + torch.stack([posterior.heldout_deviance(seen, rate * size, target, ratio, sizes).sum(1) for rate in rates])
     molecules = max(float(data.heldout[data.validation][:, partition.genes].sum()), 1.0)
     return (total.min(dim=1).values / molecules).tolist()  # type: ignore[union-attr]
 
@@ -344,7 +355,7 @@ class Combiner:
             depth = torch.from_numpy(data.size_train[data.validation[rows]].astype(np.float32)).to(data.device)[:, None]
             mean, _ = posterior.mean_and_variance(seen, mu, sizes, mu.new_zeros(()))
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
-                rate = value * ratio
+                rate = value * ratio[:, None]
                 sums[name] += float((rate - target * rate.clamp(min=1e-12).log()).sum(dtype=torch.float64))
         molecules = max(float(data.heldout[data.validation][:, genes].sum()), 1.0)
         log_rates = np.log(np.maximum(self.validation.mean, 1e-12))

@@ -57,7 +57,6 @@ def fit(
     watch: tuple[str, ...] = (),
     patience: int = 5,
     on_epoch: Callable[[], None] | None = None,
-    clip: float = 10.0,
 ) -> History:
     """Train until the epochs are done or nothing watched improves.
 
@@ -97,7 +96,6 @@ def fit(
                         )
                     optimizers[name].zero_grad(set_to_none=True)
                     loss.backward()
-                    nn.utils.clip_grad_norm_(groups[name], clip)
                     optimizers[name].step()
                 for name, value in module.metrics.items():
                     sums[name] = sums.get(name, 0.0) + value

@@ -26,8 +26,8 @@ def mean_and_variance(counts: Tensor, mu: Tensor, theta: Tensor, mu_variance: Te
     return mean, mean / (1 + odds) + slope.square() * mu_variance
 
 
-def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor) -> Tensor:
-    """Poisson deviance of held-out molecules under the posterior mean, for each gene and each size of the grid, ``(T, g)``.
+def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, sizes: Tensor = GRID) -> Tensor:
+    """Poisson deviance of held-out molecules under the posterior mean, for each gene and each of T sizes, ``(T, g)``.
 
     Parameters
     ----------
@@ -36,18 +36,18 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor) 
     target
         Held-out counts of the same cells, ``(b, g)``.
     ratio
-        Held-out depth of a cell over its training depth, ``(b, 1)``.
+        Held-out depth of a cell over its training depth, ``(b,)``.
     """
+    hits, seen = _nonzero(target), _nonzero(counts)
+    prior, own, exposure = mu[hits], counts[hits], ratio[hits[0]]
+    drawn, weight = mu[seen], counts[seen] * ratio[seen[0]]
     out = []
-    nonzero = target > 0
-    _, column = nonzero.nonzero(as_tuple=True)
-    hits, exposure, seen = target[nonzero], ratio.expand_as(mu)[nonzero], counts[nonzero]
-    for theta in GRID.tolist():
-        shrink = mu / (mu + theta)
-        total = ((counts + theta) * shrink * ratio).sum(0)
-        rate = (seen + theta) * shrink[nonzero] * exposure
-        data = torch.zeros_like(total).index_add_(0, column, hits * rate.clamp(min=1e-12).log())
-        out.append(total - data)
+    for theta in sizes.tolist():
+        # posterior mean = (counts + theta) * mu / (mu + theta): a dense part and one on the non-zeros.
+        total = theta * (ratio @ (mu / (mu + theta)))
+        total.index_add_(0, seen[1], weight * drawn / (drawn + theta))
+        rate = (own + theta) * prior / (prior + theta) * exposure
+        out.append(total.index_add_(0, hits[1], target[hits] * rate.clamp(min=1e-12).log(), alpha=-1))
     return torch.stack(out)
 
 
@@ -56,16 +56,19 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
 
     Sharp for every gene, but too sure of a model that was fitted to the same counts.
     """
-    nonzero = counts > 0
-    _, column = nonzero.nonzero(as_tuple=True)
-    x, mean = counts[nonzero], mu[nonzero]
+    seen = _nonzero(counts)
+    x, mean = counts[seen], mu[seen].clamp(min=1e-12)
     out = []
     for theta in GRID.tolist():
-        total = theta * torch.log1p(mu / theta).sum(0)
-        t = torch.tensor(theta, dtype=x.dtype, device=x.device)
-        data = torch.lgamma(x + t) - torch.lgamma(t) + x * (mean.clamp(min=1e-12) / (mean + t)).log()
-        out.append(total.index_add_(0, column, data, alpha=-1))
+        total = theta * (mu / theta).log1p_().sum(0)
+        size = torch.full((), theta, dtype=x.dtype, device=x.device)
+        data = torch.lgamma(x + size) - torch.lgamma(size) + x * (mean / (mean + size)).log()
+        out.append(total.index_add_(0, seen[1], data, alpha=-1))
     return torch.stack(out)
+
+
+def _nonzero(values: Tensor) -> tuple[Tensor, ...]:
+    return values.nonzero(as_tuple=True)
 
 
 def choose_sizes(marginal: Tensor, heldout: Tensor, share: Tensor, *, n_bins: int = 20, spread: float = 1.0) -> Tensor:

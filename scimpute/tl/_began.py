@@ -335,8 +335,8 @@ def _run(
     n_scores = settings.n_context or max(CONTEXTS)
     context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
     record: dict[str, Any] = {}
-    with tqdm(disable=not shown, desc="choosing complexity", unit="epoch") as bar:
-        settings, record["chosen"] = choose(data, settings, context, rng, on_epoch=bar.update)
+    with tqdm(disable=not shown, desc="choosing complexity", unit=" steps") as bar:
+        settings, record["chosen"] = choose(data, settings, context, rng, on_trial=bar.update)
         context = context.truncated(settings.n_context)
         bar.reset(settings.n_repeats * settings.max_epochs)
         tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}

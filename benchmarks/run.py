@@ -1,0 +1,241 @@
+"""Accuracy, ablations, growth and speed of tl.began beside its peers; every table of docs/benchmarks.md.
+
+    python benchmarks/run.py accuracy          held-out scores, seconds and memory of peers and ours
+    python benchmarks/run.py ablation          what each part of tl.began is worth
+    python benchmarks/run.py growth            cells doubled from 2k to 32k, genes from 3.4k to 13.7k
+    python benchmarks/run.py epoch             seconds an epoch against the machine's rate of matrix products
+
+Each row runs in a process of its own, so that its peak memory is its own. Results go to docs/benchmarks/<table>.csv.
+Data are read from SCIMPUTE_DATA (default ../shared/data); peers (magic-impute, scvi-tools) are needed for their rows only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
+LABELS = {"batch_key": "batch", "celltype_key": "cell_type"}
+
+
+def scaled(counts: sp.csr_matrix, function) -> tuple[sp.csr_matrix, np.ndarray]:
+    size = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
+    cp10k = (sp.diags(1e4 / size) @ counts).tocsr()
+    cp10k.data = function(cp10k.data)
+    return cp10k, size[:, None] / 1e4
+
+
+def magic(adata: ad.AnnData, norm: str = "log") -> np.ndarray:
+    """MAGIC at its defaults, exact solver, on log1p or square roots of the normalised counts; taken back to counts."""
+    import magic as package
+
+    # "log": log1p of shares, as in the measurements this project started from; close to linear.
+    function, inverse = (np.sqrt, np.square) if norm == "sqrt" else (np.log1p, np.expm1)
+    size = np.maximum(np.asarray(adata.X.sum(1)).ravel(), 1)
+    share = (sp.diags(1 / size) @ adata.X).tocsr()
+    share.data = function(share.data)
+    smooth = package.MAGIC(solver="exact", verbose=False, n_jobs=2).fit_transform(share.toarray().astype(np.float32), genes="all_genes")
+    return inverse(np.maximum(np.asarray(smooth), 0)) * size[:, None]
+
+
+def knn(adata: ad.AnnData, k: int = 15) -> np.ndarray:
+    """Counts summed over the nearest cells in 30 principal components."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.neighbors import NearestNeighbors
+
+    logged, _ = scaled(adata.X, np.log1p)
+    scores = TruncatedSVD(30, random_state=0).fit_transform(logged)
+    total = NearestNeighbors(n_neighbors=k).fit(scores).kneighbors_graph(scores) @ adata.X
+    ratio = np.asarray(adata.X.sum(1)).ravel() / np.maximum(np.asarray(total.sum(1)).ravel(), 1)
+    return total.toarray() * ratio[:, None]
+
+
+def svd(adata: ad.AnnData, k: int = 30) -> np.ndarray:
+    """Truncated SVD of square roots."""
+    from sklearn.utils.extmath import randomized_svd
+
+    root, size = scaled(adata.X, np.sqrt)
+    left, values, right = randomized_svd(root, k, n_iter=5, random_state=0)
+    return np.square(np.maximum((left * values) @ right, 0)) * size
+
+
+def scvi(adata: ad.AnnData, **options) -> np.ndarray:
+    """scVI at its defaults, with the batch where there is one."""
+    import scvi as package
+
+    package.settings.seed, package.settings.verbosity = 0, 30
+    work = ad.AnnData(adata.X.copy(), obs=adata.obs.copy())
+    batch = "batch" if "batch" in work.obs and work.obs["batch"].nunique() > 1 else None
+    package.model.SCVI.setup_anndata(work, batch_key=batch)
+    model = package.model.SCVI(work)
+    model.train(enable_progress_bar=False, accelerator="cpu", **options)
+    size = np.asarray(work.X.sum(1)).ravel()
+    return model.get_normalized_expression(library_size=1, return_numpy=True) * size[:, None]
+
+
+def began(adata: ad.AnnData, labels: bool = True, **options) -> np.ndarray:
+    import scimpute
+
+    keys = {argument: column for argument, column in LABELS.items() if labels and column in adata.obs and adata.obs[column].nunique() > 1}
+    scimpute.tl.began(adata, **keys, **options)
+    return adata.layers["began"]
+
+
+METHODS = {f.__name__: f for f in (magic, knn, svd, scvi, began)}
+
+
+def load(name: str, n_obs: int | None, n_vars: int | None) -> ad.AnnData:
+    """A data set, or cells resampled with their molecules thinned to 90%, so that no two are the same."""
+    adata = ad.read_h5ad(DATA / f"{name}.h5ad")
+    rng = np.random.default_rng(0)
+    if n_vars is not None:
+        adata = adata[:, rng.permutation(adata.n_vars)[:n_vars]].copy()
+    if n_obs is not None:
+        counts = adata.X[rng.integers(adata.n_obs, size=n_obs)].tocsr()
+        counts.data = rng.binomial(counts.data.astype(np.int64), 0.9).astype(np.float32)
+        counts.eliminate_zeros()
+        adata = ad.AnnData(counts)
+    return adata
+
+
+def one(task: dict) -> dict:
+    """Run one row in this process."""
+    import scimpute
+
+    warnings.filterwarnings("ignore")
+    adata = load(task["data"], task.get("n_obs"), task.get("n_vars"))
+    scimpute.pp.thin(adata, random_state=task["seed"])
+    keep = np.asarray(adata.layers["thin_train"].sum(0)).ravel() > 0
+    adata = adata[:, keep].copy()
+    work = ad.AnnData(adata.layers["thin_train"].copy(), obs=adata.obs.copy())
+    del adata.X
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    options = dict(task["options"])
+    if task["method"] == "began":
+        options["random_state"] = task["seed"]
+    start = time.perf_counter()
+    prediction = METHODS[task["method"]](work, **options)
+    row = {"seconds": time.perf_counter() - start, "peak_GB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20}
+    row["output_GB"] = prediction.size * 4 / 2**30
+    if task.get("score", True):
+        adata.layers["prediction"] = np.asarray(prediction, dtype=np.float32)
+        scores = scimpute.metrics.heldout(adata, "prediction")
+        row |= scores.loc["prediction"].to_dict() | {f"{base}_poisson": scores.loc[base, "poisson"] for base in ("raw", "gene_mean")}
+    if task["method"] == "began":
+        chosen = work.uns["began"]["params"]
+        row |= {name: chosen[name] for name in ("n_context", "width", "penalty", "max_epochs")}
+    return row
+
+
+def run(tasks: list[dict], table: str) -> pd.DataFrame:
+    """Run the tasks one after the other; the CSV grows with them."""
+    out = ROOT / "docs" / "benchmarks" / f"{table}.csv"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for task in tasks:
+        done = subprocess.run([sys.executable, __file__, "one", json.dumps(task)], capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        result = json.loads(lines[-1]) if lines else {"failed": done.stderr.strip().splitlines()[-1:]}
+        options = ", ".join(f"{k}={v}" for k, v in task["options"].items())
+        rows.append({"data": task["data"], "method": task["method"], "options": options, "seed": task["seed"], **{k: task[k] for k in ("n_obs", "n_vars") if k in task}, **result})
+        print(json.dumps(rows[-1]), flush=True)
+        pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6g")
+    return pd.DataFrame(rows)
+
+
+def summary(frame: pd.DataFrame) -> str:
+    groups = frame.groupby(["data", "method", "options"], sort=False)
+    table = groups[["poisson", "mse_log", "mse_log_renormalized", "seconds", "peak_GB"]].mean(numeric_only=True)
+    table["spread"] = groups["poisson"].agg(np.ptp)
+    return table.round(5).to_string()
+
+
+def epoch() -> None:
+    """Seconds an epoch of one repeat on pbmc3k beside the rate of large and of block matrix products."""
+    import torch
+
+    from scimpute import _adata, _engine
+    from scimpute._batches import Context
+    from scimpute._blocks import Partition
+    from scimpute._counts import row_sums
+
+    adata = load("pbmc3k", None, None)
+    counts = _adata.read_counts(adata, None).counts
+    rng = np.random.default_rng(0)
+    data = _engine.Data.prepare(counts, row_sums(counts), (), np.arange(adata.n_vars), torch.device("cpu"), rng)
+    context = Context.fit(data.train, data.size_train, 40, 0)
+    partition = Partition.draw(data.genes, adata.n_vars, 576, rng)
+    rows = {}
+    for weight in (0.0, 0.1):
+        seconds = []
+        for epochs in (2, 12):
+            settings = _engine.Settings("dense", 576, 1, 40, 64, 30.0, epochs, 128, 2e-3, 94.0, 1.0, 0.5, weight, 1.0)
+            start = time.perf_counter()
+            _engine.fit_repeat(data, settings, context, partition, rng, lambda: None)
+            seconds.append(time.perf_counter() - start)
+        rows[f"adversarial_weight={weight}"] = (seconds[1] - seconds[0]) / 10
+    cells, genes, hidden, side = adata.n_obs, partition.genes_per_block, 64, context.n_values
+    products = 2 * (genes + side) * hidden + 3 * (2 * (hidden + side) * hidden // 2 + (hidden + side) * genes)
+    flops = 2.0 * cells * partition.blocks * products
+    a = torch.randn(2048, 2048)
+    rates = []
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ a
+        rates.append(2 * 2048**3 / (time.perf_counter() - start))
+    peak = float(np.median(rates))
+    for name, seconds in rows.items():
+        print(f"{name}: {seconds:.3f} s an epoch; floor {flops / peak:.3f} s ({flops / 1e9:.0f} GFLOP at {peak / 1e9:.0f} GFLOP/s): {flops / peak / seconds:.0%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=["accuracy", "ablation", "growth", "epoch", "one"])
+    parser.add_argument("task", nargs="?")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scvi", action="store_true", help="scVI too (half an hour on two cores)")
+    asked = parser.parse_args()
+    if asked.table == "one":
+        print(json.dumps(one(json.loads(asked.task)), default=float))
+    elif asked.table == "epoch":
+        epoch()
+    elif asked.table == "growth":
+        tasks = [{"data": "pbmc3k", "n_obs": n, "score": False} for n in (2000, 4000, 8000, 16000, 32000)]
+        tasks += [{"data": "pbmc3k", "n_obs": 4000, "n_vars": g, "score": False} for g in (3428, 6857, 13714)]
+        big = {"data": "pbmc3k", "n_obs": 14000, "score": False}
+        tasks = [{**t, "method": "began"} for t in [*tasks, big]] + [{**big, "method": "magic"}]
+        run([{**t, "options": {}, "seed": 0} for t in tasks], "growth")
+    else:
+        seeds = range(asked.seeds)
+        if asked.table == "accuracy":
+            methods = [("svd", {}), ("knn", {}), ("magic", {"norm": "sqrt"}), ("magic", {"norm": "log"}), ("began", {}), ("began", {"posterior": False})]
+            names = ["pbmc3k", "cellmix_2tech", "zeisel_ercc"]
+        else:
+            variants = [{}, {"adversarial_weight": 0}, {"labels": False}, {"n_repeats": 1}, {"posterior": False}, {"n_context": 1}]
+            variants += [{"reconstruction_weight": 0, "adversarial_weight": 1}, {"adversarial_weight": 1}]
+            methods = [("began", v) for v in variants]
+            names = ["cellmix_2tech", "zeisel_ercc"]
+        tasks = [{"data": d, "method": m, "options": o, "seed": s} for d in names for m, o in methods for s in seeds]
+        if asked.table == "ablation":
+            conv = [{"architecture": "conv"}, {"architecture": "dense", "n_context": 30, "penalty": 200, "width": 32}]
+            tasks += [{"data": "zeisel_ercc", "method": "began", "options": o, "seed": 0} for o in conv]
+        if asked.scvi and asked.table == "accuracy":
+            tasks += [{"data": "pbmc3k", "method": "scvi", "options": {}, "seed": 0}]
+        print(summary(run(tasks, asked.table)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What the figures share: axes, given or new, and what happens to them at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from scanpy import settings
+
+
+def axes(given: Axes | Sequence[Axes] | None, rows: int, columns: int, panel: tuple[float, float], what: str) -> list[Axes]:
+    """The axes given, row by row, or those of a new figure with panels of this width and height in inches."""
+    if given is None:
+        figure = plt.figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+        return list(figure.subplots(rows, columns, squeeze=False).flat)
+    found: list[Any] = list(np.ravel(np.asarray(given, dtype=object)))
+    if len(found) != rows * columns or not all(isinstance(a, Axes) for a in found):
+        raise ValueError(
+            f"ax must be {rows * columns} axes ({what}), got {len(found)} of type {type(found[0]).__name__ if found else None}"
+        )
+    return found
+
+
+def finish(used: list[Axes], name: str, show: bool | None, save: str | os.PathLike[str] | bool | None) -> list[Axes] | None:
+    """Save and show; the axes where they are not shown."""
+    if save:
+        path = settings.figdir / f"{name}.{settings.file_format_figs}" if save is True else Path(os.fspath(save))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        used[0].figure.canvas.figure.savefig(path, bbox_inches="tight")
+    if settings.autoshow if show is None else show:
+        plt.show()
+        return None
+    return used

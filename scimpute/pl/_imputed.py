@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import _adata
+from . import _figure, _read
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+
+def imputed(
+    adata: AnnData,
+    genes: str | Sequence[str],
+    key: str = "began",
+    *,
+    layer: str | None = None,
+    basis: str = "umap",
+    cmap: str | Colormap = "viridis",
+    size: float | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | bool | None = None,
+) -> list[Axes] | None:
+    """Genes before and after the imputation, side by side on the same embedding and the same colour scale.
+
+    A row for each gene. Both columns show log1p(CP10k): of the counts, and of the imputed values, whatever ``output`` they were
+    written as. The highest values are drawn last.
+
+    Parameters
+    ----------
+    adata
+        Object imputed with :func:`scimpute.tl.began`.
+    genes
+        Name or names of genes.
+    key
+        ``key_added`` of the imputation; a layer, or a table in ``obsm`` where only some genes were imputed. A layer that is not of
+        this package is taken as expected counts.
+    layer
+        Layer with the counts to show as *before*; the one that was imputed where None.
+    basis
+        Embedding in ``obsm``, with or without the leading ``X_``.
+    cmap
+        Colour map.
+    size
+        Area of a point in square points; 60000 / ``n_obs``, at most 20, where None.
+    ax
+        Axes to draw on, two for each gene, row by row; a new figure where None.
+    show
+        Show the figure; ``scanpy.settings.autoshow`` where None.
+    save
+        File to save the figure to, or True for ``imputed`` in ``scanpy.settings.figdir``.
+
+    Returns
+    -------
+    None where the figure is shown, else the axes (those of the colour bars are not among them). Nothing is written to ``adata``.
+
+    Raises
+    ------
+    KeyError
+        A gene, the result, the embedding, or the library sizes it was made with do not exist.
+    ValueError
+        The matrix shown as *before* does not hold counts; ``ax`` is not two axes for each gene.
+
+    Notes
+    -----
+    CP10k is molecules in 10,000 of the library size that the imputation used: ``size_key``, else the sum of the cell's counts.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.pbmc68k()
+    >>> scimpute.tl.began(adata, size_key="n_counts")  # doctest: +SKIP
+    >>> scimpute.pl.imputed(adata, ["CST3", "NKG7"])  # doctest: +SKIP
+    """
+    _adata.check_object(adata)
+    genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    place = _read.positions(adata, basis)
+    both = _read.before_and_after(adata, genes, key, layer)
+    size = min(20, 60_000 / adata.n_obs) if size is None else size
+    used = _figure.axes(ax, len(genes), 2, (3.4, 2.8), "two for each gene")
+    for i, gene in enumerate(genes):
+        pair = used[2 * i : 2 * i + 2]
+        top = max(float(values[:, i].max()) for values in both)
+        for axis, values, when in zip(pair, both, ("before", "after"), strict=True):
+            order = np.argsort(values[:, i], kind="stable")
+            points = axis.scatter(
+                place[order, 0],
+                place[order, 1],
+                c=values[order, i],
+                s=size,
+                cmap=cmap,
+                vmin=0,
+                vmax=top or 1,
+                linewidths=0,
+                plotnonfinite=True,
+                rasterized=True,
+            )
+            axis.set(title=f"{gene} {when}", xticks=[], yticks=[])
+            axis.set_xlabel(f"{basis.removeprefix('X_')}1".upper(), loc="left", fontsize="x-small", color="0.4")
+            axis.set_ylabel(f"{basis.removeprefix('X_')}2".upper(), loc="bottom", fontsize="x-small", color="0.4")
+            axis.spines[:].set_visible(False)
+        pair[0].figure.colorbar(points, ax=pair, label="log1p(CP10k)", aspect=25, pad=0.02).outline.set_visible(False)
+    return _figure.finish(used, "imputed", show, save)

@@ -1,0 +1,73 @@
+"""What the figures need of an AnnData, as plain numpy and pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from .. import _adata, _check, _keys
+from .._counts import TARGET
+
+
+def history(adata: AnnData, key: str) -> pd.DataFrame:
+    """The table of ``uns[key]["history"]``, a row for each repeat and epoch."""
+    entry = adata.uns.get(key)
+    if not isinstance(entry, Mapping) or "history" not in entry:
+        trained = [name for name, other in adata.uns.items() if isinstance(other, Mapping) and "history" in other]
+        raise _check.missing("training history: uns key", key, trained)
+    return entry["history"]
+
+
+def positions(adata: AnnData, basis: str) -> np.ndarray:
+    """Two coordinates of every cell, ``(n, 2)``."""
+    name = f"X_{basis}" if f"X_{basis}" in adata.obsm else basis
+    if name not in adata.obsm:
+        raise _check.missing("basis: obsm key", basis, [str(k).removeprefix("X_") for k in adata.obsm])
+    found = np.asarray(adata.obsm[name], dtype=float)
+    if found.ndim != 2 or found.shape[1] < 2:
+        raise ValueError(f"basis={basis!r}: obsm[{name!r}] has shape {found.shape}, two columns are needed")
+    return found[:, :2]
+
+
+def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """log1p(CP10k) of some genes as counted and as imputed, both ``(n, genes)``."""
+    places = _adata.read_genes(adata, genes)
+    result = _result(adata, genes, places, key)
+    entry = adata.uns.get(key)
+    params: Mapping[str, Any] = entry.get("params", {}) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
+    scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
+    source = None if params.get("layer", "X") == "X" else params["layer"]
+
+    counts = _adata.read_counts(adata, source if layer is None else layer).counts
+    per_molecule = TARGET / np.maximum(_adata.read_size(adata, params.get("size_key"), counts), 1)[:, None]
+    before = np.log1p(counts[:, places].toarray() * per_molecule)
+    if scale == "log1p":
+        return before, result
+    if scale == "rate":
+        return before, np.log1p(result * TARGET)
+    if layer not in (None, source):
+        # Imputed counts are at the depth of the counts they were made from.
+        counts = _adata.read_counts(adata, source).counts
+        per_molecule = TARGET / np.maximum(_adata.read_size(adata, params.get("size_key"), counts), 1)[:, None]
+    return before, np.log1p(result * per_molecule)
+
+
+def _result(adata: AnnData, genes: Sequence[str], places: Any, key: str) -> np.ndarray:
+    """Imputed values of some genes, from a layer or from the table in obsm that holds only the genes asked for."""
+    if key in _adata.layer_names(adata):
+        part = _adata.read_layer(adata, key)[:, places]
+        part = part.compute() if hasattr(part, "compute") else part
+        return np.asarray(part.toarray() if sp.issparse(part) else part, dtype=float)
+    if key in adata.obsm and isinstance(adata.obsm[key], pd.DataFrame):
+        table = adata.obsm[key]
+        for gene in genes:
+            if gene not in table:
+                raise _check.missing(f"gene imputed in obsm[{key!r}]:", gene, table.columns)
+        return table[list(genes)].to_numpy(dtype=float)
+    tables = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
+    raise _check.missing("imputed layer or obsm table", key, [*_adata.layer_names(adata), *tables])

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import MaxNLocator
+
+from . import _figure, _read
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+# Title, label of the y axis, and the columns with their labels and colours. Blue, orange and green of Okabe and Ito, told apart by all.
+_PANELS = (
+    ("Deviance of held-out molecules", "nats per molecule", {"heldout": (None, "#333333")}),
+    (
+        "BEGAN losses",
+        "loss",
+        {"loss_real": ("$L(x)$", "#0072B2"), "loss_fake": ("$L(\\mathrm{Drop}(G(x)))$", "#E69F00"), "M": ("$M$", "#009E73")},
+    ),
+    ("BEGAN balance", "$k_t$", {"k": (None, "#333333")}),
+)
+
+
+def training(
+    adata: AnnData,
+    key: str = "began",
+    *,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | bool | None = None,
+) -> list[Axes] | None:
+    """Training curves, a line for each repeat.
+
+    Up to three panels: deviance of the held-out molecules (lower is better); the losses of BEGAN, L(x) of real and L(Drop(G(x))) of
+    imputed cells, with the convergence measure M; and the balance k. What the training did not record is left out:
+    without an adversary only the first panel remains.
+
+    Parameters
+    ----------
+    adata
+        Object imputed with :func:`scimpute.tl.began`.
+    key
+        ``key_added`` of the imputation.
+    ax
+        Axes to draw on, as many as there are panels; a new figure where None.
+    show
+        Show the figure; ``scanpy.settings.autoshow`` where None.
+    save
+        File to save the figure to, or True for ``training`` in ``scanpy.settings.figdir``.
+
+    Returns
+    -------
+    None where the figure is shown, else the axes. Nothing is written to ``adata``.
+
+    Raises
+    ------
+    KeyError
+        There is no training history under this key.
+    ValueError
+        The history has none of these columns; ``ax`` is not as many axes as there are panels.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> scimpute.tl.began(adata, max_epochs=2)  # doctest: +SKIP
+    >>> scimpute.pl.training(adata)  # doctest: +SKIP
+    """
+    history = _read.history(adata, key)
+    panels = [(title, label, lines) for title, label, lines in _PANELS if set(lines) & set(history.columns)]
+    if not panels:
+        raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")
+    used = _figure.axes(ax, 1, len(panels), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in panels))
+    for axis, (title, label, lines) in zip(used, panels, strict=True):
+        for column, (name, color) in lines.items():
+            if column not in history:
+                continue
+            for i, (_, repeat) in enumerate(history.groupby("repeat")):
+                # A single epoch has no line, only a point.
+                marker = "o" if len(repeat) == 1 else None
+                axis.plot(
+                    repeat["epoch"], repeat[column], color=color, alpha=0.8, lw=1.4, marker=marker, ms=4, label=name if i == 0 else None
+                )
+        axis.set(title=title, xlabel="epoch", ylabel=label)
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        axis.spines[["top", "right"]].set_visible(False)
+        if "k" in lines:
+            axis.set_ylim(bottom=-0.005)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False, fontsize="small")
+    return _figure.finish(used, "training", show, save)

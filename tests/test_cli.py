@@ -1,0 +1,228 @@
+import inspect
+import os
+import sys
+import warnings
+from functools import wraps
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from scimpute import __version__, _cli, datasets, tl
+
+QUICK = ["--n-repeats=1", "--max-epochs=2", "--n-context=5", "--width=16", "--penalty=200", "--device=cpu"]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.h5ad"
+    datasets.toy_counts().write_h5ad(path)
+    return str(path)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run what must fail: the exit code, and the one line that says why."""
+
+    def run(*argv):
+        code = _cli.main(list(argv))
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and err.startswith("scimpute: error: "), err
+        return code, err
+
+    return run
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Whatever is wrong with the files must be found before the work."""
+
+    @wraps(tl.began)
+    def began(*args, **kwargs):
+        raise AssertionError("the training was started")
+
+    monkeypatch.setattr(tl, "began", began)
+
+
+def test_began_writes_the_object_with_its_result(source, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    assert _cli.main(["began", source, str(out), "--batch-key", "batch", "--celltype_key=cell_type", "--output", "log1p", *QUICK]) == 0
+    result, before = ad.read_h5ad(out), ad.read_h5ad(source)
+    assert result.layers["began"].shape == result.shape
+    assert result.uns["began"]["params"]["output"] == "log1p" and result.uns["began"]["params"]["celltype_key"] == "cell_type"
+    assert np.array_equal(result.X.toarray(), before.X.toarray())
+    assert capsys.readouterr().out == f"Wrote layers['began'] (60 x 40), its standard deviation and uns['began'] to {out}\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
+
+
+def test_out_may_be_in_and_genes_may_be_a_list(source, capsys):
+    assert _cli.main(["began", source, source, "--genes", "[gene1, gene3]", *QUICK]) == 0
+    assert list(ad.read_h5ad(source).obsm["began"]) == ["gene1", "gene3"]
+    assert "obsm['began'] (60 x 2)" in capsys.readouterr().out
+
+
+def test_every_parameter_is_an_option(capsys):
+    assert _cli.main(["began", "--help"]) == 0
+    text = capsys.readouterr().out
+    wanted = set(inspect.signature(tl.began).parameters) - {"adata", "copy"}
+    assert all(f"--{name.replace('_', '-')} " in text for name in wanted), text
+    assert "--adata" not in text and "--copy" not in text
+    assert "low-rank scores" in text and "``" not in text
+
+
+def test_options_arrive_as_what_they_are(source, tmp_path, monkeypatch):
+    got = {}
+
+    @wraps(tl.began)
+    def stub(adata, **options):
+        got.update(options)
+        adata.layers["began"] = adata.X
+
+    monkeypatch.setattr(tl, "began", stub)
+    given = [
+        "--batch-key=1",
+        "--n-context",
+        "auto",
+        "--penalty",
+        "3",
+        "--posterior=false",
+        "--random-state",
+        "null",
+        "--target_batch",
+        "true",
+    ]
+    assert _cli.main(["began", source, str(tmp_path / "o.h5ad"), *given, "--learning-rate=1e-3"]) == 0
+    defaults = {name: p.default for name, p in inspect.signature(tl.began).parameters.items() if name not in ("adata", "copy")}
+    want = {"batch_key": "1", "penalty": 3.0, "posterior": False, "random_state": None, "target_batch": "true", "learning_rate": 1e-3}
+    assert got == defaults | want | {"progress": False}
+
+
+def test_version_and_help(capsys):
+    assert _cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"scimpute {__version__}\n"
+    assert _cli.main(["--help"]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "command"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["began"], "required: IN.h5ad, OUT.h5ad"),
+        (["began", "a", "b", "--nope"], "--nope"),
+        (["began", "a", "b", "--n-context", "many"], "argument --n-context: invalid value 'many'"),
+        (["began", "a", "b", "--output", "x"], "argument --output: invalid value 'x'"),
+        (["began", "a", "b", "--random-state", "x"], "argument --random-state: invalid value 'x'"),
+        (["demo", "--out-dir", "/does/not/exist"], "'/does/not/exist' does not exist"),
+    ],
+)
+def test_bad_usage(fails, argv, message):
+    code, line = fails(*argv)
+    assert code == 2 and message in line
+
+
+def test_bad_files_are_found_before_the_work(fails, source, tmp_path, no_training):
+    text, hdf5 = tmp_path / "text.h5ad", tmp_path / "cut.h5ad"
+    text.write_text("no")
+    hdf5.write_bytes(Path(source).read_bytes()[:3000])
+    out = str(tmp_path / "out.h5ad")
+    for pair, message in (
+        (("missing.h5ad", out), "'missing.h5ad' does not exist"),
+        ((str(text), out), "is not an h5ad file"),
+        ((str(tmp_path), out), "is not an h5ad file"),
+        ((str(hdf5), out), "cannot be read as h5ad"),
+        ((source, str(tmp_path)), "is a directory"),
+        ((source, str(tmp_path / "no" / "out.h5ad")), "does not exist"),
+        ((source, os.devnull), "is not a regular file"),
+        ((source, out, "--save", source), "a file of its own"),
+    ):
+        code, line = fails("began", *pair)
+        assert code == 2 and message in line
+    assert not os.path.exists(out)
+
+
+def test_a_key_error_is_told_without_quotes_around_it(fails, source, tmp_path):
+    code, line = fails("began", source, str(tmp_path / "o.h5ad"), "--batch-key", "bach")
+    assert code == 2 and line.startswith("scimpute: error: batch_key: obs column 'bach' not found") and "did you mean 'batch'?\n" in line
+
+
+def test_debug_shows_the_traceback(source, tmp_path, capsys):
+    for argv in (["--debug", "began", "missing", "o"], ["began", "missing", "o", "--debug"]):
+        assert _cli.main(argv) == 2
+        assert "Traceback" in capsys.readouterr().err
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def full(*args):
+    raise OSError("no space\nleft on device")
+
+
+@pytest.mark.parametrize(("failure", "code"), [(full, 1), (interrupt, 130)])
+def test_a_failure_in_writing_leaves_what_was_there(source, tmp_path, monkeypatch, capsys, failure, code):
+    out = tmp_path / "out.h5ad"
+    out.write_bytes(b"precious")
+
+    def write(self, path):
+        path.write_bytes(b"half of it")
+        failure()
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", write)
+    assert _cli.main(["began", source, str(out), *QUICK]) == code
+    assert out.read_bytes() == b"precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
+    assert capsys.readouterr().err in ("scimpute: error: no space left on device\n", "scimpute: interrupted\n")
+
+
+def test_a_failure_in_training_leaves_what_was_there(source, fails):
+    before = Path(source).read_bytes()
+    code, line = fails("began", source, source, "--gamma", "2")
+    assert code == 2 and "gamma must be in [0, 1], got 2.0" in line
+    assert Path(source).read_bytes() == before
+
+
+def test_a_closed_pipe_is_no_failure(tmp_path, monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert _cli.main(["--version"]) == 0
+        _cli._say("more")
+
+
+def test_warnings_are_told_in_one_line(source, monkeypatch, capsys):
+    def stub():
+        warnings.simplefilter("always")
+        warnings.warn("look\nout", UserWarning, stacklevel=1)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(_cli, "_parser", stub)
+    assert _cli.main([]) == 0
+    assert capsys.readouterr().err == "scimpute: warning: look out\n"
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    slow, whole = tl.began, datasets.pbmc68k
+
+    @wraps(slow)
+    def quick(adata, **options):
+        slow(adata, **options, n_repeats=1, max_epochs=2, n_context=5, width=16, penalty=200.0, device="cpu")
+
+    monkeypatch.setattr(tl, "began", quick)
+    monkeypatch.setattr(datasets, "pbmc68k", lambda: whole()[::3].copy())
+    assert _cli.main(["demo", "--out-dir", str(tmp_path), "--random-state", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["raw", "gene_mean", "began"]
+    assert lines[-2].startswith("Lower is better") and "scimpute_demo.png; next: sc.pl.umap" in lines[-1]
+    adata = ad.read_h5ad(tmp_path / "scimpute_demo.h5ad")
+    assert adata.layers["began"].shape == (234, 765) and adata.uns["thin"]["params"]["random_state"] == 1
+    assert (tmp_path / "scimpute_demo.png").read_bytes()[16:24] == (1600).to_bytes(4, "big") + (1100).to_bytes(4, "big")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,161 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from matplotlib import pyplot as plt
+
+from scimpute import datasets, pl
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def adata():
+    """An object as tl.began leaves it, without the training."""
+    adata = datasets.toy_counts()
+    adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+    adata.layers["began"] = adata.layers["rate"].copy()
+    epochs = [
+        {"repeat": r, "epoch": e, "loss_real": 1 / (e + 1), "loss_fake": 2.0, "k": 0.1, "M": 1.0, "heldout": -e}
+        for r in range(3)
+        for e in range(4)
+    ]
+    adata.uns["began"] = {"method": "began", "params": {"layer": "X", "output": "counts"}, "history": pd.DataFrame(epochs)}
+    return adata
+
+
+def drawn(axis):
+    """Colours of the points in the order of the cells' first coordinate."""
+    points = axis.collections[0]
+    return points.get_array()[np.argsort(points.get_offsets()[:, 0])]
+
+
+def expected(adata, values, size, gene):
+    order = np.argsort(adata.obsm["X_umap"][:, 0])
+    return np.log1p(np.asarray(values[:, adata.var_names.get_loc(gene)]) / size * 1e4)[order]
+
+
+def test_training_draws_a_line_for_each_repeat(adata):
+    axes = pl.training(adata, show=False)
+    assert [a.get_title() for a in axes] == ["Deviance of held-out molecules", "BEGAN losses", "BEGAN balance"]
+    assert [len(a.lines) for a in axes] == [3, 9, 3]
+    assert [t.get_text() for t in axes[1].get_legend().get_texts()] == ["$L(x)$", "$L(\\mathrm{Drop}(G(x)))$", "$M$"]
+    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), [0, -1, -2, -3])
+
+
+def test_training_leaves_out_what_was_not_recorded(adata):
+    adata.uns["began"]["history"] = adata.uns["began"]["history"][["repeat", "epoch", "heldout"]]
+    (axis,) = pl.training(adata, show=False)
+    assert "held-out" in axis.get_title() and axis.get_legend() is None
+    adata.uns["began"]["history"] = adata.uns["began"]["history"][["repeat", "epoch"]]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        pl.training(adata, show=False)
+
+
+def test_training_errors(adata):
+    with pytest.raises(KeyError, match="did you mean 'began'"):
+        pl.training(adata, "begn", show=False)
+    with pytest.raises(ValueError, match=r"ax must be 3 axes \(one for each of: Deviance"):
+        pl.training(adata, ax=plt.figure().subplots(), show=False)
+
+
+def test_imputed_shows_both_on_one_scale_highest_last(adata):
+    axes = pl.imputed(adata, ["gene1", "gene3"], show=False)
+    assert [a.get_title() for a in axes] == ["gene1 before", "gene1 after", "gene3 before", "gene3 after"]
+    counts = adata.X.toarray()
+    size = counts.sum(1)
+    np.testing.assert_allclose(drawn(axes[2]), expected(adata, counts, size, "gene3"), rtol=1e-5)
+    np.testing.assert_allclose(drawn(axes[3]), expected(adata, adata.layers["rate"], size, "gene3"), rtol=1e-5)
+    for before, after in (axes[:2], axes[2:]):
+        assert before.collections[0].get_clim() == after.collections[0].get_clim()
+        assert np.all(np.diff(after.collections[0].get_array()) >= 0)
+    assert len(axes[0].figure.axes) == 6  # a colour bar for each row
+
+
+@pytest.mark.parametrize("output", ["rate", "log1p"])
+def test_imputed_puts_every_output_on_the_same_scale(adata, output):
+    size = adata.X.toarray().sum(1, keepdims=True)
+    want = drawn(pl.imputed(adata, "gene1", show=False)[1])
+    share = adata.layers["rate"] / size
+    adata.layers["began"] = share if output == "rate" else np.log1p(share * 1e4)
+    adata.uns["began"]["params"]["output"] = output
+    np.testing.assert_allclose(drawn(pl.imputed(adata, "gene1", show=False)[1]), want, rtol=1e-5)
+
+
+def test_imputed_uses_the_recorded_layer_and_library_size(adata):
+    counts = adata.X.toarray()
+    adata.layers["half"] = np.floor(counts / 2)
+    adata.X = np.log1p(counts)
+    adata.obs["total"] = counts.sum(1) * 3
+    adata.uns["began"]["params"] |= {"layer": "half", "size_key": "total"}
+    before, after = pl.imputed(adata, "gene1", show=False)
+    np.testing.assert_allclose(drawn(before), expected(adata, adata.layers["half"], adata.obs["total"].to_numpy(), "gene1"), rtol=1e-5)
+    np.testing.assert_allclose(drawn(after), expected(adata, adata.layers["began"], adata.obs["total"].to_numpy(), "gene1"), rtol=1e-5)
+    # Shown beside another layer, the imputed values stay at the depth they were made at.
+    del adata.uns["began"]["params"]["size_key"]
+    adata.layers["counts"] = counts
+    before, after = pl.imputed(adata, "gene1", layer="counts", show=False)
+    np.testing.assert_allclose(drawn(before), expected(adata, counts, counts.sum(1), "gene1"), rtol=1e-5)
+    np.testing.assert_allclose(drawn(after), expected(adata, adata.layers["began"], adata.layers["half"].sum(1), "gene1"), rtol=1e-5)
+
+
+def test_imputed_reads_a_table_of_some_genes(adata):
+    want = drawn(pl.imputed(adata, "gene3", show=False)[1])
+    adata.obsm["began"] = pd.DataFrame(adata.layers["began"][:, [3, 5]], index=adata.obs_names, columns=["gene3", "gene5"])
+    del adata.layers["began"]
+    np.testing.assert_array_equal(drawn(pl.imputed(adata, "gene3", show=False)[1]), want)
+    with pytest.raises(KeyError, match=r"'gene4' not found; available: .*gene3"):
+        pl.imputed(adata, "gene4", show=False)
+
+
+def test_imputed_draws_on_given_axes_any_basis_and_changes_nothing(adata):
+    adata.obsm["spatial"] = adata.obsm["X_umap"][:, ::-1]
+    adata.X = adata.X.multiply(np.arange(40) != 7).tocsr()  # a gene without counts still has a scale
+    adata.layers["began"][:, 7] = 0
+    before = adata.copy()
+    given = plt.figure(layout="constrained").subplots(2, 2)
+    axes = pl.imputed(adata, ["gene7", "gene1"], basis="spatial", ax=given, size=3, show=False)
+    assert axes == list(given.flat)
+    assert axes[0].collections[0].get_clim() == (0, 1)
+    assert np.array_equal(adata.X.toarray(), before.X.toarray())
+    assert list(adata.uns) == list(before.uns) and list(adata.layers) == list(before.layers) and list(adata.obsm) == list(before.obsm)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"genes": "gne1"}, KeyError, "did you mean 'gene1'"),
+        ({"genes": "gene1", "key": "bgan"}, KeyError, "imputed layer or obsm table 'bgan' not found.*did you mean 'began'"),
+        ({"genes": "gene1", "basis": "umpa"}, KeyError, "did you mean 'umap'"),
+        ({"genes": "gene1", "layer": "rate"}, ValueError, "counts are in: adata.X"),
+        ({"genes": []}, ValueError, "genes is empty"),
+        ({"genes": ["gene1", "gene2"], "ax": "one"}, ValueError, r"ax must be 4 axes \(two for each gene\)"),
+    ],
+)
+def test_imputed_errors(adata, options, error, message):
+    if "ax" in options:
+        options = options | {"ax": plt.figure().subplots()}
+    with pytest.raises(error, match=message):
+        pl.imputed(adata, **options, show=False)
+
+
+def test_save_and_show(adata, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    assert pl.training(adata, show=True, save=tmp_path / "new" / "curves.png") is None
+    assert shown and (tmp_path / "new" / "curves.png").stat().st_size > 0
+    before = sc.settings.autoshow, sc.settings.figdir
+    try:
+        sc.settings.autoshow, sc.settings.figdir = False, tmp_path
+        assert len(pl.imputed(adata, "gene1", save=True)) == 2
+    finally:
+        sc.settings.autoshow, sc.settings.figdir = before
+    assert (tmp_path / f"imputed.{sc.settings.file_format_figs}").stat().st_size > 0
