@@ -18,8 +18,13 @@ THINNING = (0.5, 0.9)
 
 
 def shuffled(rows: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Every row once, in parts of nearly equal size and at most ``batch_size``: never a tail of one row."""
-    yield from np.array_split(rng.permutation(rows), math.ceil(len(rows) / batch_size))
+    """Every row once, in parts of nearly equal size and about ``batch_size``: never a tail of one row."""
+    yield from np.array_split(rng.permutation(rows), n_batches(len(rows), batch_size))
+
+
+def n_batches(n_rows: int, batch_size: int) -> int:
+    """Number of parts :func:`shuffled` gives."""
+    return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))
 
 
 class Context:

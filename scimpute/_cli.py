@@ -9,7 +9,6 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ from . import _check
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
     import pandas as pd
     from anndata import AnnData
 

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from ._batches import CellBatches, Context, shuffled
+from ._batches import CellBatches, Context, n_batches, shuffled
 from ._blocks import Partition, RunningMoments
 from ._counts import chunks, column_sums, row_sums, split
 from ._random import seed as draw_seed
@@ -119,10 +119,6 @@ def prior_precision(penalty: float, data: Data) -> float:
     return penalty / (data.train.shape[0] * max(REMOVED * float(data.size_train.mean()), 1e-6))
 
 
-def n_batches(data: Data, batch_size: int) -> int:
-    return math.ceil(data.train.shape[0] / batch_size)
-
-
 def choose(
     data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, on_trial: Callable[[], None]
 ) -> tuple[Settings, dict[str, Any]]:
@@ -133,7 +129,7 @@ def choose(
     then width and length of the training. The score is the one a user gets: the deviance of the held-out molecules
     under the posterior mean (with one size for all genes). The cost does not grow with the data.
     """
-    per_epoch = n_batches(data, settings.batch_size)
+    per_epoch = n_batches(data.train.shape[0], settings.batch_size)
     if settings.architecture == "conv":
         # One candidate would cost minutes.
         fixed = {"n_context": min(30, context.n_values - 1), "penalty": 200.0, "width": 32, "max_epochs": math.ceil(STEPS[0] / per_epoch)}
@@ -192,13 +188,13 @@ def _score_candidates(
 ) -> list[float]:
     """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each, in nats per held-out molecule."""
     n_values, blocks, genes = context.n_values, partition.blocks, partition.genes_per_block
-    mask = torch.ones(len(pairs), n_values)
+    mask = torch.ones(len(pairs), n_values, dtype=torch.float32)
     for row, (n_context, _) in zip(mask, pairs, strict=True):
         row[n_context : n_values - 1] = 0
     log_share = partition.deal(np.log(data.share), EMPTY).repeat(len(pairs), 1, 1)
     start = torch.Generator().manual_seed(draw_seed(rng))
     generator = Generator(len(pairs) * blocks, genes, n_values, data.levels, log_share, start, width=width)
-    module = Candidates(generator, mask, torch.tensor([prior_precision(p, data) for _, p in pairs])).to(data.device)
+    module = Candidates(generator, mask, torch.tensor([prior_precision(p, data) for _, p in pairs], dtype=torch.float32)).to(data.device)
     turns = math.ceil(steps / len(minibatches))
     fit(module, lambda: minibatches, n_batches=len(minibatches), max_epochs=turns, learning_rate=settings.learning_rate)
     total: torch.Tensor | float = 0.0
@@ -265,7 +261,7 @@ def fit_repeat(
     history = fit(
         module,
         epoch,
-        n_batches=n_batches(data, settings.batch_size),
+        n_batches=n_batches(data.train.shape[0], settings.batch_size),
         max_epochs=settings.max_epochs or 1,
         learning_rate=settings.learning_rate,
         evaluate=evaluate,

@@ -87,6 +87,7 @@ def fit(
     try:
         for epoch in range(max_epochs):
             sums: dict[str, Tensor | float] = {}
+            times: dict[str, int] = {}
             for batch in batches():
                 for name, loss in module.losses(batch):
                     if not torch.isfinite(loss):
@@ -99,9 +100,10 @@ def fit(
                     optimizers[name].step()
                 for name, value in module.metrics.items():
                     sums[name] = sums.get(name, 0.0) + value
+                    times[name] = times.get(name, 0) + 1
                 for plan in plans:
                     plan.step()
-            record = {name: float(value) / n_batches for name, value in sums.items()}
+            record = {name: float(value) / times[name] for name, value in sums.items()}
             if evaluate is not None:
                 record |= evaluate()
             history.epochs.append(record)

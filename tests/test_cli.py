@@ -5,9 +5,9 @@ import warnings
 from functools import wraps
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 
 import anndata as ad
 import numpy as np
@@ -32,7 +32,9 @@ def fails(capsys):
     def run(*argv):
         code = _cli.main(list(argv))
         out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1 and err.startswith("scimpute: error: "), err
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("scimpute: error: "), err
         return code, err
 
     return run
@@ -54,7 +56,8 @@ def test_began_writes_the_object_with_its_result(source, tmp_path, capsys):
     assert _cli.main(["began", source, str(out), "--batch-key", "batch", "--celltype_key=cell_type", "--output", "log1p", *QUICK]) == 0
     result, before = ad.read_h5ad(out), ad.read_h5ad(source)
     assert result.layers["began"].shape == result.shape
-    assert result.uns["began"]["params"]["output"] == "log1p" and result.uns["began"]["params"]["celltype_key"] == "cell_type"
+    assert result.uns["began"]["params"]["output"] == "log1p"
+    assert result.uns["began"]["params"]["celltype_key"] == "cell_type"
     assert np.array_equal(result.X.toarray(), before.X.toarray())
     assert capsys.readouterr().out == f"Wrote layers['began'] (60 x 40), its standard deviation and uns['began'] to {out}\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
@@ -71,8 +74,10 @@ def test_every_parameter_is_an_option(capsys):
     text = capsys.readouterr().out
     wanted = set(inspect.signature(tl.began).parameters) - {"adata", "copy"}
     assert all(f"--{name.replace('_', '-')} " in text for name in wanted), text
-    assert "--adata" not in text and "--copy" not in text
-    assert "low-rank scores" in text and "``" not in text
+    assert "--adata" not in text
+    assert "--copy" not in text
+    assert "low-rank scores" in text
+    assert "``" not in text
 
 
 def test_options_arrive_as_what_they_are(source, tmp_path, monkeypatch):
@@ -124,7 +129,8 @@ def test_version_and_help(capsys):
 )
 def test_bad_usage(fails, argv, message):
     code, line = fails(*argv)
-    assert code == 2 and message in line
+    assert code == 2
+    assert message in line
 
 
 def test_bad_files_are_found_before_the_work(fails, source, tmp_path, no_training):
@@ -143,13 +149,16 @@ def test_bad_files_are_found_before_the_work(fails, source, tmp_path, no_trainin
         ((source, out, "--save", source), "a file of its own"),
     ):
         code, line = fails("began", *pair)
-        assert code == 2 and message in line
+        assert code == 2
+        assert message in line
     assert not os.path.exists(out)
 
 
 def test_a_key_error_is_told_without_quotes_around_it(fails, source, tmp_path):
     code, line = fails("began", source, str(tmp_path / "o.h5ad"), "--batch-key", "bach")
-    assert code == 2 and line.startswith("scimpute: error: batch_key: obs column 'bach' not found") and "did you mean 'batch'?\n" in line
+    assert code == 2
+    assert line.startswith("scimpute: error: batch_key: obs column 'bach' not found")
+    assert "did you mean 'batch'?\n" in line
 
 
 def test_debug_shows_the_traceback(source, tmp_path, capsys):
@@ -185,7 +194,8 @@ def test_a_failure_in_writing_leaves_what_was_there(source, tmp_path, monkeypatc
 def test_a_failure_in_training_leaves_what_was_there(source, fails):
     before = Path(source).read_bytes()
     code, line = fails("began", source, source, "--gamma", "2")
-    assert code == 2 and "gamma must be in [0, 1], got 2.0" in line
+    assert code == 2
+    assert "gamma must be in [0, 1], got 2.0" in line
     assert Path(source).read_bytes() == before
 
 
@@ -221,8 +231,10 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert _cli.main(["demo", "--out-dir", str(tmp_path), "--random-state", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["raw", "gene_mean", "began"]
-    assert lines[-2].startswith("Lower is better") and "scimpute_demo.png; next: sc.pl.umap" in lines[-1]
+    assert lines[-2].startswith("Lower is better")
+    assert "scimpute_demo.png; next: sc.pl.umap" in lines[-1]
     adata = ad.read_h5ad(tmp_path / "scimpute_demo.h5ad")
-    assert adata.layers["began"].shape == (234, 765) and adata.uns["thin"]["params"]["random_state"] == 1
+    assert adata.layers["began"].shape == (234, 765)
+    assert adata.uns["thin"]["params"]["random_state"] == 1
     assert (tmp_path / "scimpute_demo.png").read_bytes()[16:24] == (1600).to_bytes(4, "big") + (1100).to_bytes(4, "big")
     assert len(list(tmp_path.iterdir())) == 2

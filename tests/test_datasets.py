@@ -14,13 +14,17 @@ def test_pbmc68k_counts_give_back_what_is_bundled():
         warnings.simplefilter("ignore")
         bundled = sc.datasets.pbmc68k_reduced()
     assert adata.shape == (700, 765)
-    assert adata.X.format == "csr" and adata.X.dtype == np.float32
-    assert np.array_equal(adata.X.data, np.rint(adata.X.data)) and adata.X.data.min() == 1
+    assert adata.X.format == "csr"
+    assert adata.X.dtype == np.float32
+    assert np.array_equal(adata.X.data, np.rint(adata.X.data))
+    assert adata.X.data.min() == 1
     size = adata.obs["n_counts"].to_numpy()[:, None]
     np.testing.assert_allclose(np.log1p(adata.X.toarray() / size * 1e4), bundled.raw.X.toarray(), atol=1e-3)
     assert np.all(adata.X.toarray().sum(1, keepdims=True) < size)
-    assert adata.raw is None and not adata.layers
-    assert list(adata.obs) == ["bulk_labels", "n_counts"] and list(adata.uns) == ["bulk_labels_colors"]
+    assert adata.raw is None
+    assert not adata.layers
+    assert list(adata.obs) == ["bulk_labels", "n_counts"]
+    assert list(adata.uns) == ["bulk_labels_colors"]
     assert set(adata.obsm) == {"X_pca", "X_umap"}
     assert len(adata.uns["bulk_labels_colors"]) == adata.obs["bulk_labels"].nunique() == 10
 
@@ -38,9 +42,11 @@ def test_pbmc68k_refuses_other_data(monkeypatch):
 def test_toy_counts_is_whole_and_seeded(tmp_path):
     adata = datasets.toy_counts()
     assert adata.shape == (60, 40)
-    assert adata.X.format == "csr" and adata.X.dtype == np.float32
+    assert adata.X.format == "csr"
+    assert adata.X.dtype == np.float32
     assert np.array_equal(adata.X.data, np.rint(adata.X.data))
-    assert adata.layers["rate"].dtype == np.float32 and np.all(adata.layers["rate"] > 0)
+    assert adata.layers["rate"].dtype == np.float32
+    assert np.all(adata.layers["rate"] > 0)
     assert set(adata.obs["batch"]) == {"batch0", "batch1"}
     assert set(adata.obs["cell_type"]) == {"type0", "type1", "type2"}
     same, other = datasets.toy_counts(random_state=np.random.default_rng(0)), datasets.toy_counts(random_state=1)

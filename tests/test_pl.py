@@ -1,6 +1,6 @@
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,8 @@ def test_training_draws_a_line_for_each_repeat(adata):
 def test_training_leaves_out_what_was_not_recorded(adata):
     adata.uns["began"]["history"] = adata.uns["began"]["history"][["repeat", "epoch", "heldout"]]
     (axis,) = pl.training(adata, show=False)
-    assert "held-out" in axis.get_title() and axis.get_legend() is None
+    assert "held-out" in axis.get_title()
+    assert axis.get_legend() is None
     adata.uns["began"]["history"] = adata.uns["began"]["history"][["repeat", "epoch"]]
     with pytest.raises(ValueError, match="nothing to draw"):
         pl.training(adata, show=False)
@@ -126,7 +127,9 @@ def test_imputed_draws_on_given_axes_any_basis_and_changes_nothing(adata):
     assert axes == list(given.flat)
     assert axes[0].collections[0].get_clim() == (0, 1)
     assert np.array_equal(adata.X.toarray(), before.X.toarray())
-    assert list(adata.uns) == list(before.uns) and list(adata.layers) == list(before.layers) and list(adata.obsm) == list(before.obsm)
+    assert list(adata.uns) == list(before.uns)
+    assert list(adata.layers) == list(before.layers)
+    assert list(adata.obsm) == list(before.obsm)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,8 @@ def test_save_and_show(adata, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(True))
     assert pl.training(adata, show=True, save=tmp_path / "new" / "curves.png") is None
-    assert shown and (tmp_path / "new" / "curves.png").stat().st_size > 0
+    assert shown
+    assert (tmp_path / "new" / "curves.png").stat().st_size > 0
     before = sc.settings.autoshow, sc.settings.figdir
     try:
         sc.settings.autoshow, sc.settings.figdir = False, tmp_path

@@ -53,11 +53,16 @@ class Batch:
 
 
 class _PoissonDeviance(torch.autograd.Function):
-    """``sum exposure_i * exp(log_rate) - sum removed * log_rate`` with its gradient made in the same pass."""
+    """``sum exposure_i * exp(log_rate) - sum removed * log_rate`` with its gradient made in the same pass.
+
+    Above a log rate of 0 (a share of 1, which only a diverging network gives) the value is capped and the gradient is not,
+    so that it still points back.
+    """
 
     @staticmethod
     def forward(ctx, log_rate: Tensor, exposure: Tensor, place: Tensor, removed: Tensor) -> Tensor:  # type: ignore[override]
-        data = log_rate.reshape(-1)[place] @ removed
+        log_rate = log_rate.contiguous()
+        data = log_rate.view(-1)[place] @ removed
         gradient = log_rate.clamp(max=0).exp_().mul_(exposure[:, None])
         total = gradient.sum()
         gradient.view(-1).index_add_(0, place, removed, alpha=-1)
@@ -149,7 +154,7 @@ class Began(nn.Module):
         M &= L(x) + |\gamma L(x) - L(\mathrm{Drop}(G(x)))|
 
     The Poisson term is per removed molecule (nats), which keeps its scale apart from the depth of the data. The
-    adversary looks at a quarter of the cells of every fourth minibatch: it learns as well from them, at a sixteenth of the cost.
+    adversary looks at a quarter of the cells of every fourth minibatch, a sixteenth of the cost; without a Poisson term, at all.
 
     Parameters
     ----------
@@ -189,6 +194,7 @@ class Began(nn.Module):
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, loss)``; each loss is to be stepped before the next one is asked for."""
+        self.metrics = {}
         log_rate = self.generator(batch.inputs, batch.labels)
         loss = log_rate.new_zeros(())
         if self.reconstruction_weight:
@@ -198,8 +204,9 @@ class Began(nn.Module):
         if self.penalty:
             loss = loss + self.penalty * self.generator.penalty().sum()  # type: ignore[operator]
         self.step += 1
-        if self.discriminator is not None and self.step % 4 == 1:
-            seen = math.ceil(log_rate.shape[1] / 4)
+        sparing = 4 if self.reconstruction_weight else 1
+        if self.discriminator is not None and (self.step - 1) % sparing == 0:
+            seen = math.ceil(log_rate.shape[1] / sparing)
             labels = tuple(codes[:seen] for codes in batch.labels)
             real = batch.inputs[:, :seen, : log_rate.shape[2]]
             # G' = log1p(CP10k) of the imputed cell; the log rate is capped as in the likelihood.
@@ -239,6 +246,8 @@ class Candidates(nn.Module):
     def __init__(self, generator: Generator, context_mask: Tensor, penalty: Tensor) -> None:
         super().__init__()
         self.generator, self.settings = generator, len(penalty)
+        self.mask: Tensor
+        self.penalty: Tensor
         self.register_buffer("mask", context_mask[:, None, None, :])
         self.register_buffer("penalty", penalty)
         self.metrics: dict[str, Tensor | float] = {}
@@ -257,4 +266,4 @@ class Candidates(nn.Module):
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         parts = [poisson_deviance(part, batch.exposure, batch.place, batch.removed) for part in self.log_rate(batch)]
         penalties = self.generator.penalty().view(self.settings, -1).sum(1)
-        yield "generator", torch.stack(parts).sum() / batch.exposure.sum() + (self.penalty * penalties).sum()  # type: ignore[operator]
+        yield "generator", torch.stack(parts).sum() / batch.exposure.sum() + (self.penalty * penalties).sum()

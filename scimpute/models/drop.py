@@ -8,10 +8,12 @@ from torch import Tensor
 _SAMPLE = 1 << 13
 
 
-def percentile(values: Tensor, percent: float) -> Tensor:
-    """Percentile of all entries, from at most 8,192 evenly spaced ones (a full sort would cost more than the network)."""
+def percentile(values: Tensor, percent: float, generator: torch.Generator) -> Tensor:
+    """Percentile of all entries, of 8,192 random ones where there are more (a full sort would cost more than the network)."""
     flat = values.reshape(-1)
-    return torch.quantile(flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE], percent / 100)
+    if flat.numel() > _SAMPLE:
+        flat = flat[torch.randint(flat.numel(), (_SAMPLE,), generator=generator, device=flat.device)]
+    return torch.quantile(flat, percent / 100)
 
 
 def drop(expression: Tensor, quantile: float, shape: float, generator: torch.Generator) -> Tensor:
@@ -32,6 +34,6 @@ def drop(expression: Tensor, quantile: float, shape: float, generator: torch.Gen
         s > 0: how sharply the chance rises around that percentile.
     """
     with torch.no_grad():
-        keep = torch.sigmoid(shape * (expression - percentile(expression, quantile)))
+        keep = torch.sigmoid(shape * (expression - percentile(expression, quantile, generator)))
         mask = torch.bernoulli(keep, generator=generator)
     return expression * mask

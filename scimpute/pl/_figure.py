@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scanpy import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def axes(given: Axes | Sequence[Axes] | None, rows: int, columns: int, panel: tuple[float, float], what: str) -> list[Axes]:

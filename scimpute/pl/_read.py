@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from anndata import AnnData
 
 from .. import _adata, _check, _keys
 from .._counts import TARGET
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def history(adata: AnnData, key: str) -> pd.DataFrame:
