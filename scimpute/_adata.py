@@ -59,7 +59,7 @@ def check_object(adata: Any) -> None:
 
 def layer_names(adata: ad.AnnData) -> list[str]:
     """Layers of the object (anndata 0.13 lists X among them as None)."""
-    return [name for name in adata.layers.keys() if name is not None]
+    return [name for name in adata.layers if name is not None]
 
 
 def _matrix(adata: ad.AnnData, layer: str | None) -> Any:
@@ -190,7 +190,9 @@ def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
     empty = values.isna().to_numpy()
     if empty.any():
         first = adata.obs_names[int(np.flatnonzero(empty)[0])]
-        raise ValueError(f"{argument}={column!r} is missing in {empty.sum()} cells (first: {first!r}); fill them, e.g. with 'unknown', or drop the cells")
+        raise ValueError(
+            f"{argument}={column!r} is missing in {empty.sum()} cells (first: {first!r}); fill them, e.g. with 'unknown', or drop the cells"
+        )
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
     # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
@@ -200,7 +202,9 @@ def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
         return None
     few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
     if few:
-        warnings.warn(f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them", UserWarning, stacklevel=3
+        )
     return Label(column, [str(n) for n in names], codes.astype(np.int64))
 
 
@@ -214,7 +218,8 @@ def read_size(adata: ad.AnnData, size_key: str | None, counts: sp.csr_matrix) ->
     size = pd.to_numeric(adata.obs[size_key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = ~(np.isfinite(size) & (size > 0))
     if wrong.any():
-        raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {adata.obs_names[int(np.flatnonzero(wrong)[0])]!r})")
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {first!r})")
     short = size < totals * (1 - 1e-4) - 1
     if short.any():
         i = int(np.flatnonzero(short)[0])
@@ -295,7 +300,11 @@ def write(
     if adata.isbacked:
         if copy:
             raise ValueError("copy=True is not possible for a backed object; read it into memory with adata.to_memory() first")
-        warnings.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)", UserWarning, stacklevel=3)
+        warnings.warn(
+            "adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)",
+            UserWarning,
+            stacklevel=3,
+        )
     target = adata.copy() if copy else adata
     new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "uns": {key: {_keys.METHOD: method, **uns}}}
     stale = {key, *(layers or {}), *(obsm or {}), _keys.sd(key)} if written_by(target, key) == method else set()

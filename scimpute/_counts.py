@@ -48,6 +48,13 @@ def column_sums(matrix: sp.csr_matrix) -> np.ndarray:
     return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
 
 
+def columns(matrix: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
+    """Some columns in the order given; the matrix itself where that is all of them as they are."""
+    if len(genes) == matrix.shape[1] and np.array_equal(genes, np.arange(len(genes))):
+        return matrix
+    return matrix[:, genes]
+
+
 def chunks(n_rows: int, n_columns: int, entries: int = 4_000_000) -> Iterator[slice]:
     """Row slices of about ``entries`` dense entries each: the only size in which anything is made dense."""
     step = max(1, entries // max(1, n_columns))

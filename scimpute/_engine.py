@@ -18,7 +18,7 @@ import torch
 
 from ._batches import CellBatches, Context, n_batches, shuffled
 from ._blocks import Partition, RunningMoments
-from ._counts import chunks, column_sums, row_sums, split
+from ._counts import chunks, column_sums, columns, row_sums, split
 from ._random import seed as draw_seed
 from ._train import History, fit
 from .models import posterior
@@ -30,7 +30,7 @@ HELDOUT = 0.05
 REMOVED = 0.3
 """Mean fraction of the molecules the generator has to predict while it trains (see ``_batches.THINNING``)."""
 CONTEXTS = (5, 15, 40)
-PENALTIES = (30.0, 200.0, 1500.0)
+PENALTIES = (30.0, 300.0)
 WIDTHS = (64, 16)
 STEPS = (160, 400)
 """Lengths of the training in minibatches."""
@@ -52,11 +52,21 @@ class Settings:
     max_epochs: int | None
     batch_size: int
     learning_rate: float
-    drop_quantile: float | None
+    drop_quantile: float
     drop_shape: float
     gamma: float
     adversarial_weight: float
     reconstruction_weight: float
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What the settings or the data have decided."""
+
+    n_context: int
+    width: int
+    penalty: float
+    max_epochs: int
 
 
 @dataclass
@@ -107,11 +117,14 @@ class Data:
         ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)
         return torch.from_numpy(ratio.astype(np.float32)).to(self.device)
 
+    def per_molecule(self, deviance: float, genes: np.ndarray) -> float:
+        """A deviance of the validation cells' held-out counts in nats per molecule, of shares instead of counts: comparable over depths."""
+        molecules = row_sums(columns(self.heldout[self.validation], genes))
+        exposure = np.maximum(self.size_heldout[self.validation], 1e-6)
+        return float((deviance + molecules @ np.log(exposure)) / max(molecules.sum(), 1.0))
+
     def dense(self, matrix: sp.csr_matrix, rows: np.ndarray, genes: np.ndarray) -> torch.Tensor:
-        part = matrix[rows]
-        if len(genes) < matrix.shape[1]:
-            part = part[:, genes]
-        return torch.from_numpy(part.toarray()).to(self.device)
+        return torch.from_numpy(columns(matrix[rows], genes).toarray()).to(self.device)
 
 
 def prior_precision(penalty: float, data: Data) -> float:
@@ -121,8 +134,8 @@ def prior_precision(penalty: float, data: Data) -> float:
 
 def choose(
     data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, on_trial: Callable[[], None]
-) -> tuple[Settings, dict[str, Any]]:
-    """Fill in what the settings leave to the data, by held-out molecules of one block of genes.
+) -> tuple[Complexity, dict[str, Any]]:
+    """Fill in what the settings leave to the data, by held-out molecules of two blocks of genes.
 
     A random block of genes is a fair sample of all, and the blocks of a generator do not know of each other; so every
     candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
@@ -130,14 +143,17 @@ def choose(
     under the posterior mean (with one size for all genes). The cost does not grow with the data.
     """
     per_epoch = n_batches(data.train.shape[0], settings.batch_size)
-    if settings.architecture == "conv":
-        # One candidate would cost minutes.
-        fixed = {"n_context": min(30, context.n_values - 1), "penalty": 200.0, "width": 32, "max_epochs": math.ceil(STEPS[0] / per_epoch)}
-        return replace(settings, **{k: v for k, v in fixed.items() if getattr(settings, k) is None}), {"why": "fixed for architecture='conv'"}
+    conv = settings.architecture == "conv"
+    # Trying one candidate of the convolutional network would cost minutes.
+    plain = Complexity(30, 32, 200.0, math.ceil(STEPS[0] / per_epoch))
+    asked = {name: getattr(settings, name) for name in vars(plain)}
+    given = replace(plain, **{name: value for name, value in asked.items() if value is not None})
+    given = replace(given, n_context=min(given.n_context, context.n_values - 1))
+    if conv or None not in asked.values():
+        return given, {"why": "fixed for architecture='conv'" if conv and None in asked.values() else "all given by the caller"}
     block = rng.permutation(data.genes)[: CANDIDATE_BLOCKS * min(settings.block_size, math.ceil(len(data.genes) / CANDIDATE_BLOCKS))]
     partition = Partition.draw(block, data.counts.shape[1], settings.block_size, rng)
-    asked = settings.max_epochs
-    lengths = STEPS if asked is None else (min(asked * per_epoch, max(STEPS)),)
+    lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * per_epoch, max(STEPS)),)
     # The same thinned minibatches for every candidate: prepared once, and the comparison is paired.
     batches = data.of_training(partition, context)
     rows = itertools.chain.from_iterable(shuffled(np.arange(data.train.shape[0]), settings.batch_size, rng) for _ in itertools.count())
@@ -146,14 +162,13 @@ def choose(
 
     def trial(pairs: Sequence[tuple[int, float]], width: int, steps: int) -> dict[str, float]:
         scores = _score_candidates(data, settings, context, partition, minibatches, pairs, width, steps, rng)
-        results = [
-            {"n_context": c, "penalty": p, "width": width, "steps": steps, "heldout": score} for (c, p), score in zip(pairs, scores, strict=True)
-        ]
+        same = {"width": width, "steps": steps}
+        results = [{"n_context": c, "penalty": p, **same, "heldout": score} for (c, p), score in zip(pairs, scores, strict=True)]
         tried.extend(results)
         on_trial()
         return min(results, key=lambda result: result["heldout"])
 
-    contexts = sorted({min(c, context.n_values - 1) for c in CONTEXTS}) if settings.n_context is None else [min(settings.n_context, context.n_values - 1)]
+    contexts = sorted({min(c, context.n_values - 1) for c in (CONTEXTS if settings.n_context is None else (settings.n_context,))})
     penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
     widths = WIDTHS if settings.width is None else (settings.width,)
     best = trial([(c, p) for c in contexts for p in penalties], widths[0], lengths[0])
@@ -165,14 +180,9 @@ def choose(
         # More than twice the work has to be worth it.
         if longer["heldout"] < best["heldout"] * (1 - WORTH):
             best = longer
-    settings = replace(
-        settings,
-        n_context=pair[0][0],
-        penalty=best["penalty"],
-        width=int(best["width"]),
-        max_epochs=math.ceil(best["steps"] / per_epoch) if asked is None else asked,
-    )
-    return settings, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
+    epochs = settings.max_epochs or math.ceil(best["steps"] / per_epoch)
+    complexity = Complexity(pair[0][0], int(best["width"]), best["penalty"], epochs)
+    return complexity, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
 
 
 def _score_candidates(
@@ -209,26 +219,26 @@ def _score_candidates(
             ratio = data.heldout_ratio(part)
             sizes = posterior.GRID[::3]
             total = total + torch.stack([posterior.heldout_deviance(seen, rate * size, target, ratio, sizes).sum(1) for rate in rates])
-    molecules = max(float(data.heldout[data.validation][:, partition.genes].sum()), 1.0)
-    return (total.min(dim=1).values / molecules).tolist()  # type: ignore[union-attr]
+    return [data.per_molecule(float(value), partition.genes) for value in total.amin(dim=1)]  # type: ignore[union-attr]
 
 
-def build(data: Data, settings: Settings, context: Context, partition: Partition, rng: np.random.Generator) -> Began:
+def build(
+    data: Data, settings: Settings, complexity: Complexity, context: Context, partition: Partition, rng: np.random.Generator
+) -> Began:
     """Generator and discriminator of one repeat."""
-    assert settings.width is not None and settings.penalty is not None and settings.drop_quantile is not None
     start = torch.Generator().manual_seed(draw_seed(rng))
     shape = (partition.blocks, partition.genes_per_block)
     log_share = partition.deal(np.log(data.share), EMPTY)
     conv = settings.architecture == "conv"
     make = ConvGenerator if conv else Generator
-    generator = make(*shape, context.n_values, data.levels, log_share, start, width=settings.width)
+    generator = make(*shape, context.n_values, data.levels, log_share, start, width=complexity.width)
     discriminator = None
     if settings.adversarial_weight:
         discriminator = (ConvDiscriminator if conv else Discriminator)(*shape, data.levels, start)
     module = Began(
         generator,
         discriminator,
-        penalty=prior_precision(settings.penalty, data),
+        penalty=prior_precision(complexity.penalty, data),
         adversarial_weight=settings.adversarial_weight,
         reconstruction_weight=settings.reconstruction_weight,
         gamma=settings.gamma,
@@ -240,10 +250,16 @@ def build(data: Data, settings: Settings, context: Context, partition: Partition
 
 
 def fit_repeat(
-    data: Data, settings: Settings, context: Context, partition: Partition, rng: np.random.Generator, on_epoch: Callable[[], None]
+    data: Data,
+    settings: Settings,
+    complexity: Complexity,
+    context: Context,
+    partition: Partition,
+    rng: np.random.Generator,
+    on_epoch: Callable[[], None],
 ) -> tuple[Began, History]:
     """Train one repeat; its held-out deviance (nats per held-out molecule) is looked at after each epoch."""
-    module = build(data, settings, context, partition, rng)
+    module = build(data, settings, complexity, context, partition, rng)
     batches = data.of_training(partition, context)
     rows = np.arange(data.train.shape[0])
     glance = batches.against(data.validation[:128], data.heldout, data.size_heldout)
@@ -262,7 +278,7 @@ def fit_repeat(
         module,
         epoch,
         n_batches=n_batches(data.train.shape[0], settings.batch_size),
-        max_epochs=settings.max_epochs or 1,
+        max_epochs=complexity.max_epochs,
         learning_rate=settings.learning_rate,
         evaluate=evaluate,
         watch=("heldout", "M") if settings.adversarial_weight else ("heldout",),
@@ -353,10 +369,9 @@ class Combiner:
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
                 rate = value * ratio[:, None]
                 sums[name] += float((rate - target * rate.clamp(min=1e-12).log()).sum(dtype=torch.float64))
-        molecules = max(float(data.heldout[data.validation][:, genes].sum()), 1.0)
         log_rates = np.log(np.maximum(self.validation.mean, 1e-12))
         variation = float(log_rates.std(axis=0).max()) if len(log_rates) else 0.0
-        return Result(self.rates, self.own, sizes.cpu(), {k: v / molecules for k, v in sums.items()}, variation)
+        return Result(self.rates, self.own, sizes.cpu(), {k: data.per_molecule(v, genes) for k, v in sums.items()}, variation)
 
     def _validation(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         data = self.data

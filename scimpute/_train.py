@@ -79,8 +79,7 @@ def fit(
         A loss was not finite, or the device ran out of memory.
     """
     groups = module.parameter_groups()
-    fused = {"fused": True} if next(iter(groups.values()))[0].device.type in ("cpu", "cuda") else {}
-    optimizers = {name: torch.optim.AdamW(p, lr=learning_rate, weight_decay=0.0, eps=1e-10, **fused) for name, p in groups.items()}
+    optimizers = {name: torch.optim.Adam(p, lr=learning_rate, eps=1e-10, fused=True) for name, p in groups.items()}
     total = max(2, n_batches * max_epochs)
     plans = [torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, total_steps=total, pct_start=0.1) for o in optimizers.values()]
     history, patience_left = History(), _Patience(patience, watch)
@@ -114,5 +113,7 @@ def fit(
                 break
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
-        raise RuntimeError("the device ran out of memory while training; try a smaller batch_size or device='cpu'. Nothing was written.") from error
+        raise RuntimeError(
+            "the device ran out of memory while training; try a smaller batch_size or device='cpu'. Nothing was written."
+        ) from error
     return history

@@ -20,8 +20,8 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     r"""Score imputed layers on molecules that were held out by :func:`scimpute.pp.thin`.
 
     The layers must hold expected counts at the depth of the training part (``output="counts"``), made from
-    ``layers[f"{key}_train"]`` alone. Below, :math:`y` is the test part, :math:`p` the prediction and :math:`q = p\, \sum y / \sum x` the
-    prediction at the depth of the test part (:math:`x` the training part).
+    ``layers[f"{key}_train"]`` alone. Below, :math:`x` is the training part, :math:`y` the test part, :math:`p` the prediction and
+    :math:`q = p\, \sum y / \sum x` the prediction at the depth of the test part.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     ``poisson``
         :math:`\mathrm{mean}(q - y \log(q + 10^{-6}))`, the Poisson deviance of the held-out molecules up to a constant. The one to trust.
     ``poisson_openproblems``
-        :math:`\mathrm{mean}(y - q \log(y + 10^{-6}))`: the score of the Open Problems leaderboard, whose call has the two arguments swapped.
-        Given for comparison only: an output multiplied by a millionth scores close to the best there.
+        :math:`\mathrm{mean}(y - q \log(y + 10^{-6}))`: the score of the Open Problems leaderboard, whose call has its arguments
+        swapped. Given for comparison only: an output multiplied by a millionth scores close to the best there.
     ``mse_log``
         Mean squared difference of log1p(CP10k) of the test part and its expectation under the prediction,
         :math:`E[\log(1 + 10^4 N / \sum_j y_{ij})]` with :math:`N \sim \mathrm{Poisson}(q_{ij})`. Not renormalised.
     ``mse_log_renormalized``
-        Mean squared difference of log1p(CP10k) of the test part and log1p of the prediction normalised to CP10k: the MSE of the leaderboard.
-        It rewards averages of square roots and misplaced mass.
+        Mean squared difference of log1p(CP10k) of the test part and log1p of the prediction normalised to CP10k: the MSE of that
+        leaderboard. It rewards averages of square roots and misplaced mass.
 
     Raises
     ------

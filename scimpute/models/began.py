@@ -128,7 +128,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The dense discriminator, an autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``."""
 
-    def __init__(self, blocks: int, genes: int, levels: Sequence[int], generator: torch.Generator, *, width: int = 32, bottleneck: int = 16) -> None:
+    def __init__(
+        self, blocks: int, genes: int, levels: Sequence[int], generator: torch.Generator, *, width: int = 32, bottleneck: int = 16
+    ) -> None:
         super().__init__()
         self.embeddings = nn.ModuleList(BlockEmbedding(blocks, n, generator) for n in levels)
         side = sum(e.size for e in self.embeddings)  # type: ignore[misc]

@@ -89,7 +89,7 @@ def training(
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         axis.spines[["top", "right"]].set_visible(False)
         if "k" in lines:
-            axis.set_ylim(bottom=-0.005)
+            axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False, fontsize="small")
     return _figure.finish(used, "training", show, save)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scanpy import logging as logg
 from scanpy import settings as scanpy_settings
 from tqdm.auto import tqdm
 
 from .. import _adata, _check, _device, _keys, _random
 from .._batches import Context
 from .._blocks import Partition
-from .._counts import TARGET, chunks, expected_log1p
-from .._engine import CONTEXTS, Combiner, Data, Result, Settings, choose, fit_repeat
+from .._counts import TARGET, chunks, column_sums, expected_log1p
+from .._counts import columns as take_columns
+from .._engine import CONTEXTS, Combiner, Complexity, Data, Result, Settings, choose, fit_repeat
 from .._save import save_model
 from .._version import __version__
 from ..models import posterior as empirical_bayes
@@ -53,7 +53,7 @@ def began(
     penalty: float | Literal["auto"] = "auto",
     drop_quantile: float | Literal["auto"] = "auto",
     drop_shape: float = 1.0,
-    gamma: float = 0.5,
+    gamma: float = 0.95,
     adversarial_weight: float = 0.1,
     reconstruction_weight: float = 1.0,
     posterior: bool = True,
@@ -72,8 +72,8 @@ def began(
     Genes are dealt at random into blocks, each with a small generator and discriminator of its own; the deal is redrawn
     ``n_repeats`` times and the imputations are averaged. A generator reads its block of a *thinned* cell and the cell's low-rank context,
     predicts the removed molecules (count splitting), and is judged, after a Drop operator has imitated dropout, by a
-    boundary-equilibrium discriminator. The rate it gives is the prior mean of the entry, and the cell's own count is used once more (empirical
-    Bayes), with a size per gene that held-out molecules correct. See *Notes* for the equations.
+    boundary-equilibrium discriminator. The rate it gives is the prior mean of the entry, and the cell's own count is used
+    once more (empirical Bayes), with a size per gene that held-out molecules correct. See *Notes* for the equations.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def began(
         Name of the result.
     output
         ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: their share of the library size. ``"log1p"``: the
-        expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of log1p of a mean.
+        expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of a mean's log.
     fill
         ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
     target_batch
@@ -108,8 +108,9 @@ def began(
     n_repeats
         Number of random partitions of the genes.
     n_context, width, penalty, max_epochs
-        Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of the output weights, and
-        length of the training. ``"auto"`` chooses by held-out molecules (dense only; the convolutional network has fixed choices).
+        Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of
+        the output weights, and length of the training. ``"auto"`` chooses by held-out molecules (dense only; the
+        convolutional network has fixed choices).
     drop_quantile, drop_shape
         Percentile q (0 to 100) at which Drop keeps half of the entries, and sharpness s around it. ``"auto"`` takes the percentage of zeros
         in the counts.
@@ -141,7 +142,8 @@ def began(
     None, or the copy with ``copy=True``. Written are
 
     ``adata.layers[key_added]``
-        The imputed values, float32, dense, ``n_obs`` x ``n_vars``. With ``genes`` instead ``adata.obsm[key_added]``, a DataFrame.
+        The imputed values, float32, dense, ``n_obs`` x ``n_vars``; 0 in genes without a molecule. With ``genes`` instead
+        ``adata.obsm[key_added]``, a DataFrame.
     ``adata.layers[f"{key_added}_sd"]`` (or ``obsm``)
         Standard deviation of every imputed value on the same scale: posterior of the entry (prior, where ``posterior=False``) and the
         spread over the repeats together; by the delta method for ``"log1p"``. With ``fill="zeros"`` the
@@ -149,7 +151,8 @@ def began(
     ``adata.uns[key_added]``
         ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
         L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
-        candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per gene; ``stopped``; ``version``; ``seconds``.
+        candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per
+        gene; ``stopped``; ``version``; ``seconds``.
 
     Raises
     ------
@@ -168,10 +171,12 @@ def began(
     * BEGAN :cite:p:`Berthelot2017`, eqs. 2 to 5: :math:`L(v) = \mathrm{mean}|v - D(v)|`, :math:`L_D = L(x') - k_t L(\mathrm{Drop}(G'))`,
       :math:`k_{t+1} = \mathrm{clip}(k_t + 0.001 (\gamma L(x') - L(\mathrm{Drop}(G'))), 0, 1)`,
       :math:`M = L(x') + |\gamma L(x') - L(\mathrm{Drop}(G'))|`; training stops early when neither M nor the held-out deviance improves.
-    * Count splitting :cite:p:`Batson2019`: :math:`\sum_j t_i r_{ij} - \sum_j T_{ij} \log r_{ij}` with T the removed molecules and t their total.
+    * Count splitting :cite:p:`Batson2019`: :math:`\sum_j t_i r_{ij} - \sum_j T_{ij} \log r_{ij}` with T the removed molecules and t
+      their total.
     * Empirical Bayes: :math:`E[\lambda | x] = (x + \theta_j) / (1 + \theta_j / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`.
 
-    After scIGANs :cite:p:`Xu2020`, with the changes above; a gene with few molecules stays at its mean through the penalty, and its posterior at mean and own count.
+    After scIGANs :cite:p:`Xu2020`, with the changes above. The penalty holds a gene with few molecules at its mean, so that its
+    posterior falls back to the mean and the cell's own count.
 
     Examples
     --------
@@ -233,13 +238,13 @@ def began(
     columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     arrays = 2 + (target is not None and posterior)
     _check.memory(arrays * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
-    if settings.drop_quantile is None:
+    if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
 
     # 3.-5. Seed, build, fit
     with _own_torch_state(torch_device):
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
-        settings, result, record, tensors = _run(data, settings, target, rng, progress=progress, keep_own=posterior)
+        complexity, result, record, tensors = _run(data, settings, target, rng, progress=progress, keep_own=posterior)
     if result.variation < _FLAT:
         warnings.warn(
             f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
@@ -263,6 +268,7 @@ def began(
         "random_state": _random.describe(random_state),
         "device": str(torch_device),
         **vars(settings),
+        **vars(complexity),
     }
     params = {name: value for name, value in params.items() if value is not None}
     conditioned = {name: {"column": label.column, "levels": label.levels} for name, label in used.items()}
@@ -289,16 +295,18 @@ def _settings(n_obs: int, *, architecture, block_size, batch_size, **values: Any
     _check.option("architecture", architecture, ("dense", "conv"))
     block_size = _check.integer("block_size", block_size)
     if architecture == "conv" and (math.isqrt(block_size) ** 2 != block_size or math.isqrt(block_size) % 4):
-        raise ValueError(f"block_size must be the square of a multiple of 4 for architecture='conv', such as 256, 400 or 576; got {block_size}")
+        raise ValueError(f"block_size must be the square of a multiple of 4 for architecture='conv', as 256, 400 or 576; got {block_size}")
     checked: dict[str, Any] = {"architecture": architecture, "block_size": block_size}
     checked["n_repeats"] = _check.integer("n_repeats", values["n_repeats"])
-    checked["batch_size"] = min(128, max(32, n_obs // 8)) if _check.auto("batch_size", batch_size) else _check.integer("batch_size", batch_size, 2)
+    by_data = _check.auto("batch_size", batch_size)
+    checked["batch_size"] = min(128, max(32, n_obs // 8)) if by_data else _check.integer("batch_size", batch_size, 2)
     checked["learning_rate"] = _check.number("learning_rate", values["learning_rate"], 0, open_low=True)
     for name, low in (("n_context", 1), ("width", 1), ("max_epochs", 1)):
         checked[name] = None if _check.auto(name, values[name]) else _check.integer(name, values[name], low)
     checked["penalty"] = None if _check.auto("penalty", values["penalty"]) else _check.number("penalty", values["penalty"], 0)
     quantile = values["drop_quantile"]
-    checked["drop_quantile"] = None if _check.auto("drop_quantile", quantile) else _check.number("drop_quantile", quantile, 0, 100)
+    # Of "auto" the percentage of zeros takes the place once the counts are read.
+    checked["drop_quantile"] = 50.0 if _check.auto("drop_quantile", quantile) else _check.number("drop_quantile", quantile, 0, 100)
     checked["drop_shape"] = _check.number("drop_shape", values["drop_shape"], 0, open_low=True)
     checked["gamma"] = _check.number("gamma", values["gamma"], 0, 1)
     for name in ("adversarial_weight", "reconstruction_weight"):
@@ -329,22 +337,22 @@ def _own_torch_state(device: torch.device) -> Iterator[None]:
 
 def _run(
     data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool | None, keep_own: bool
-) -> tuple[Settings, Result, dict[str, Any], dict[str, torch.Tensor]]:
+) -> tuple[Complexity, Result, dict[str, Any], dict[str, torch.Tensor]]:
     """Choose the complexity, fit and combine the repeats."""
     shown = scanpy_settings.verbosity >= 2 if progress is None else progress
     n_scores = settings.n_context or max(CONTEXTS)
     context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
     record: dict[str, Any] = {}
     with tqdm(disable=not shown, desc="choosing complexity", unit=" steps") as bar:
-        settings, record["chosen"] = choose(data, settings, context, rng, on_trial=bar.update)
-        context = context.truncated(settings.n_context)
-        bar.reset(settings.n_repeats * settings.max_epochs)
+        complexity, record["chosen"] = choose(data, settings, context, rng, on_trial=bar.update)
+        context = context.truncated(complexity.n_context)
+        bar.reset(settings.n_repeats * complexity.max_epochs)
         tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
         combiner, history, stopped = Combiner(data, target, keep_own=keep_own), [], []
         for repeat in range(settings.n_repeats):
             bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")
             partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng, square=settings.architecture == "conv")
-            module, trained = fit_repeat(data, settings, context, partition, rng, bar.update)
+            module, trained = fit_repeat(data, settings, complexity, context, partition, rng, bar.update)
             combiner.add(module, context, partition)
             history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
             stopped.append(trained.stopped)
@@ -353,18 +361,17 @@ def _run(
     result = combiner.finish()
     tensors |= {"sizes": result.sizes, "share": torch.from_numpy(data.share)}
     record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": result.sizes.numpy()}
-    return settings, result, record, tensors
+    return complexity, result, record, tensors
 
 
 def _finish(
     result: Result, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
 ) -> None:
     """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations."""
-    whole = len(columns) == counts.shape[1]
+    unseen = torch.from_numpy(column_sums(take_columns(counts, columns)) == 0)
     for rows in chunks(len(size), len(columns), 2_000_000):
-        observed = counts[rows] if whole else counts[rows][:, columns]
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
-        x = torch.from_numpy(observed.toarray())
+        x = torch.from_numpy(take_columns(counts[rows], columns).toarray())
         mu = torch.from_numpy(result.rates.mean[rows]) * depth
         variance = result.rates.variance(rows, repeats) * depth.square()
         if not posterior:
@@ -379,6 +386,9 @@ def _finish(
             variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
             mean = mean * factor
         sd = variance.sqrt()
+        # Of a gene without a molecule nothing can be said.
+        mean[:, unseen] = 0
+        sd[:, unseen] = 0
         if fill == "zeros":
             mean = torch.where(x > 0, x, mean)
         if output == "rate":

@@ -1,0 +1,126 @@
+"""What every test runs in, and the objects and helpers that several tests share.
+
+Helpers are fixtures that return a function: with ``--import-mode=importlib`` a test module imports no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import anndata as ad
+import hypothesis
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from scimpute import datasets
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+# No database: tests write nothing outside tmp_path. No deadline: the machine is shared.
+hypothesis.settings.register_profile("scimpute", database=None, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("scimpute")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the package downloads; a connection to another machine fails the test."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family == socket.AF_UNIX or str(address[0]) in ("127.0.0.1", "::1", "localhost"):
+            return connect(self, address)
+        raise RuntimeError(f"a test tried to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    """60 cells x 40 genes of rank 3, 2 batches, 3 types, CSR counts; with something in every slot."""
+    adata = datasets.toy_counts()
+    rng = np.random.default_rng(1)
+    adata.raw = adata.copy()
+    adata.obs["depth"] = np.asarray(adata.X.sum(axis=1)).ravel()
+    adata.var["marked"] = np.arange(adata.n_vars) % 4 == 0
+    adata.obsm["X_pca"] = rng.normal(size=(adata.n_obs, 3))
+    adata.obsp["distances"] = sp.random(adata.n_obs, adata.n_obs, 0.1, format="csr", random_state=0)
+    adata.uns["palette"] = {"colours": np.array(["red", "blue"]), "nested": {"value": 1.5}}
+    return adata
+
+
+def _digest(value: Any) -> str:
+    """Hash of the bytes, types and shapes of a value."""
+    if hasattr(value, "to_memory"):  # backed sparse
+        value = value.to_memory()
+    if hasattr(value, "compute"):
+        value = value.compute()
+    if sp.issparse(value):
+        # Format, index types and the order of the entries count too; that AnnData makes it a class of its own in a view does not.
+        parts = [value.data, value.indices, value.indptr] if hasattr(value, "indptr") else [value.tocoo().data]
+        return _joined(value.format, isinstance(value, sp.sparray), value.shape, *map(_digest, parts))
+    if isinstance(value, pd.DataFrame):
+        columns = [_digest(value[name]) for name in value.columns]
+        return _joined("frame", _digest(value.index), list(value.columns), *columns)
+    if isinstance(value, pd.Series | pd.Index):
+        if isinstance(value.dtype, pd.CategoricalDtype):
+            values = pd.Categorical(value)
+            return _joined("categorical", _digest(values.categories), values.ordered, _digest(values.codes))
+        return _joined(value.dtype, _digest(np.asarray(value, dtype=object)))
+    if isinstance(value, Mapping):
+        return _joined("mapping", *(_joined(name, _digest(value[name])) for name in sorted(value)))
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        array = np.asarray(value[...] if value.shape else value)
+        content = repr(array.tolist()) if array.dtype == object else hashlib.sha256(array.tobytes()).hexdigest()
+        return _joined(array.dtype.str, array.shape, content)
+    return _joined(type(value).__name__, repr(value))
+
+
+def _joined(*parts: Any) -> str:
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def _fingerprint(adata: Any) -> dict[str, str]:
+    if not isinstance(adata, ad.AnnData):
+        return {"value": _digest(adata)}
+    found = {"X": _digest(adata.X), "obs": _digest(adata.obs), "var": _digest(adata.var)}
+    for slot in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
+        entries = getattr(adata, slot)
+        # anndata 0.13 lists X among the layers, as None.
+        found |= {f"{slot}/{name}": _digest(entries[name]) for name in list(entries) if name is not None}
+    if adata.raw is not None:
+        found |= {"raw/X": _digest(adata.raw.X), "raw/var": _digest(adata.raw.var)}
+    return found
+
+
+@pytest.fixture
+def fingerprint() -> Callable[[Any], dict[str, str]]:
+    """A function that hashes every part of an object, by its name: ``{"X": ..., "layers/rate": ..., "uns/palette": ...}``."""
+    return _fingerprint
+
+
+@pytest.fixture
+def states() -> Callable[[], tuple[Any, ...]]:
+    """A function that gives all global state a run might change: generators, gradients, threads, dtype."""
+
+    def look() -> tuple[Any, ...]:
+        name, keys, *rest = np.random.get_state()  # noqa: NPY002
+        modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+        numbers = torch.get_rng_state().numpy().tobytes()
+        return name, keys.tobytes(), *rest, numbers, *modes, torch.get_num_threads(), torch.get_default_dtype(), np.geterr()
+
+    return look
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    """``torch.set_default_dtype``, undone after the test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)

@@ -1,0 +1,782 @@
+"""The contract that every function of ``scimpute.tl`` keeps, and what holds for the package as a whole.
+
+A new method joins the battery by an entry in ``IMPUTERS``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+
+import scimpute
+
+PACKAGE = Path(scimpute.__file__).parent
+
+
+@dataclass(frozen=True)
+class Imputer:
+    """A method under test.
+
+    Attributes
+    ----------
+    quick
+        Settings of a run of a few hundredths of a second.
+    good
+        Settings of a run that learns, for about a second.
+    suffixes
+        Endings of the layers that are written.
+    steps
+        Functions, by their dotted names, that are called on the way: each of them is made to fail.
+    chunked
+        Modules whose ``chunks`` decides how many cells are worked on at a time.
+    """
+
+    function: Callable[..., Any]
+    quick: dict[str, Any]
+    good: dict[str, Any]
+    suffixes: tuple[str, ...]
+    steps: tuple[str, ...]
+    chunked: tuple[str, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def run(self, adata: ad.AnnData, **changes: Any) -> Any:
+        return self.function(adata, **self.quick | {"key_added": "result", "progress": False} | changes)
+
+    def result(self, adata: ad.AnnData, **changes: Any) -> dict[str, np.ndarray]:
+        """The layers of a run on a copy."""
+        done = self.run(adata, copy=True, **changes)
+        return {suffix: done.layers["result" + suffix] for suffix in self.suffixes}
+
+    def promised(self, key: str = "result") -> set[str]:
+        return {f"uns/{key}", *(f"layers/{key}{suffix}" for suffix in self.suffixes)}
+
+
+IMPUTERS = [
+    Imputer(
+        scimpute.tl.began,
+        quick={"max_epochs": 2, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 100.0, "block_size": 16},
+        good={"max_epochs": 40, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 30.0},
+        suffixes=("", "_sd"),
+        steps=(
+            "scimpute.tl._began.choose",
+            "scimpute._engine.fit",
+            "scimpute._engine.predict",
+            "scimpute.tl._began._finish",
+            "scimpute.tl._began.save_model",
+            "scimpute._save.save_file",
+            "scimpute._save.os.replace",
+        ),
+        chunked=("scimpute._adata", "scimpute._engine", "scimpute.tl._began"),
+        labels={"batch_key": "batch", "celltype_key": "cell_type"},
+    )
+]
+
+
+@pytest.fixture(params=IMPUTERS, ids=lambda imputer: imputer.name)
+def imputer(request: pytest.FixtureRequest) -> Imputer:
+    return request.param
+
+
+def assert_same(first: dict[str, np.ndarray], second: dict[str, np.ndarray], rtol: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], rtol=rtol, atol=rtol * float(np.abs(first[name]).max()), err_msg=name)
+
+
+def test_every_method_is_in_the_battery():
+    assert {imputer.name for imputer in IMPUTERS} == set(scimpute.tl.__all__)
+
+
+# 1, 2. What is written, and nothing else
+
+
+@pytest.mark.parametrize("arguments", [{}, {"layer": "raw_counts"}, {"fill": "zeros"}, {"output": "log1p"}], ids=str)
+def test_only_the_promised_keys_are_new(imputer, adata, fingerprint, arguments):
+    adata.layers["raw_counts"] = adata.X.copy()
+    before = fingerprint(adata)
+    assert imputer.run(adata, **imputer.labels | arguments) is None
+    after = fingerprint(adata)
+    assert set(after) - set(before) == imputer.promised()
+    assert {name: after[name] for name in before} == before
+
+
+def test_some_genes_go_to_obsm(imputer, adata, fingerprint):
+    before = fingerprint(adata)
+    imputer.run(adata, genes="marked")
+    after = fingerprint(adata)
+    assert set(after) - set(before) == {name.replace("layers", "obsm") for name in imputer.promised()}
+    assert {name: after[name] for name in before} == before
+    for suffix in imputer.suffixes:
+        table = adata.obsm["result" + suffix]
+        assert isinstance(table, pd.DataFrame)
+        assert list(table.columns) == list(adata.var_names[adata.var["marked"]])
+        assert list(table.index) == list(adata.obs_names)
+        assert (table.dtypes == np.float32).all()
+
+
+def test_view_is_made_actual_and_its_parent_left(imputer, adata, fingerprint):
+    before = fingerprint(adata)
+    view = adata[5:50, ::2][:, 1:]
+    expected = imputer.result(view.copy())
+    with pytest.warns(ad.ImplicitModificationWarning) as caught:
+        imputer.run(view)
+    assert len(caught) == 1
+    assert not view.is_view
+    assert fingerprint(adata) == before
+    assert_same({suffix: view.layers["result" + suffix] for suffix in imputer.suffixes}, expected)
+
+
+def test_copy_leaves_the_first_untouched(imputer, adata, fingerprint):
+    before = fingerprint(adata)
+    done = imputer.run(adata, copy=True)
+    assert isinstance(done, ad.AnnData)
+    assert done is not adata
+    assert fingerprint(adata) == before
+    imputer.run(adata)
+    assert_same({"": adata.layers["result"]}, {"": done.layers["result"]})
+
+
+def test_copy_of_a_view_leaves_it_a_view(imputer, adata):
+    view = adata[:50]
+    done = imputer.run(view, copy=True)
+    assert view.is_view
+    assert not done.is_view
+
+
+def test_run_again_replaces_the_whole_result(imputer, adata):
+    imputer.run(adata, genes="marked")
+    assert "result" in adata.obsm
+    imputer.run(adata, random_state=1)
+    assert "result" not in adata.obsm
+    assert "result_sd" not in adata.obsm
+    assert adata.uns["result"]["params"]["random_state"] == 1
+    assert_same({"": adata.layers["result"]}, {"": imputer.result(adata, random_state=1)[""]})
+
+
+# 3, 4. Kinds of matrix
+
+
+def backed(adata: ad.AnnData, path: Path, matrix: Any) -> ad.AnnData:
+    stored = adata.copy()
+    stored.X = matrix
+    stored.write_h5ad(path / "backed.h5ad")
+    return ad.read_h5ad(path / "backed.h5ad", backed="r")
+
+
+def non_canonical(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """The same counts with every entry in two parts, an explicit zero in every row, and columns in falling order."""
+    rows = []
+    for row in counts:
+        zero = np.setdiff1d(np.arange(counts.shape[1]), row.indices)[:1]
+        columns = np.concatenate([row.indices[::-1], row.indices, zero])
+        values = np.concatenate([row.data[::-1] - 1, np.ones_like(row.data), np.zeros(len(zero))])
+        rows.append((columns, values))
+    starts = np.cumsum([0, *(len(columns) for columns, _ in rows)])
+    values, columns = (np.concatenate([row[i] for row in rows]) for i in (1, 0))
+    matrix = sp.csr_matrix((values.astype(np.float32), columns, starts), shape=counts.shape)
+    assert not matrix.has_sorted_indices
+    return matrix
+
+
+def long_indices(counts: sp.csr_matrix) -> sp.csr_matrix:
+    matrix = counts.copy()
+    matrix.indices, matrix.indptr = matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64)
+    return matrix
+
+
+def frozen(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    for part in (matrix.data, matrix.indices, matrix.indptr):
+        part.flags.writeable = False
+    return matrix
+
+
+def memmap(dense: np.ndarray, path: Path) -> np.ndarray:
+    np.save(path / "counts.npy", dense)
+    return np.load(path / "counts.npy", mmap_mode="r")
+
+
+def dask_of(matrix: Any, rows: int) -> Any:
+    return pytest.importorskip("dask.array").from_array(matrix, chunks=(rows, matrix.shape[1]), asarray=False)
+
+
+SPARSE = {
+    "csr_array": sp.csr_array,
+    "csc": sp.csc_matrix,
+    "csc_array": sp.csc_array,
+    "non-canonical": non_canonical,
+    "int64-indices": long_indices,
+    "read-only": lambda x: frozen(x.copy()),
+    "big-endian-csr": lambda x: sp.csr_matrix((x.data.astype(">f4"), x.indices, x.indptr), shape=x.shape),
+    "big-endian-csc": lambda x: sp.csc_matrix((x.tocsc().data.astype(">f8"), x.tocsc().indices, x.tocsc().indptr), shape=x.shape),
+    "csr-float64": lambda x: x.astype(np.float64),
+    "csr-int64": lambda x: x.astype(np.int64),
+    "csc-uint8": lambda x: x.tocsc().astype(np.uint8),
+    "dask-csr": lambda x: dask_of(x, 17),
+    "dask-csr-array": lambda x: dask_of(sp.csr_array(x), 17),
+}
+DENSE = {
+    "dense": lambda x, _: x,
+    **{f"dense-{name}": lambda x, _, name=name: x.astype(name) for name in ("float64", "float16", "int64", "int32", "uint8", "uint16")},
+    "fortran": lambda x, _: np.asfortranarray(x),
+    "negative-strides": lambda x, _: x[::-1, ::-1].copy()[::-1, ::-1],
+    "big-endian": lambda x, _: x.astype(">f4"),
+    "big-endian-int": lambda x, _: x.astype(">i8"),
+    "memmap": memmap,
+    "dask": lambda x, _: dask_of(x, 13),
+}
+
+
+def check_matrix(imputer: Imputer, adata: ad.AnnData, matrix: Any, fingerprint: Callable[..., dict[str, str]]) -> None:
+    """As a layer and as X, in place: AnnData cannot copy a big-endian sparse matrix."""
+    expected = imputer.result(adata)
+    adata.layers["other"] = matrix
+    for layer in ("other", None):
+        if layer is None:
+            adata.X = matrix
+        before = fingerprint(adata)
+        imputer.run(adata, layer=layer)
+        after = fingerprint(adata)
+        assert {name: after[name] for name in before if name not in imputer.promised()} == {
+            name: before[name] for name in before if name not in imputer.promised()
+        }
+        assert_same({suffix: adata.layers["result" + suffix] for suffix in imputer.suffixes}, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_kinds_give_the_same(imputer, adata, fingerprint, kind):
+    check_matrix(imputer, adata, SPARSE[kind](adata.X), fingerprint)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_dense_kinds_give_the_same(imputer, adata, fingerprint, tmp_path, kind):
+    check_matrix(imputer, adata, DENSE[kind](adata.X.toarray(), tmp_path), fingerprint)
+
+
+def test_bool_counts(imputer, adata):
+    adata.layers["ones"] = (adata.X > 0).astype(np.float32)
+    adata.layers["bool"] = adata.X > 0
+    assert_same(imputer.result(adata, layer="bool"), imputer.result(adata, layer="ones"))
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "int"])
+def test_backed_gives_the_same_and_stays_on_disk(imputer, adata, fingerprint, tmp_path, kind):
+    expected = imputer.result(adata)
+    convert = {"csr": lambda x: x, "csc": sp.csc_matrix, "dense": lambda x: x.toarray(), "int": lambda x: x.toarray().astype("int32")}
+    on_disk = backed(adata, tmp_path, convert[kind](adata.X))
+    stored = (tmp_path / "backed.h5ad").read_bytes()
+    before = fingerprint(on_disk)
+    with pytest.warns(UserWarning, match="in memory only"):
+        imputer.run(on_disk)
+    assert on_disk.isbacked
+    assert_same({suffix: on_disk.layers["result" + suffix] for suffix in imputer.suffixes}, expected, rtol=1e-5)
+    after = fingerprint(on_disk)
+    assert {name: after[name] for name in before} == before
+    on_disk.file.close()
+    assert (tmp_path / "backed.h5ad").read_bytes() == stored
+
+
+# 5. Seeds
+
+
+def test_same_seed_same_result_and_global_state_untouched(imputer, adata, states):
+    before = states()
+    first = imputer.result(adata, **imputer.labels)
+    assert states() == before
+    second = imputer.result(adata, **imputer.labels)
+    other = imputer.result(adata, random_state=1, **imputer.labels)
+    assert_same(first, second)
+    assert not np.array_equal(first[""], other[""])
+    assert_same(first, imputer.result(adata, random_state=np.random.default_rng(0), **imputer.labels))
+
+
+def test_order_of_calls_does_not_matter(imputer, adata):
+    other = scimpute.datasets.toy_counts(50, 30, random_state=3)
+    first = [imputer.result(adata), imputer.result(other, random_state=2)]
+    second = [imputer.result(other, random_state=2), imputer.result(adata)]
+    for one, two in zip(first, reversed(second), strict=True):
+        assert_same(one, two)
+
+
+# 6. The values
+
+
+@pytest.mark.parametrize("output", ["counts", "rate", "log1p"])
+@pytest.mark.parametrize("fill", ["all", "zeros"])
+def test_values_are_finite_float32_and_not_negative(imputer, adata, output, fill):
+    for name, values in imputer.result(adata, output=output, fill=fill).items():
+        assert isinstance(values, np.ndarray), name
+        assert values.dtype == np.float32
+        assert values.shape == adata.shape
+        assert np.isfinite(values).all()
+        assert values.min() >= 0
+
+
+def test_permuted_genes_and_cells_follow(imputer):
+    """The deal of the genes differs, so the result is near, not equal; each column and row is nearest to its own."""
+    adata = scimpute.datasets.toy_counts(80, 40, depth=2000, dropout=0.0)
+    rng = np.random.default_rng(0)
+    genes, cells = rng.permutation(adata.n_vars), rng.permutation(adata.n_obs)
+    expected = np.log1p(imputer.result(adata)[""])
+    for permuted, inverse, axis in ((adata[:, genes], np.argsort(genes), 1), (adata[cells], np.argsort(cells), 0)):
+        found = np.log1p(np.take(imputer.result(permuted.copy())[""], inverse, axis=axis))
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
+        distance = np.square(found[:, :, None] - expected[:, None, :]).sum(0)
+        assert (distance.argmin(0) == np.arange(adata.n_vars)).all()
+        distance = np.square(found[:, None, :] - expected[None, :, :]).sum(2)
+        assert (distance.argmin(0) == np.arange(adata.n_obs)).all()
+
+
+# 7. Observed values kept on request
+
+
+def test_observed_values_are_kept_exactly(imputer, adata):
+    counts = adata.X.toarray()
+    scaled = adata.copy()
+    sc.pp.normalize_total(scaled, target_sum=1e4)
+    sc.pp.log1p(scaled)
+    seen = {"counts": counts, "rate": counts / counts.sum(1, keepdims=True), "log1p": scaled.X.toarray()}
+    for output, values in seen.items():
+        filled = imputer.result(adata, output=output, fill="zeros")[""]
+        rtol = 0 if output == "counts" else 1e-5
+        np.testing.assert_allclose(filled[counts > 0], values[counts > 0], rtol=rtol)
+        everywhere = imputer.result(adata, output=output)[""]
+        np.testing.assert_array_equal(filled[counts == 0], everywhere[counts == 0])
+
+
+# 8. The size of the parts that cells are worked on in
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize("target", [None, "average"])
+def test_result_does_not_depend_on_the_chunks(imputer, adata, monkeypatch, step, target):
+    arguments = {"batch_key": "batch", "target_batch": target}
+    dense = adata.copy()
+    dense.X = dense.X.toarray()
+    expected = imputer.result(dense, **arguments)
+
+    def chunks(n_rows: int, n_columns: int, entries: int = 0) -> Iterator[slice]:
+        yield from (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+    for module in imputer.chunked:
+        monkeypatch.setattr(f"{module}.chunks", chunks)
+    assert_same(imputer.result(dense, **arguments), expected, rtol=1e-5)
+
+
+# 9. What does not matter
+
+
+def with_batch(change: Callable[[pd.Series], pd.Series]) -> Callable[[ad.AnnData], None]:
+    def apply(adata: ad.AnnData) -> None:
+        adata.obs["batch"] = change(adata.obs["batch"])
+
+    return apply
+
+
+IRRELEVANT: dict[str, Callable[[ad.AnnData], Any]] = {
+    "extra obs column": lambda a: a.obs.insert(0, "note", ["x", None] * (a.n_obs // 2)),
+    "unused category": with_batch(lambda column: column.cat.add_categories(["a third"])),
+    "category order": with_batch(lambda column: column.cat.reorder_categories(["batch1", "batch0"])),
+    "other names of the levels": with_batch(lambda column: column.cat.rename_categories(["z", "a"])),
+    "text": with_batch(lambda column: column.astype(object)),
+    "nullable text": with_batch(lambda column: column.astype("string")),
+    "numbers": with_batch(lambda column: column.cat.codes.astype(int)),
+    "numbers with a point": with_batch(lambda column: column.cat.codes + 0.5),
+    "truth values": with_batch(lambda column: column == "batch1"),
+    "nullable truth values": with_batch(lambda column: (column == "batch1").astype("boolean")),
+    "categories of numbers": with_batch(lambda column: column.cat.rename_categories([7, 3])),
+    "text and numbers": with_batch(lambda column: column.astype(object).replace("batch1", 1)),
+    "renamed cells": lambda a: setattr(a, "obs_names", [f"c{i}" for i in range(a.n_obs)]),
+    "renamed genes": lambda a: setattr(a, "var_names", [f"g{i}" for i in range(a.n_vars)]),
+    "extra layer": lambda a: a.layers.__setitem__("nonsense", np.full(a.shape, np.nan)),
+    "no raw": lambda a: setattr(a, "raw", None),
+}
+
+
+@pytest.mark.parametrize("change", IRRELEVANT)
+def test_irrelevant_changes_do_not_matter(imputer, adata, change):
+    expected = imputer.result(adata, **imputer.labels)
+    IRRELEVANT[change](adata)
+    assert_same(imputer.result(adata, **imputer.labels), expected)
+
+
+# 10. Files and copies
+
+# anndata 0.12 announces the default of a later version with every zarr it writes.
+ZARR = "ignore:Writing zarr v2 data will no longer be the default:UserWarning"
+
+
+@pytest.mark.filterwarnings(ZARR)
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize("arguments", [{}, {"genes": ["gene3", "gene1"]}, {"random_state": None, "target_batch": "batch1"}], ids=str)
+def test_result_survives_a_file(imputer, adata, fingerprint, tmp_path, kind, arguments):
+    if kind == "zarr":
+        pytest.importorskip("zarr")
+    imputer.run(adata, **imputer.labels | arguments)
+    getattr(adata, f"write_{kind}")(tmp_path / "result")
+    again = ad.io.read_zarr(tmp_path / "result") if kind == "zarr" else ad.read_h5ad(tmp_path / "result")
+    for slot in ("layers", "obsm"):
+        for suffix in imputer.suffixes:
+            if "result" + suffix in getattr(adata, slot):
+                np.testing.assert_array_equal(np.asarray(getattr(again, slot)["result" + suffix]), np.asarray(getattr(adata, slot)["result" + suffix]))
+    assert_equal_uns(again.uns["result"], adata.uns["result"])
+
+
+def assert_equal_uns(found: Any, expected: Any) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_equal_uns(found[name], expected[name])
+    elif isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True), check_dtype=False)
+    elif isinstance(expected, list | np.ndarray):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    else:
+        assert found == expected
+
+
+def test_copies_and_subsets_of_the_result(imputer, adata, fingerprint):
+    imputer.run(adata)
+    assert fingerprint(adata.copy()) == fingerprint(adata)
+    part = adata[10:20, ["gene2", "gene0"]].copy()
+    np.testing.assert_array_equal(part.layers["result"], adata.layers["result"][10:20][:, [2, 0]])
+
+
+def test_params_are_plain_values_and_give_the_result_again(imputer, adata):
+    imputer.run(adata, **imputer.labels)
+    params = dict(adata.uns["result"]["params"])
+    for name, value in params.items():
+        assert type(value) in (str, int, float, bool) or (type(value) is list and all(type(v) is str for v in value)), name
+    assert adata.uns["result"]["method"] == imputer.name
+    assert adata.uns["result"]["version"] == scimpute.__version__
+    params["layer"] = None if params["layer"] == "X" else params["layer"]
+    again = imputer.function(adata, key_added="again", copy=True, progress=False, **params)
+    np.testing.assert_array_equal(again.layers["again"], adata.layers["result"])
+
+
+# 11. The usual next steps
+
+
+def test_scanpy_goes_on_from_the_result(imputer, adata, fingerprint):
+    before = fingerprint(adata)["X"]
+    imputer.run(adata, output="log1p")
+    sc.pp.pca(adata, layer="result", n_comps=5)
+    sc.pp.neighbors(adata, n_neighbors=10, method="gauss")
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
+    assert adata.obs["leiden"].nunique() >= 1
+    assert fingerprint(adata)["X"] == before
+
+
+# 12. It learns
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_better_than_the_gene_mean_and_than_nothing(imputer, seed):
+    adata = scimpute.datasets.toy_counts(300, 60, depth=100, dropout=0.0, random_state=seed)
+    scimpute.pp.thin(adata, random_state=seed)
+    imputer.run(adata, layer="thin_train", random_state=seed, **imputer.labels | imputer.good)
+    scores = scimpute.metrics.heldout(adata, "result")
+    for measure in ("poisson", "mse_log"):
+        assert scores.loc["result", measure] < scores.loc["gene_mean", measure]
+        assert scores.loc["result", measure] < scores.loc["raw", measure]
+    # The truth that was planted agrees.
+    rate = adata.layers["rate"] * 0.9
+    counts = adata.layers["thin_train"].toarray()
+    mean = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    error = {name: np.abs(np.sqrt(value) - np.sqrt(rate)).mean() for name, value in (("raw", counts), ("mean", mean))}
+    assert np.abs(np.sqrt(adata.layers["result"]) - np.sqrt(rate)).mean() < min(error.values())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_complete_data_is_not_made_worse(imputer, seed):
+    adata = scimpute.datasets.toy_counts(120, 40, depth=20_000, dropout=0.0, random_state=seed)
+    result = imputer.result(adata, random_state=seed, **imputer.good)[""]
+
+    def error(values: np.ndarray) -> float:
+        return float(np.abs(np.sqrt(values) - np.sqrt(adata.layers["rate"])).mean())
+
+    assert error(result) <= error(adata.X.toarray())
+
+
+# 13. Failures leave the object as it was
+
+
+class Fault(Exception):
+    """An error of a kind that nobody catches."""
+
+
+def failing(error: BaseException, nth: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``original``, which raises at its ``nth`` call (from 1)."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise error
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
+def replace(monkeypatch: pytest.MonkeyPatch, path: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Put ``make(original)`` in the place of a function named by its dotted path."""
+    names = path.split(".")
+    for i in range(len(names) - 1, 0, -1):
+        try:
+            owner = importlib.import_module(".".join(names[:i]))
+        except ImportError:
+            continue
+        for name in names[i:-1]:
+            owner = getattr(owner, name)
+        monkeypatch.setattr(owner, names[-1], make(getattr(owner, names[-1])))
+        return
+
+
+STEPS = [pytest.param(imputer, step, id=f"{imputer.name}-{step}") for imputer in IMPUTERS for step in imputer.steps]
+
+
+@pytest.mark.parametrize(("method", "step"), STEPS)
+@pytest.mark.parametrize("error", [Fault("stop"), KeyboardInterrupt("stop"), MemoryError("stop")], ids=lambda error: type(error).__name__)
+def test_failure_of_a_step_changes_nothing(adata, monkeypatch, tmp_path, fingerprint, states, method, step, error):
+    method.run(adata, random_state=5)  # an earlier result, which has to stay
+    before, state = fingerprint(adata), states()
+    saved = tmp_path / "model.safetensors"
+    saved.write_text("an earlier model")
+    replace(monkeypatch, step, lambda original: failing(error, 1, original))
+    with pytest.raises(type(error), match="stop"):
+        method.run(adata, save=saved)
+    assert fingerprint(adata) == before
+    assert states() == state
+    assert saved.read_text() == "an earlier model"
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_failure_in_a_later_repeat_changes_nothing(adata, monkeypatch, fingerprint):
+    before = fingerprint(adata)
+    replace(monkeypatch, "scimpute._engine.fit", lambda original: failing(KeyboardInterrupt("stop"), 3, original))
+    with pytest.raises(KeyboardInterrupt):
+        IMPUTERS[0].run(adata, n_repeats=3, penalty="auto")
+    assert fingerprint(adata) == before
+
+
+class FaultyDict(dict):
+    """A dict whose changes can be made to fail."""
+
+    change: Callable[[], None] = staticmethod(lambda: None)
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        self.change()
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: Any) -> None:
+        self.change()
+        super().__delitem__(name)
+
+
+@pytest.mark.parametrize("earlier", ["nothing", "layers", "obsm"])
+@pytest.mark.parametrize("where", ["object", "view"])
+@pytest.mark.parametrize("error", [Fault("stop"), KeyboardInterrupt("stop")], ids=lambda error: type(error).__name__)
+@pytest.mark.filterwarnings("ignore::anndata.ImplicitModificationWarning")
+def test_failure_of_any_single_write_changes_nothing(imputer, adata, monkeypatch, fingerprint, earlier, where, error):
+    """Layers, obsm and uns are counted together, deletions too; the first, second, ... change fails until none does."""
+    if earlier != "nothing":
+        imputer.run(adata, random_state=5, genes="marked" if earlier == "obsm" else None)
+    parent = fingerprint(adata)
+    failures = 0
+    for nth in range(1, 20):
+        target = adata[3:, 1:] if where == "view" else adata
+        before = fingerprint(target)
+        with monkeypatch.context() as patch:
+            change = failing(error, nth, lambda: None)
+            slots = {type(getattr(adata[:3] if view else adata, slot)) for slot in ("layers", "obsm") for view in (False, True)}
+            for slot in slots:
+                for name in ("__setitem__", "__delitem__"):
+                    original = getattr(slot, name)
+                    # A view's own method calls the actual one: count the outermost only.
+                    patch.setattr(slot, name, lambda self, *a, original=original, slot=slot: (type(self) is slot and change(), original(self, *a))[1])
+            if where == "object":
+                target.uns = FaultyDict(target.uns)
+                patch.setattr(FaultyDict, "change", staticmethod(change))
+            try:
+                imputer.run(target)
+                break
+            except type(error):
+                failures += 1
+        assert fingerprint(target) == before
+        assert fingerprint(adata) == parent
+    assert failures >= len(imputer.suffixes) + (where == "object") + (earlier == "obsm") * len(imputer.suffixes)
+
+
+# The package as a whole
+
+MODULES = ("tl", "pp", "metrics", "pl", "datasets")
+PUBLIC = {f"{module}.{name}": getattr(getattr(scimpute, module), name) for module in MODULES for name in getattr(scimpute, module).__all__}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_signature_conventions(name):
+    """After scanpy's test of its own public functions."""
+    signature = inspect.signature(PUBLIC[name])
+    parameters = list(signature.parameters.values())
+    assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters), "no *args, no **kwargs"
+    assert sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) <= 3
+    assert signature.return_annotation is not inspect.Parameter.empty
+    assert all(p.annotation is not p.empty for p in parameters)
+    if not name.startswith("datasets."):
+        assert parameters[0].name == "adata"
+        assert parameters[0].annotation == "AnnData"
+        assert parameters[0].default is inspect.Parameter.empty
+    for p in parameters:
+        if p.name in ("copy", "key_added", "layer", "random_state", "show", "save", "progress"):
+            assert p.kind is p.KEYWORD_ONLY, p.name
+    if "copy" in signature.parameters:
+        assert signature.parameters["copy"].default is False
+        assert signature.return_annotation == "AnnData | None"
+    if "key_added" in signature.parameters:
+        assert isinstance(signature.parameters["key_added"].default, str)
+    if "random_state" in signature.parameters:
+        assert signature.parameters["random_state"].default == 0
+        assert signature.parameters["random_state"].annotation == "int | np.random.Generator | None"
+    if "layer" in signature.parameters:
+        assert signature.parameters["layer"].default is None
+    if name.startswith("tl."):
+        assert {"layer", "key_added", "copy", "random_state", "device", "progress"} <= signature.parameters.keys()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstrings_name_every_parameter(name):
+    function = PUBLIC[name]
+    text = inspect.getdoc(function) or ""
+    first = text.split("\n")[0]
+    assert first.endswith(".")
+    assert "\n\nReturns\n-------\n" in text
+    described = text.split("\nReturns\n")[0]
+    for parameter in inspect.signature(function).parameters:
+        assert any(parameter in line.replace(" ", "").split(",") for line in described.split("\n")), parameter
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules a file imports, absolute, also inside functions; those for annotations only are left out."""
+    tree = ast.parse(path.read_text())
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    here = ("scimpute", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def sources(*names: str) -> list[Path]:
+    found = [path for name in names for path in ([PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).rglob("*.py"))]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("path", sources("models", "_train", "_batches", "_blocks", "_engine", "_counts"), ids=lambda p: p.stem)
+def test_the_torch_side_knows_no_anndata(path):
+    assert not [name for name in imports(path) if name.split(".")[0] in ("anndata", "scanpy") or name.startswith("scimpute._adata")]
+
+
+@pytest.mark.parametrize("path", sources("models"), ids=lambda p: p.stem)
+def test_models_import_nothing_of_ours(path):
+    assert not [name for name in imports(path) if name.startswith("scimpute") and not name.startswith("scimpute.models")]
+
+
+@pytest.mark.parametrize("path", sources("_adata", "_check", "_keys", "_counts", "_random"), ids=lambda p: p.stem)
+def test_the_door_knows_no_torch(path):
+    assert not [name for name in imports(path) if name.split(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize("path", sources("tl", "pp", "metrics", "pl", "_engine", "_cli"), ids=lambda p: f"{p.parent.stem}-{p.stem}")
+def test_only_the_door_writes(path):
+    """No ``adata.layers[...] = ...`` or ``adata.X = ...`` outside ``_adata.py``."""
+    slots = {"X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+            assert node.attr not in slots, f"{path.name}:{node.lineno}"
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del) and isinstance(node.value, ast.Attribute):
+            assert node.value.attr not in slots, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", sources("."), ids=lambda p: f"{p.parent.stem}-{p.stem}")
+def test_errors_are_raised_not_made(path):
+    """``ValueError(...)`` on a line of its own does nothing."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
+            assert not node.value.func.id.endswith(("Error", "Warning")), f"{path.name}:{node.lineno}"
+
+
+IMPORT = """
+import json, random, sys, warnings
+import numpy as np, torch
+before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype()
+filters = list(warnings.filters)
+# What the libraries below us say when they are imported is theirs.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import anndata, scanpy
+import scimpute
+after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype()
+print(json.dumps({"untouched": before == after, "filters": filters == warnings.filters, "torchvision": "torchvision" in sys.modules,
+                  "matplotlib": "matplotlib.pyplot" in sys.modules, "version": scimpute.__version__}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> dict[str, Any]:
+    """What ``import scimpute`` did in a fresh process with warnings as errors and a torchvision that cannot be imported."""
+    folder = tmp_path_factory.mktemp("fake")
+    (folder / "torchvision.py").write_text("raise RuntimeError('torchvision does not work here')")
+    path = os.pathsep.join([str(folder), str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) | {"stderr": done.stderr}
+
+
+def test_import_is_silent(imported):
+    assert imported["stderr"] == ""
+    assert imported["version"] == scimpute.__version__
+
+
+def test_import_does_not_need_torchvision(imported):
+    assert not imported["torchvision"]
+
+
+def test_import_leaves_global_state(imported):
+    assert imported["untouched"]
+    assert imported["filters"]
+
+
+def test_run_is_silent(imputer, adata, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        imputer.run(adata, **imputer.labels)
+    assert capfd.readouterr() == ("", "")
