@@ -181,7 +181,7 @@ def epoch() -> None:
     """Seconds an epoch of one repeat on pbmc3k beside the rate of large and of block matrix products."""
     import torch
 
-    from scimpute import _adata, _engine
+    from scimpute import _adata, _data, _engine
     from scimpute._batches import Context
     from scimpute._blocks import Partition
     from scimpute._counts import row_sums
@@ -189,15 +189,15 @@ def epoch() -> None:
     adata = load("pbmc3k", None, None)
     counts = _adata.read_counts(adata, None).counts
     rng = np.random.default_rng(0)
-    data = _engine.Data.prepare(counts, row_sums(counts), (), np.arange(adata.n_vars), torch.device("cpu"), rng)
+    data = _data.Data.prepare(counts, row_sums(counts), (), np.arange(adata.n_vars), torch.device("cpu"), rng)
     context = Context.fit(data.train, data.size_train, 40, 0)
     partition = Partition.draw(data.genes, adata.n_vars, 576, rng)
     rows = {}
     for weight in (0.0, 0.1):
         seconds = []
         for epochs in (2, 12):
-            settings = _engine.Settings("dense", 576, 1, 40, 64, 30.0, epochs, 128, 2e-3, 94.0, 1.0, 0.95, weight, 1.0)
-            complexity = _engine.Complexity(40, 64, 30.0, epochs)
+            settings = _data.Settings("dense", 576, 1, 40, 64, 30.0, epochs, 128, 2e-3, 94.0, 1.0, 0.95, weight, 1.0)
+            complexity = _data.Complexity(40, 64, 30.0, epochs)
             start = time.perf_counter()
             _engine.fit_repeat(data, settings, complexity, context, partition, rng, lambda: None)
             seconds.append(time.perf_counter() - start)

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 from scanpy import logging as logg
 
 from . import _check, _keys
-from ._counts import chunks, row_sums
+from ._counts import row_sums
+from ._matrix import check_kind, some_rows, to_csr
 
 _FLOAT_LEVELS = 50
 
@@ -72,58 +73,6 @@ def _matrix(adata: ad.AnnData, layer: str | None) -> Any:
     return adata.layers[layer]
 
 
-def _rows(matrix: Any, rows: slice) -> Any:
-    """Some rows of any kind of matrix, in memory."""
-    part = matrix[rows]
-    if hasattr(part, "compute"):
-        part = part.compute()
-    return part
-
-
-def _check_kind(matrix: Any, name: str) -> None:
-    if isinstance(matrix, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first, e.g. with .filled(0)")
-    if not hasattr(matrix, "shape") or not hasattr(matrix, "dtype"):
-        raise TypeError(f"{name} is of the unsupported type {type(matrix).__name__}; use a numpy array or a scipy sparse matrix")
-    kind = np.dtype(matrix.dtype).kind
-    if kind not in "biuf":
-        raise TypeError(f"{name} has dtype {matrix.dtype}, expected real numbers; convert it, e.g. with .astype('float32')")
-    if any(not np.isfinite(size) for size in matrix.shape):
-        raise ValueError(f"{name} is a dask array whose chunk sizes are unknown; call .compute_chunk_sizes() on it first")
-
-
-def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
-    """Canonical CSR float32 of any supported matrix, with no copy where it is that already.
-
-    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks.
-    """
-    _check_kind(matrix, name)
-    if hasattr(matrix, "to_memory"):  # backed sparse
-        matrix = matrix.to_memory()
-    if sp.issparse(matrix):
-        if matrix.format != "csr":
-            matrix = matrix.tocsr()
-        # A fresh wrapper: scipy caches flags on the object, and sorts in place.
-        csr = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
-        if csr.has_canonical_format and (csr.data.dtype != np.float32 or not csr.data.dtype.isnative):
-            csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices, csr.indptr), shape=csr.shape)
-        elif not csr.has_canonical_format:
-            csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
-            csr.sum_duplicates()
-        if np.any(csr.data == 0):
-            csr = csr.copy()
-            csr.eliminate_zeros()
-        return csr
-    parts = []
-    for rows in chunks(*matrix.shape):
-        part = _rows(matrix, rows)
-        if sp.issparse(part):
-            parts.append(to_csr(part, name))
-        else:
-            parts.append(sp.csr_matrix(np.asarray(part).astype(np.float32)))
-    return sp.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
-
-
 def _problem_with_counts(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
     data = csr.data
     if not np.isfinite(data).all():
@@ -163,8 +112,8 @@ def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
             continue
         try:
             matrix = _matrix(adata, name)
-            _check_kind(matrix, "")
-            if _problem_with_counts(to_csr(_rows(matrix, slice(0, 200)), ""), adata) is None:
+            check_kind(matrix, "")
+            if _problem_with_counts(to_csr(some_rows(matrix, slice(0, 200)), ""), adata) is None:
                 found.append("adata.X (layer=None)" if name is None else f"layer={name!r}")
         except (TypeError, ValueError):
             continue
@@ -178,7 +127,7 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
     scale = entry.get("params", {}).get("output") if isinstance(entry, Mapping) and _keys.METHOD in entry else None
     if require_output and scale and scale != require_output:
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
-    _check_kind(matrix, f"adata.layers[{layer!r}]")
+    check_kind(matrix, f"adata.layers[{layer!r}]")
     return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
 
 

@@ -79,15 +79,15 @@ IMPUTERS = [
         good={"max_epochs": 40, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 30.0},
         suffixes=("", "_sd"),
         steps=(
-            "scimpute.tl._began.choose",
+            "scimpute._engine.choose",
             "scimpute._engine.fit",
             "scimpute._engine.predict",
-            "scimpute.tl._began._finish",
+            "scimpute.tl._began.finish",
             "scimpute.tl._began.save_model",
             "scimpute._save.save_file",
             "scimpute._save.os.replace",
         ),
-        chunked=("scimpute._adata", "scimpute._engine", "scimpute.tl._began"),
+        chunked=("scimpute._matrix", "scimpute._engine", "scimpute._output"),
         labels={"batch_key": "batch", "celltype_key": "cell_type"},
     )
 ]
@@ -698,7 +698,7 @@ def sources(*names: str) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("path", sources("models", "_train", "_batches", "_blocks", "_engine", "_counts"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sources("models", "_train", "_batches", "_blocks", "_engine", "_complexity", "_data", "_output", "_counts"), ids=lambda p: p.stem)
 def test_the_torch_side_knows_no_anndata(path):
     assert not [name for name in imports(path) if name.split(".")[0] in ("anndata", "scanpy") or name.startswith("scimpute._adata")]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
@@ -9,25 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from scanpy import settings as scanpy_settings
-from tqdm.auto import tqdm
 
 from .. import _adata, _check, _device, _keys, _random
-from .._batches import Context
-from .._blocks import Partition
-from .._counts import TARGET, chunks, column_sums, expected_log1p
-from .._counts import columns as take_columns
-from .._engine import CONTEXTS, Combiner, Complexity, Data, Result, Settings, choose, fit_repeat
+from .._data import Data, Settings
+from .._engine import own_torch_state, run
+from .._output import finish
 from .._save import save_model
 from .._version import __version__
-from ..models import posterior as empirical_bayes
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    import scipy.sparse as sp
     from anndata import AnnData
 
 MIN_CELLS = 10
@@ -242,9 +235,10 @@ def began(
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
 
     # 3.-5. Seed, build, fit
-    with _own_torch_state(torch_device):
+    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+    with own_torch_state(torch_device):
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
-        complexity, result, record, tensors = _run(data, settings, target, rng, progress=progress, keep_own=posterior)
+        complexity, result, record, tensors = run(data, settings, target, rng, progress=shown, keep_own=posterior)
     if result.variation < _FLAT:
         warnings.warn(
             f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
@@ -252,7 +246,7 @@ def began(
             UserWarning,
             stacklevel=2,
         )
-    _finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
+    finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
 
     # 6. Write
     params = {
@@ -326,78 +320,3 @@ def _target(target_batch: str | None, used: dict[str, _adata.Label]) -> tuple[in
     if target_batch not in levels:
         raise ValueError(f"target_batch must be 'average' or one of {_check.listing(levels)}, got {target_batch!r}")
     return list(used).index("batch_key"), [levels.index(target_batch)]
-
-
-@contextlib.contextmanager
-def _own_torch_state(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast off, whatever the caller has set."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def _run(
-    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool | None, keep_own: bool
-) -> tuple[Complexity, Result, dict[str, Any], dict[str, torch.Tensor]]:
-    """Choose the complexity, fit and combine the repeats."""
-    shown = scanpy_settings.verbosity >= 2 if progress is None else progress
-    n_scores = settings.n_context or max(CONTEXTS)
-    context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
-    record: dict[str, Any] = {}
-    with tqdm(disable=not shown, desc="choosing complexity", unit=" steps") as bar:
-        complexity, record["chosen"] = choose(data, settings, context, rng, on_trial=bar.update)
-        context = context.truncated(complexity.n_context)
-        bar.reset(settings.n_repeats * complexity.max_epochs)
-        tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
-        combiner, history, stopped = Combiner(data, target, keep_own=keep_own), [], []
-        for repeat in range(settings.n_repeats):
-            bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")
-            partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng, square=settings.architecture == "conv")
-            module, trained = fit_repeat(data, settings, complexity, context, partition, rng, bar.update)
-            combiner.add(module, context, partition)
-            history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
-            stopped.append(trained.stopped)
-            tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
-            tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
-    result = combiner.finish()
-    tensors |= {"sizes": result.sizes, "share": torch.from_numpy(data.share)}
-    record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": result.sizes.numpy()}
-    return complexity, result, record, tensors
-
-
-def _finish(
-    result: Result, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
-) -> None:
-    """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations."""
-    unseen = torch.from_numpy(column_sums(take_columns(counts, columns)) == 0)
-    for rows in chunks(len(size), len(columns), 2_000_000):
-        depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
-        x = torch.from_numpy(take_columns(counts[rows], columns).toarray())
-        mu = torch.from_numpy(result.rates.mean[rows]) * depth
-        variance = result.rates.variance(rows, repeats) * depth.square()
-        if not posterior:
-            mean, variance = mu, mu.square() / result.sizes + variance
-        elif result.own is None:
-            mean, variance = empirical_bayes.mean_and_variance(x, mu, result.sizes, variance)
-        else:
-            # The own count says how the cell differs from its own batch's prediction; that factor is carried over.
-            own = torch.from_numpy(result.own.mean[rows]) * depth
-            mean, own_variance = empirical_bayes.mean_and_variance(x, own, result.sizes, torch.zeros(()))
-            factor = mu / own.clamp(min=1e-12)
-            variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
-            mean = mean * factor
-        sd = variance.sqrt()
-        # Of a gene without a molecule nothing can be said.
-        mean[:, unseen] = 0
-        sd[:, unseen] = 0
-        if fill == "zeros":
-            mean = torch.where(x > 0, x, mean)
-        if output == "rate":
-            mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
-        elif output == "log1p":
-            scale = TARGET / depth.clamp(min=1)
-            logged = torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
-            sd = sd * scale / (1 + scale * mean)
-            mean = torch.where(x > 0, (x * scale).log1p(), logged) if fill == "zeros" else logged
-        result.rates.mean[rows] = mean.numpy()
-        assert result.rates.squares is not None
-        result.rates.squares[rows] = sd.numpy()

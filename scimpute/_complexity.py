@@ -1,0 +1,119 @@
+"""The complexity that suits the data: chosen by held-out molecules, at a cost that does not grow with the data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ._batches import Context, n_batches, shuffled
+from ._blocks import Partition
+from ._data import Complexity, Data, Settings, prior_precision
+from ._random import seed as draw_seed
+from ._train import fit
+from .models import posterior
+from .models.began import EMPTY, Batch, Candidates, Generator
+
+CONTEXTS = (5, 15, 40)
+PENALTIES = (30.0, 300.0)
+WIDTHS = (64, 16)
+STEPS = (160, 400)
+"""Lengths of the training in minibatches."""
+WORTH = 1e-3
+CANDIDATE_BLOCKS = 2
+
+
+def choose(
+    data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, on_trial: Callable[[], None]
+) -> tuple[Complexity, dict[str, Any]]:
+    """Fill in what the settings leave to the data, by held-out molecules of two blocks of genes.
+
+    A random block of genes is a fair sample of all, and the blocks of a generator do not know of each other; so every
+    candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
+    then width and length of the training. The score is the one a user gets: the deviance of the held-out molecules
+    under the posterior mean (with one size for all genes). The cost does not grow with the data.
+    """
+    per_epoch = n_batches(data.train.shape[0], settings.batch_size)
+    conv = settings.architecture == "conv"
+    # Trying one candidate of the convolutional network would cost minutes.
+    plain = Complexity(30, 32, 200.0, math.ceil(STEPS[0] / per_epoch))
+    asked = {name: getattr(settings, name) for name in vars(plain)}
+    given = replace(plain, **{name: value for name, value in asked.items() if value is not None})
+    given = replace(given, n_context=min(given.n_context, context.n_values - 1))
+    if conv or None not in asked.values():
+        return given, {"why": "fixed for architecture='conv'" if conv and None in asked.values() else "all given by the caller"}
+    block = rng.permutation(data.genes)[: CANDIDATE_BLOCKS * min(settings.block_size, math.ceil(len(data.genes) / CANDIDATE_BLOCKS))]
+    partition = Partition.draw(block, data.counts.shape[1], settings.block_size, rng)
+    lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * per_epoch, max(STEPS)),)
+    # The same thinned minibatches for every candidate: prepared once, and the comparison is paired.
+    batches = data.of_training(partition, context)
+    rows = itertools.chain.from_iterable(shuffled(np.arange(data.train.shape[0]), settings.batch_size, rng) for _ in itertools.count())
+    minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
+    tried: list[dict[str, float]] = []
+
+    def trial(pairs: Sequence[tuple[int, float]], width: int, steps: int) -> dict[str, float]:
+        scores = _score_candidates(data, settings, context, partition, minibatches, pairs, width, steps, rng)
+        same = {"width": width, "steps": steps}
+        results = [{"n_context": c, "penalty": p, **same, "heldout": score} for (c, p), score in zip(pairs, scores, strict=True)]
+        tried.extend(results)
+        on_trial()
+        return min(results, key=lambda result: result["heldout"])
+
+    contexts = sorted({min(c, context.n_values - 1) for c in (CONTEXTS if settings.n_context is None else (settings.n_context,))})
+    penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
+    widths = WIDTHS if settings.width is None else (settings.width,)
+    best = trial([(c, p) for c in contexts for p in penalties], widths[0], lengths[0])
+    pair = [(int(best["n_context"]), best["penalty"])]
+    for width in widths[1:]:
+        best = min(best, trial(pair, width, lengths[0]), key=lambda result: result["heldout"])
+    for steps in lengths[1:]:
+        longer = trial(pair, int(best["width"]), steps)
+        # More than twice the work has to be worth it.
+        if longer["heldout"] < best["heldout"] * (1 - WORTH):
+            best = longer
+    epochs = settings.max_epochs or math.ceil(best["steps"] / per_epoch)
+    complexity = Complexity(pair[0][0], int(best["width"]), best["penalty"], epochs)
+    return complexity, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
+
+
+def _score_candidates(
+    data: Data,
+    settings: Settings,
+    context: Context,
+    partition: Partition,
+    minibatches: list[Batch],
+    pairs: Sequence[tuple[int, float]],
+    width: int,
+    steps: int,
+    rng: np.random.Generator,
+) -> list[float]:
+    """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each, in nats per held-out molecule."""
+    n_values, blocks, genes = context.n_values, partition.blocks, partition.genes_per_block
+    mask = torch.ones(len(pairs), n_values, dtype=torch.float32)
+    for row, (n_context, _) in zip(mask, pairs, strict=True):
+        row[n_context : n_values - 1] = 0
+    log_share = partition.deal(np.log(data.share), EMPTY).repeat(len(pairs), 1, 1)
+    start = torch.Generator().manual_seed(draw_seed(rng))
+    generator = Generator(len(pairs) * blocks, genes, n_values, data.levels, log_share, start, width=width)
+    module = Candidates(generator, mask, torch.tensor([prior_precision(p, data) for _, p in pairs], dtype=torch.float32)).to(data.device)
+    turns = math.ceil(steps / len(minibatches))
+    fit(module, lambda: minibatches, n_batches=len(minibatches), max_epochs=turns, learning_rate=settings.learning_rate)
+    total: torch.Tensor | float = 0.0
+    batches = data.of_training(partition, context)
+    order = torch.from_numpy(partition.place[partition.genes]).to(data.device)
+    with torch.no_grad():
+        for part in np.array_split(data.validation, math.ceil(len(data.validation) / 256)):
+            rates = module.log_rate(batches.against(part, data.heldout, data.size_heldout)).clamp(max=0).exp()
+            rates = rates.transpose(1, 2).reshape(len(pairs), len(part), -1).index_select(2, order)
+            size = torch.from_numpy(data.size_train[part].astype(np.float32)).to(data.device)[:, None]
+            seen, target = data.dense(data.train, part, partition.genes), data.dense(data.heldout, part, partition.genes)
+            ratio = data.heldout_ratio(part)
+            sizes = posterior.GRID[::3]
+            total = total + torch.stack([posterior.heldout_deviance(seen, rate * size, target, ratio, sizes).sum(1) for rate in rates])
+    return [data.per_molecule(float(value), partition.genes) for value in total.amin(dim=1)]  # type: ignore[union-attr]

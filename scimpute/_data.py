@@ -1,0 +1,112 @@
+"""What a run of `tl.began` works on and how it is to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from ._batches import CellBatches, Context
+from ._blocks import Partition
+from ._counts import column_sums, columns, row_sums, split
+
+HELDOUT = 0.05
+"""Fraction of the molecules that no repeat is trained on: they choose the complexity and correct the sizes."""
+REMOVED = 0.3
+"""Mean fraction of the molecules the generator has to predict while it trains (see ``_batches.THINNING``)."""
+VALIDATION_CELLS = 2048
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is to be done; None where the data decide."""
+
+    architecture: str
+    block_size: int
+    n_repeats: int
+    n_context: int | None
+    width: int | None
+    penalty: float | None
+    max_epochs: int | None
+    batch_size: int
+    learning_rate: float
+    drop_quantile: float
+    drop_shape: float
+    gamma: float
+    adversarial_weight: float
+    reconstruction_weight: float
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What the settings or the data have decided."""
+
+    n_context: int
+    width: int
+    penalty: float
+    max_epochs: int
+
+
+@dataclass
+class Data:
+    """Counts of a run, split once: ``train`` is learnt from, ``heldout`` is for choices, ``counts`` is what is imputed."""
+
+    counts: sp.csr_matrix
+    size: np.ndarray
+    labels: tuple[np.ndarray, ...]
+    levels: tuple[int, ...]
+    genes: np.ndarray
+    train: sp.csr_matrix
+    heldout: sp.csr_matrix
+    size_train: np.ndarray
+    size_heldout: np.ndarray
+    share: np.ndarray
+    validation: np.ndarray
+    device: torch.device
+
+    @classmethod
+    def prepare(
+        cls,
+        counts: sp.csr_matrix,
+        size: np.ndarray,
+        labels: tuple[np.ndarray, ...],
+        genes: np.ndarray,
+        device: torch.device,
+        rng: np.random.Generator,
+    ) -> Data:
+        """Hold out molecules, find each gene's share of all molecules, draw the cells whose held-out molecules are looked at."""
+        train, heldout = split(counts, 1 - HELDOUT, rng)
+        outside = size - row_sums(counts)
+        size_train = row_sums(train) + (1 - HELDOUT) * outside
+        size_heldout = row_sums(heldout) + HELDOUT * outside
+        # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
+        share = np.maximum(column_sums(train), 0.5) / max(size_train.sum(), 1.0)
+        validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
+        levels = tuple(int(codes.max()) + 1 for codes in labels)
+        return cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device)
+
+    def of_training(self, partition: Partition, context: Context) -> CellBatches:
+        return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device)
+
+    def whole(self, partition: Partition, context: Context) -> CellBatches:
+        return CellBatches(self.counts, self.size, self.labels, partition, context, self.device)
+
+    def heldout_ratio(self, rows: np.ndarray) -> torch.Tensor:
+        ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)
+        return torch.from_numpy(ratio.astype(np.float32)).to(self.device)
+
+    def per_molecule(self, deviance: float, genes: np.ndarray) -> float:
+        """A deviance of the validation cells' held-out counts in nats per molecule, of shares instead of counts: comparable over depths."""
+        molecules = row_sums(columns(self.heldout[self.validation], genes))
+        exposure = np.maximum(self.size_heldout[self.validation], 1e-6)
+        return float((deviance + molecules @ np.log(exposure)) / max(molecules.sum(), 1.0))
+
+    def dense(self, matrix: sp.csr_matrix, rows: np.ndarray, genes: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(columns(matrix[rows], genes).toarray()).to(self.device)
+
+
+def prior_precision(penalty: float, data: Data) -> float:
+    """The weight of the squared output weights in a loss that is per removed molecule of one cell."""
+    return penalty / (data.train.shape[0] * max(REMOVED * float(data.size_train.mean()), 1e-6))

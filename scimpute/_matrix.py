@@ -1,0 +1,63 @@
+"""Any matrix an AnnData may hold, as canonical CSR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ._counts import chunks
+
+
+def some_rows(matrix: Any, rows: slice) -> Any:
+    """Some rows of any kind of matrix, in memory."""
+    part = matrix[rows]
+    if hasattr(part, "compute"):
+        part = part.compute()
+    return part
+
+
+def check_kind(matrix: Any, name: str) -> None:
+    """Refuse what is no matrix of real numbers."""
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first, e.g. with .filled(0)")
+    if not hasattr(matrix, "shape") or not hasattr(matrix, "dtype"):
+        raise TypeError(f"{name} is of the unsupported type {type(matrix).__name__}; use a numpy array or a scipy sparse matrix")
+    kind = np.dtype(matrix.dtype).kind
+    if kind not in "biuf":
+        raise TypeError(f"{name} has dtype {matrix.dtype}, expected real numbers; convert it, e.g. with .astype('float32')")
+    if any(not np.isfinite(size) for size in matrix.shape):
+        raise ValueError(f"{name} is a dask array whose chunk sizes are unknown; call .compute_chunk_sizes() on it first")
+
+
+def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
+    """Canonical CSR float32 of any supported matrix, with no copy where it is that already.
+
+    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks.
+    """
+    check_kind(matrix, name)
+    if hasattr(matrix, "to_memory"):  # backed sparse
+        matrix = matrix.to_memory()
+    if sp.issparse(matrix):
+        if matrix.format != "csr":
+            matrix = matrix.tocsr()
+        # A fresh wrapper: scipy caches flags on the object, and sorts in place.
+        csr = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        if csr.has_canonical_format and (csr.data.dtype != np.float32 or not csr.data.dtype.isnative):
+            csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices, csr.indptr), shape=csr.shape)
+        elif not csr.has_canonical_format:
+            csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+            csr.sum_duplicates()
+        if np.any(csr.data == 0):
+            csr = csr.copy()
+            csr.eliminate_zeros()
+        return csr
+    parts = []
+    for rows in chunks(*matrix.shape):
+        part = some_rows(matrix, rows)
+        if sp.issparse(part):
+            parts.append(to_csr(part, name))
+        else:
+            parts.append(sp.csr_matrix(np.asarray(part).astype(np.float32)))
+    return sp.vstack(parts, format="csr") if len(parts) > 1 else parts[0]

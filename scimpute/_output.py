@@ -1,0 +1,51 @@
+"""From the rates over repeats to the values a user asked for and their standard deviations."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from ._counts import TARGET, chunks, column_sums, expected_log1p
+from ._counts import columns as columns_of
+from ._engine import Result
+from .models import posterior as posterior_of
+
+
+def finish(
+    result: Result, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
+) -> None:
+    """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations."""
+    unseen = torch.from_numpy(column_sums(columns_of(counts, columns)) == 0)
+    for rows in chunks(len(size), len(columns), 2_000_000):
+        depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
+        x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
+        mu = torch.from_numpy(result.rates.mean[rows]) * depth
+        variance = result.rates.variance(rows, repeats) * depth.square()
+        if not posterior:
+            mean, variance = mu, mu.square() / result.sizes + variance
+        elif result.own is None:
+            mean, variance = posterior_of.mean_and_variance(x, mu, result.sizes, variance)
+        else:
+            # The own count says how the cell differs from its own batch's prediction; that factor is carried over.
+            own = torch.from_numpy(result.own.mean[rows]) * depth
+            mean, own_variance = posterior_of.mean_and_variance(x, own, result.sizes, torch.zeros(()))
+            factor = mu / own.clamp(min=1e-12)
+            variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
+            mean = mean * factor
+        sd = variance.sqrt()
+        # Of a gene without a molecule nothing can be said.
+        mean[:, unseen] = 0
+        sd[:, unseen] = 0
+        if fill == "zeros":
+            mean = torch.where(x > 0, x, mean)
+        if output == "rate":
+            mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
+        elif output == "log1p":
+            scale = TARGET / depth.clamp(min=1)
+            logged = torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
+            sd = sd * scale / (1 + scale * mean)
+            mean = torch.where(x > 0, (x * scale).log1p(), logged) if fill == "zeros" else logged
+        result.rates.mean[rows] = mean.numpy()
+        assert result.rates.squares is not None
+        result.rates.squares[rows] = sd.numpy()
