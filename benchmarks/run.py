@@ -5,6 +5,8 @@
     python benchmarks/run.py ablation          what each part of tl.began is worth
     python benchmarks/run.py growth            cells doubled from 2k to 32k, genes from 3.4k to 13.7k
     python benchmarks/run.py epoch             seconds an epoch against the machine's rate of matrix products
+    python benchmarks/run.py adversary         what the adversary changes: smoothing, and correlation between permuted genes
+    python benchmarks/run.py calibration       the error of held-out molecules against the standard deviation that was written
 
 Each row runs in a process of its own, so that its peak memory is its own. Results go to docs/benchmarks/<table>.csv.
 Data are read from SCIMPUTE_DATA (default ../shared/data); peers (magic-impute, scvi-tools) are needed for their rows only.
@@ -177,6 +179,63 @@ def summary(frame: pd.DataFrame) -> str:
     return table.assign(low=spread.min(), high=spread.max()).round(5).to_string()
 
 
+def permuted(adata: ad.AnnData) -> ad.AnnData:
+    """Every gene's counts dealt anew over the cells: no two genes are correlated any more."""
+    rng, dense = np.random.default_rng(0), adata.X.toarray()
+    return ad.AnnData(sp.csr_matrix(np.column_stack([rng.permutation(column) for column in dense.T])))
+
+
+def adversary() -> None:
+    """Spread over cells, zeros and invented correlation for several weights of the adversary, all else fixed."""
+    import scimpute
+
+    rows = []
+    fixed = {"n_context": 30, "penalty": 30, "width": 64, "max_epochs": 14}
+    for weight in (0, 0.1, 1, 10):
+        for seed in range(3):
+            adata = load("zeisel_ercc", None, None)
+            scimpute.pp.thin(adata, random_state=seed)
+            scimpute.tl.began(adata, layer="thin_train", adversarial_weight=weight, random_state=seed, **fixed)
+            shuffled, mean = permuted(adata), adata.layers["began"]
+            scimpute.tl.began(shuffled, adversarial_weight=weight, random_state=seed, **fixed)
+            rank = pd.DataFrame(shuffled.layers["began"][:, :200]).rank().to_numpy()
+            zeros = np.asarray((adata.layers["thin_train"] == 0).mean(0)).ravel()
+            row = {"adversarial_weight": weight, "seed": seed, "poisson": scimpute.metrics.heldout(adata, "began").loc["began", "poisson"]}
+            row["sd_of_log_rate"] = np.log(mean / mean.sum(1, keepdims=True)).std(0).mean()
+            row["error_of_zero_fraction"] = np.abs(np.exp(-mean).mean(0) - zeros).mean()
+            row["correlation_of_permuted_genes"] = np.abs(np.corrcoef(rank.T))[np.triu_indices(200, 1)].mean()
+            last = adata.uns["began"]["history"].iloc[-1]
+            row |= {name: last[name] for name in ("loss_real", "loss_fake", "k", "M") if name in last}
+            rows.append(row)
+    frame = pd.DataFrame(rows)
+    frame.to_csv(ROOT / "docs" / "benchmarks" / "adversary.csv", index=False, float_format="%.6g")
+    print(frame.groupby("adversarial_weight").mean().drop(columns="seed").round(5).to_string())
+
+
+def calibration() -> None:
+    """Squared error of held-out molecules over the variance that mean and standard deviation promise: 1 is right."""
+    import scimpute
+
+    rows = []
+    for name in ("zeisel_ercc", "cellmix_2tech"):
+        adata = load(name, None, None)
+        scimpute.pp.thin(adata)
+        scimpute.tl.began(adata, layer="thin_train")
+        ratio = adata.layers["thin_test"].sum() / adata.layers["thin_train"].sum()
+        target, mean, sd = adata.layers["thin_test"].toarray(), adata.layers["began"], adata.layers["began_sd"]
+        expected = ratio * mean
+        for low, high in ((0.01, 0.1), (0.1, 0.5), (0.5, 2), (2, 10), (10, np.inf)):
+            here = (mean >= low) & (mean < high)
+            error = np.square(target - expected)[here].mean()
+            row = {"data": name, "imputed_counts": f"{low:g} to {high:g}", "entries": int(here.sum())}
+            row["with_sd"] = error / (expected + np.square(ratio * sd))[here].mean()
+            row["without_sd"] = error / expected[here].mean()
+            rows.append(row | {"sd_over_mean": (sd[here] / mean[here]).mean()})
+    frame = pd.DataFrame(rows)
+    frame.to_csv(ROOT / "docs" / "benchmarks" / "calibration.csv", index=False, float_format="%.6g")
+    print(frame.round(3).to_string(index=False))
+
+
 def epoch() -> None:
     """Seconds an epoch of one repeat on pbmc3k beside the rate of large and of block matrix products."""
     import torch
@@ -212,22 +271,21 @@ def epoch() -> None:
         a @ a
         rates.append(2 * 2048**3 / (time.perf_counter() - start))
     peak = float(np.median(rates))
+    print(f"floor {flops / peak:.3f} s: {flops / 1e9:.0f} GFLOP at the {peak / 1e9:.0f} GFLOP/s of a 2048 x 2048 product")
     for name, seconds in rows.items():
-        print(
-            f"{name}: {seconds:.3f} s an epoch; floor {flops / peak:.3f} s ({flops / 1e9:.0f} GFLOP at {peak / 1e9:.0f} GFLOP/s): {flops / peak / seconds:.0%}"
-        )
+        print(f"{name}: {seconds:.3f} s an epoch, {flops / peak / seconds:.0%} of that rate")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["accuracy", "speed", "ablation", "growth", "epoch", "one"])
+    parser.add_argument("table", choices=["accuracy", "speed", "ablation", "growth", "epoch", "adversary", "calibration", "one"])
     parser.add_argument("task", nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     if asked.table == "one":
         print(json.dumps(one(json.loads(asked.task)), default=float))
-    elif asked.table == "epoch":
-        epoch()
+    elif asked.table in ("epoch", "adversary", "calibration"):
+        {"epoch": epoch, "adversary": adversary, "calibration": calibration}[asked.table]()
     elif asked.table == "growth":
         tasks = [{"data": "pbmc3k", "n_obs": n, "score": False} for n in (2000, 4000, 8000, 16000, 32000)]
         tasks += [{"data": "pbmc3k", "n_obs": 4000, "n_vars": g, "score": False} for g in (3428, 6857, 13714)]

@@ -6,7 +6,7 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +42,13 @@ class Label:
     codes: np.ndarray
 
 
-def check_object(adata: Any) -> None:
-    """Refuse what is not an AnnData, saying how to get one."""
+def check_object(adata: Any, *, copy: bool = False) -> None:
+    """Refuse what is not an AnnData, saying how to get one, and a copy in memory of one that is on disk."""
     if isinstance(adata, ad.AnnData):
         if adata.n_obs == 0 or adata.n_vars == 0:
             raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to work on")
+        if copy and adata.isbacked:
+            raise ValueError("copy=True is not possible for a backed object; read it into memory with adata.to_memory() first")
         return
     name = type(adata).__name__
     hints = {
@@ -193,6 +195,8 @@ def read_genes(adata: ad.AnnData, genes: str | Sequence[str] | None) -> np.ndarr
         if not places.size:
             raise ValueError(f"genes={genes!r}: the var column selects no gene")
         return places
+    if not isinstance(genes, Iterable):
+        raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")
     wanted = [str(g) for g in genes]
     if not wanted:
         raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
@@ -244,11 +248,9 @@ def write(
 ) -> ad.AnnData | None:
     """Write a result, all or nothing, and log what was written.
 
-    An earlier result of the same function under the same key goes, also the parts that the new one does not have.
+    An earlier result of the same function under the same key goes, also where it was in the other of layers and obsm.
     """
     if adata.isbacked:
-        if copy:
-            raise ValueError("copy=True is not possible for a backed object; read it into memory with adata.to_memory() first")
         warnings.warn(
             "adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)",
             UserWarning,
@@ -256,18 +258,18 @@ def write(
         )
     target = adata.copy() if copy else adata
     new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "uns": {key: {_keys.METHOD: method, **uns}}}
-    stale = {key, *(layers or {}), *(obsm or {}), _keys.sd(key)} if written_by(target, key) == method else set()
-    before = {slot: {name: getattr(target, slot)[name] for name in {*new[slot], *stale} if name in getattr(target, slot)} for slot in new}
+    arrays = {*new["layers"], *new["obsm"]} if written_by(target, key) == method else set()
+    names = {slot: {*new[slot], *arrays} if slot != "uns" else {key} for slot in new}
+    before = {slot: {name: getattr(target, slot)[name] for name in names[slot] if name in getattr(target, slot)} for slot in new}
     try:
         for slot, entries in new.items():
-            for name in stale - set(entries):
-                if name in getattr(target, slot):
-                    del getattr(target, slot)[name]
+            for name in before[slot].keys() - entries.keys():
+                del getattr(target, slot)[name]
             for name, value in entries.items():
                 getattr(target, slot)[name] = value
     except BaseException:
-        for slot, entries in new.items():
-            for name in {*entries, *stale}:
+        for slot in new:
+            for name in names[slot]:
                 if name in before[slot]:
                     getattr(target, slot)[name] = before[slot][name]
                 elif name in getattr(target, slot):

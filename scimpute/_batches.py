@@ -31,7 +31,7 @@ class Context:
     """The low-rank scores of a cell: what every gene block is told about the whole cell.
 
     ``sqrt(CP10k)`` projected on the first right singular vectors, each score divided by its standard deviation over the
-    cells, and the log of the library size over its median.
+    cells (and a tenth of its mean, added in squares), and the log of the library size over its median.
 
     Parameters
     ----------
@@ -54,9 +54,11 @@ class Context:
         root.data = np.sqrt(root.data)
         n_scores = min(n_scores, min(counts.shape) - 1)
         if n_scores < 1:
-            return cls(np.zeros((counts.shape[1], 0), np.float32), float(np.median(size)))
+            return cls(np.zeros((counts.shape[1], 0), np.float32), max(float(np.median(size)), 1.0))
         left, values, right = randomized_svd(root, n_scores, n_iter=3, random_state=seed)
-        spread = (left * values).std(axis=0)
+        # Where cells are alike and deep the first score is all mean: divided by its spread alone it would be in the thousands.
+        scores = left * values
+        spread = np.hypot(scores.std(axis=0), 0.1 * scores.mean(axis=0))
         return cls(right.T / np.maximum(spread, 1e-6), max(float(np.median(size)), 1.0))
 
     @property

@@ -13,7 +13,7 @@ TARGET = 1e4
 
 
 def binomial(counts: np.ndarray, keep: float, rng: np.random.Generator) -> np.ndarray:
-    """Molecules kept out of ``counts``, each with probability ``keep``.
+    """Molecules kept out of ``counts`` (1 or more, as the non-zeros of a sparse matrix), each with probability ``keep``.
 
     Nearly all entries of a single-cell matrix are small, and the first molecules of an entry are drawn as single
     trials on the ever fewer entries that have them; the general binomial generator, far slower, sees only the rest.
@@ -39,13 +39,16 @@ def split(counts: sp.csr_matrix, keep: float, rng: np.random.Generator) -> tuple
 
 
 def row_sums(matrix: sp.csr_matrix) -> np.ndarray:
-    """Sum of every row in float64: float32 loses molecules beyond 2^24, small integers overflow."""
-    return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+    """Sum of every row in float64: float32 loses molecules beyond 2^24, small integers overflow.
+
+    scipy's ``sum(dtype=np.float64)`` converts only after it has added in the type of the matrix; a product adds in float64.
+    """
+    return np.asarray(matrix @ np.ones(matrix.shape[1])).ravel()
 
 
 def column_sums(matrix: sp.csr_matrix) -> np.ndarray:
     """Sum of every column in float64."""
-    return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
+    return np.asarray(matrix.T @ np.ones(matrix.shape[0])).ravel()
 
 
 def columns(matrix: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
@@ -67,8 +70,8 @@ def expected_log1p(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
     ``log1p`` of the mean would be too high (Jensen); this is the value that ``sc.pp.normalize_total`` and
     ``sc.pp.log1p`` give on average. Each row has its own scale, so each gets a table over a grid that is even in the square
-    root of the mean (the scale on which the function is smooth), read by linear interpolation;
-    beyond the grid the second-order expansion is exact to 1e-4.
+    root of the mean (the scale on which the function is smooth), read by interpolation that is linear in the mean, as the
+    function is near 0, where most entries lie; beyond the grid the second-order expansion is exact to 1e-4.
 
     Parameters
     ----------
@@ -86,7 +89,8 @@ def expected_log1p(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     for i, row in enumerate(np.asarray(mean, dtype=np.float64)):
         place = np.minimum(np.sqrt(row), roots[-1]) / roots[1]
         low = np.minimum(place.astype(np.int64), len(roots) - 2)
-        result[i] = table[i, low] + (place - low) * (table[i, low + 1] - table[i, low])
+        weight = (place * place - low * low) / (2 * low + 1)
+        result[i] = table[i, low] + weight * (table[i, low + 1] - table[i, low])
         far = np.flatnonzero(row > top)
         if far.size:
             scaled = scale[i] * row[far]

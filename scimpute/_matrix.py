@@ -34,9 +34,15 @@ def check_kind(matrix: Any, name: str) -> None:
 def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
     """Canonical CSR float32 of any supported matrix, with no copy where it is that already.
 
-    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks.
+    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks. What float32 cannot
+    hold becomes infinite.
     """
     check_kind(matrix, name)
+    with np.errstate(over="ignore"):
+        return _to_csr(matrix)
+
+
+def _to_csr(matrix: Any) -> sp.csr_matrix:
     if hasattr(matrix, "to_memory"):  # backed sparse
         matrix = matrix.to_memory()
     if sp.issparse(matrix):
@@ -57,7 +63,7 @@ def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
     for rows in chunks(*matrix.shape):
         part = some_rows(matrix, rows)
         if sp.issparse(part):
-            parts.append(to_csr(part, name))
+            parts.append(_to_csr(part))
         else:
             parts.append(sp.csr_matrix(np.asarray(part).astype(np.float32)))
     return sp.vstack(parts, format="csr") if len(parts) > 1 else parts[0]

@@ -81,7 +81,9 @@ def fit(
     groups = module.parameter_groups()
     optimizers = {name: torch.optim.Adam(p, lr=learning_rate, eps=1e-10, fused=True) for name, p in groups.items()}
     total = max(2, n_batches * max_epochs)
-    plans = [torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, total_steps=total, pct_start=0.1) for o in optimizers.values()]
+    # Of ten steps a tenth is a rise of length zero, by which the plan divides.
+    rise = 0.1 if total != 10 else 0.2
+    plans = [torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, total_steps=total, pct_start=rise) for o in optimizers.values()]
     history, patience_left = History(), _Patience(patience, watch)
     try:
         for epoch in range(max_epochs):
@@ -91,7 +93,7 @@ def fit(
                 for name, loss in module.losses(batch):
                     if not torch.isfinite(loss):
                         raise RuntimeError(
-                            f"training failed: the {name} loss became {float(loss)} in epoch {epoch + 1}; "
+                            f"training failed: the {name} loss became {float(loss.detach())} in epoch {epoch + 1}; "
                             f"try a smaller learning_rate (now {learning_rate:g}). Nothing was written."
                         )
                     optimizers[name].zero_grad(set_to_none=True)

@@ -131,3 +131,42 @@ def test_other_errors_pass(error):
 
     with pytest.raises(error):
         fit(Line(), batches, n_batches=2, max_epochs=1, learning_rate=0.1)
+
+
+class Slope(nn.Module):
+    """Losses whose gradient is one everywhere: Adam's step is the learning rate. Both depend on both parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros((), dtype=torch.float64)), nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.metrics: dict[str, Any] = {}
+        self.path: list[tuple[float, float]] = []
+
+    def parameter_groups(self):
+        return {"one": [self.first], "two": [self.second]}
+
+    def losses(self, batch):
+        for name in ("one", "two"):
+            self.path.append((float(self.first.detach()), float(self.second.detach())))
+            yield name, self.first + self.second
+
+
+def test_each_loss_moves_its_own_parameters_only():
+    module = Slope()
+    run(module, values=(0.0,) * 5, max_epochs=4)
+    path = torch.tensor([*module.path, (float(module.first.detach()), float(module.second.detach()))])
+    moved = path.diff(dim=0) != 0
+    assert moved[::2].tolist() == [[True, False]] * 20
+    assert moved[1::2].tolist() == [[False, True]] * 20
+
+
+def test_learning_rate_is_one_cycle():
+    module = Slope()
+    run(module, values=(0.0,) * 10, max_epochs=5, learning_rate=0.1)
+    rates = -torch.tensor([first for first, _ in module.path[::2]]).diff()
+    # The momentum is cycled too, so a step is the learning rate only about.
+    assert float(rates.max()) == pytest.approx(0.1, rel=0.2)
+    assert 3 < int(rates.argmax()) < 15
+    assert float(rates[0]) < 0.01
+    assert (rates[15:].diff() < 0).all()
+    assert float(rates[-1]) < 0.001

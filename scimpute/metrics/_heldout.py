@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import scipy.sparse as sp
 
 from .. import _adata, _check, _keys
 from .._counts import TARGET, chunks, column_sums, expected_log1p, row_sums
+from .._matrix import some_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,14 +57,19 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     KeyError
         A layer, or the thinned layers, do not exist.
     ValueError
-        A layer is on another scale than counts, or holds NaN, infinite or negative values.
+        A layer is on another scale than counts, or holds NaN, infinite or negative values; a layer is named twice, or as a baseline is.
 
     Notes
     -----
     Works through chunks of rows; no dense copy of the matrix is made. Source: Batson et al. 2019, *Molecular cross-validation*.
     """
     _adata.check_object(adata)
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
     names = [layers] if isinstance(layers, str) else list(layers)
+    twice = [name for name, times in Counter(["raw", "gene_mean", *names]).items() if times > 1]
+    if twice:
+        raise ValueError(f"layers: {_check.listing(twice)} would be more than one row of the result; name each layer once, and none as a baseline")
     train, test = (_adata.read_counts(adata, _require(adata, name, key)).counts for name in (_keys.train(key), _keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
@@ -79,7 +86,7 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
         matrix = _adata.read_layer(adata, name, require_output="counts")
 
         def read(rows: slice) -> np.ndarray:
-            part = matrix[rows]
+            part = some_rows(matrix, rows)
             part = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float32)[:, kept]
             if not np.isfinite(part).all() or part.min() < 0:
                 raise ValueError(f"layer {name!r} has NaN, infinite or negative values; expected counts are needed")

@@ -58,11 +58,14 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
     """
     seen = _nonzero(counts)
     x, mean = counts[seen], mu[seen].clamp(min=1e-12)
+    # lgamma(x + theta) - lgamma(theta) for whole x: in float32 the difference itself would be rounded, alike in every
+    # entry with the same count, and that adds up over the cells.
+    number, steps = x.long(), torch.arange(int(counts.max()), dtype=torch.float64)
     out = []
     for theta in GRID.tolist():
         total = theta * (mu / theta).log1p_().sum(0)
-        size = torch.full((), theta, dtype=x.dtype, device=x.device)
-        data = torch.lgamma(x + size) - torch.lgamma(size) + x * (mean / (mean + size)).log()
+        rising = torch.nn.functional.pad((theta + steps).log().cumsum(0), (1, 0))
+        data = rising.to(x)[number] + x * (mean / (mean + theta)).log()
         out.append(total.index_add_(0, seen[1], data, alpha=-1))
     return torch.stack(out)
 

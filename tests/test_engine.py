@@ -1,0 +1,279 @@
+"""The run behind ``tl.began``: data held out, repeats combined, complexity chosen; and the function's own promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+from scimpute import tl
+from scimpute._batches import Context
+from scimpute._blocks import Partition
+from scimpute._complexity import choose
+from scimpute._counts import expected_log1p
+from scimpute._data import HELDOUT, Complexity, Data, Settings
+from scimpute._engine import Combiner, predict
+
+CPU = torch.device("cpu")
+QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
+SETTINGS = Settings(
+    architecture="dense",
+    block_size=64,
+    n_repeats=1,
+    n_context=5,
+    width=16,
+    penalty=100.0,
+    max_epochs=3,
+    batch_size=32,
+    learning_rate=2e-3,
+    drop_quantile=50.0,
+    drop_shape=1.0,
+    gamma=0.95,
+    adversarial_weight=0.1,
+    reconstruction_weight=1.0,
+)
+
+
+def data_of(adata, *, genes=None, outside=0.0, seed=0) -> Data:
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    size = np.asarray(counts.sum(1), dtype=np.float64).ravel() + outside
+    labels = tuple(adata.obs[name].cat.codes.to_numpy().astype(np.int64) for name in ("batch", "cell_type"))
+    genes = np.arange(adata.n_vars) if genes is None else genes
+    return Data.prepare(counts, size, labels, genes, CPU, np.random.default_rng(seed))
+
+
+def test_data_holds_out_molecules_once(adata):
+    data = data_of(adata, outside=np.linspace(0, 5000, 60))
+    np.testing.assert_array_equal((data.train + data.heldout).toarray(), adata.X.toarray())
+    assert data.heldout.sum() == pytest.approx(HELDOUT * adata.X.sum(), rel=0.15)
+    np.testing.assert_allclose(data.size_train + data.size_heldout, data.size)
+    outside = data.size_heldout - data.heldout.toarray().sum(1)
+    np.testing.assert_allclose(outside, HELDOUT * np.linspace(0, 5000, 60), atol=1e-4)
+    sums = data.train.toarray().sum(0)
+    np.testing.assert_allclose(data.share, np.maximum(sums, 0.5) / data.size_train.sum())
+    np.testing.assert_array_equal(data.validation, np.arange(60))
+    assert data.levels == (2, 3)
+
+
+@pytest.mark.parametrize("genes", [np.random.default_rng(0).permutation(40), np.array([9, 3, 30])], ids=["all", "some"])
+def test_dense_keeps_the_order_of_the_genes(adata, genes):
+    """All genes in another order once came back in their own."""
+    data, rows = data_of(adata, genes=genes), np.array([5, 0, 59])
+    np.testing.assert_array_equal(data.dense(data.counts, rows, data.genes), adata.X.toarray()[np.ix_(rows, genes)])
+
+
+def test_per_molecule_does_not_depend_on_the_depth(adata):
+    """Deviance per molecule of shares: that of the rates themselves, whatever the exposure."""
+    data = data_of(adata)
+    y, size = data.heldout.toarray(), data.size_heldout[:, None]
+    assert (size > 0).all()
+    share = np.full((60, 40), 1 / 40)
+    deviance = (share * size - y * np.log(share * size)).sum()
+    assert data.per_molecule(deviance, data.genes) == pytest.approx(1 + np.log(40))
+
+
+class Known:
+    """A network that knows nothing but a log rate for each gene, one more for each level of the first label."""
+
+    def __init__(self, data: Data, partition: Partition, log_rate: np.ndarray, step: float = 0.0) -> None:
+        self.log_rate, self.step = partition.deal(log_rate, -30.0), step
+        self.generator = self
+
+    def __call__(self, inputs, labels):
+        return self.log_rate.expand(-1, inputs.shape[1], -1) + self.step * labels[0][None, :, None].float()
+
+
+@pytest.fixture
+def combined(adata):
+    """Two repeats of known rates, imputed as the mean of both batches, genes out of order."""
+    data = data_of(adata, genes=np.random.default_rng(0).permutation(40)[:30])
+    context = Context.fit(data.train, data.size_train, 3, seed=0)
+    combiner = Combiner(data, (0, [0, 1]), keep_own=True)
+    base = np.log(data.share)
+    for repeat in range(2):
+        partition = Partition.draw(data.genes, 40, 8, np.random.default_rng(repeat))
+        combiner.add(Known(data, partition, base + 0.2 * repeat, step=0.1), context, partition)
+    return data, combiner.finish()
+
+
+def test_repeats_are_combined(combined):
+    data, result = combined
+    share = data.share[data.genes]
+    each = [share * np.exp(0.2 * repeat) * (1 + np.exp(0.1)) / 2 for repeat in range(2)]
+    np.testing.assert_allclose(result.rates.mean, np.tile(np.mean(each, 0), (60, 1)), rtol=1e-5)
+    np.testing.assert_allclose(result.rates.variance(slice(0, 60), 2), np.tile(np.var(each, 0, ddof=1), (60, 1)), rtol=1e-3)
+    own = share * (1 + np.exp(0.2)) / 2 * np.exp(0.1 * data.labels[0])[:, None]
+    np.testing.assert_allclose(result.own.mean, own, rtol=1e-5)
+    assert result.variation == pytest.approx(np.std(0.1 * data.labels[0]), rel=1e-3)
+
+
+def test_heldout_scores_are_poisson_deviances_of_shares(combined):
+    data, result = combined
+    y, exposure = data.heldout.toarray()[:, data.genes], data.size_heldout[:, None]
+    share, theta = data.share[data.genes], result.sizes.numpy()
+    network = result.own.mean.astype(np.float64)
+    mu = network * data.size_train[:, None]
+    x = data.train.toarray()[:, data.genes]
+    posterior = (x + theta) / (1 + theta / mu) / data.size_train[:, None]
+    for name, rate in {"gene_mean": share, "network": network, "posterior": posterior}.items():
+        expected = (rate * exposure - y * np.log(rate + np.zeros_like(y))).sum() / y.sum()
+        assert result.heldout[name] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_predict_as_another_level(adata):
+    data = data_of(adata)
+    partition = Partition.draw(data.genes, 40, 16, np.random.default_rng(0))
+    batches = data.whole(partition, Context.fit(data.train, data.size_train, 3, seed=0))
+    module, rows = Known(data, partition, np.log(data.share), step=0.5), np.array([7, 1, 30, 2])
+    np.testing.assert_allclose(predict(module, batches, rows), data.share * np.exp(0.5 * data.labels[0][rows])[:, None], rtol=1e-5)
+    np.testing.assert_allclose(predict(module, batches, rows, 0, 1), np.tile(data.share * np.exp(0.5), (4, 1)), rtol=1e-5)
+    # The other label's level changes nothing here.
+    np.testing.assert_array_equal(predict(module, batches, rows, 1, 2), predict(module, batches, rows))
+
+
+# The complexity
+
+
+def chosen(data: Data, **changes: Any) -> tuple[Complexity, dict[str, Any]]:
+    context = Context.fit(data.train, data.size_train, 5, seed=0)
+    return choose(data, replace(SETTINGS, **changes), context, np.random.default_rng(0), on_trial=lambda: None)
+
+
+def test_what_is_given_is_taken(adata):
+    complexity, why = chosen(data_of(adata))
+    assert complexity == Complexity(5, 16, 100.0, 3)
+    assert why == {"why": "all given by the caller"}
+    # More scores than there are: what there is.
+    assert chosen(data_of(adata), n_context=400)[0].n_context == 5
+
+
+def test_conv_is_fixed_where_it_is_not_given(adata):
+    complexity, why = chosen(data_of(adata), architecture="conv", width=8, penalty=None)
+    assert (complexity.width, complexity.max_epochs, complexity.penalty) == (8, 3, 200.0)
+    assert "conv" in why["why"]
+
+
+def test_what_is_left_open_is_the_best_of_what_was_tried(adata):
+    told = []
+    data = data_of(adata)
+    context = Context.fit(data.train, data.size_train, 5, seed=0)
+    open_ = replace(SETTINGS, penalty=None, width=None)
+    complexity, why = choose(data, open_, context, np.random.default_rng(0), on_trial=lambda: told.append(1))
+    tried = why["candidates"]
+    best = tried.loc[tried["heldout"].idxmin()]
+    assert (complexity.penalty, complexity.width) == (best["penalty"], best["width"])
+    assert (complexity.n_context, complexity.max_epochs) == (5, 3)
+    assert tried["penalty"].nunique() == tried["width"].nunique() == 2
+    assert np.isfinite(tried["heldout"]).all()
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_gets_the_strong_penalty_and_structure_is_learnt(seed):
+    rng = np.random.default_rng(seed)
+    types, level = np.arange(600) % 4, rng.lognormal(0, 1, size=60)
+    obs = pd.DataFrame({name: pd.Categorical(["a", "b"] * 300) for name in ("batch", "cell_type")}, index=[f"c{i}" for i in range(600)])
+
+    def trial(strength: float, depth: float) -> tuple[float, float]:
+        """Penalty, and how much better than the gene mean, in nats per held-out molecule."""
+        rate = depth * level * np.exp(strength * rng.normal(size=(4, 60)))[types]
+        data = data_of(ad.AnnData(rng.poisson(rate).astype(np.float32), obs=obs), seed=seed)
+        complexity, why = chosen(data, penalty=None, max_epochs=8)
+        mean = data.share * data.size_heldout[:, None]
+        gene_mean = data.per_molecule((mean - data.heldout.toarray() * np.log(np.maximum(mean, 1e-30))).sum(), data.genes)
+        return complexity.penalty, gene_mean - why["candidates"]["heldout"].min()
+
+    penalty, gain = trial(0.0, 0.3)
+    assert penalty == 300.0
+    assert abs(gain) < 0.01
+    assert trial(1.5, 10.0)[1] > 0.2
+
+
+# The function
+
+
+def test_all_genes_in_another_order(adata):
+    """Columns, sizes and scores follow the order asked."""
+    names = list(np.random.default_rng(1).permutation(adata.var_names))
+    tl.began(adata, key_added="all", **QUICK)
+    tl.began(adata, key_added="asked", genes=names, **QUICK)
+    frame, layer = adata.obsm["asked"], pd.DataFrame(adata.layers["all"], adata.obs_names, adata.var_names)
+    assert list(frame.columns) == list(adata.obsm["asked_sd"].columns) == names
+    first, second = adata.uns["all"], adata.uns["asked"]
+    assert second["heldout"]["gene_mean"] == pytest.approx(first["heldout"]["gene_mean"], rel=1e-5)
+    for score in ("network", "posterior"):
+        # Another deal of the genes: close, while columns that are mixed up miss by nats.
+        assert second["heldout"][score] == pytest.approx(first["heldout"][score], abs=0.05)
+    np.testing.assert_allclose(frame.mean(), adata.to_df().mean()[names], rtol=0.2, atol=0.1)
+    for name in names:
+        assert np.corrcoef(frame[name], layer[name])[0, 1] > 0.8, name
+
+
+def test_outputs_are_one_result_on_three_scales(adata):
+    size = np.asarray(adata.X.sum(1)).ravel()
+    done = {output: tl.began(adata, output=output, copy=True, **QUICK) for output in ("counts", "rate", "log1p")}
+    counts = done["counts"].layers["began"]
+    np.testing.assert_allclose(done["rate"].layers["began"], counts / size[:, None], rtol=1e-5)
+    np.testing.assert_allclose(done["log1p"].layers["began"], expected_log1p(counts, 1e4 / size), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(done["rate"].layers["began_sd"], done["counts"].layers["began_sd"] / size[:, None], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def batched() -> ad.AnnData:
+    """120 cells of one kind in two batches; half of the genes are three times as high in the second, and not so the other half."""
+    rng = np.random.default_rng(0)
+    batch = np.arange(120) % 2
+    rate = np.tile(rng.gamma(5, 1, size=30), (120, 1))
+    rate[batch == 1, :15] *= 3
+    obs = pd.DataFrame({"batch": pd.Categorical(np.where(batch, "second", "first"))}, index=[f"c{i}" for i in range(120)])
+    return ad.AnnData(rng.poisson(rate).astype(np.float32), obs=obs, var=pd.DataFrame(index=[f"g{j}" for j in range(30)]))
+
+
+def gap(adata: ad.AnnData, values: np.ndarray) -> np.ndarray:
+    """Log ratio of the batches' mean shares, of each gene."""
+    shares = values / values.sum(1, keepdims=True)
+    second = (adata.obs["batch"] == "second").to_numpy()
+    return np.log(shares[second].mean(0) / shares[~second].mean(0))
+
+
+@pytest.mark.parametrize("posterior", [True, False])
+def test_target_batch_moves_the_means_to_the_target(batched, posterior):
+    quick = QUICK | {"max_epochs": 20, "n_context": 1, "penalty": 1.0, "learning_rate": 5e-3, "posterior": posterior, "copy": True}
+    values = {}
+    for target in (None, "first", "second", "average"):
+        values[target] = tl.began(batched, "batch", target_batch=target, **quick).layers["began"]
+    before = np.abs(gap(batched, batched.X)).mean()
+    assert np.abs(gap(batched, values[None])).mean() > 0.8 * before
+    for target in ("first", "second", "average"):
+        assert np.abs(gap(batched, values[target])).mean() < 0.5 * before, target
+    # A cell of the target batch is imputed as without a target: same seed, same networks.
+    for target in ("first", "second"):
+        own = (batched.obs["batch"] == target).to_numpy()
+        np.testing.assert_allclose(values[target][own], values[None][own], rtol=1e-3, atol=1e-4)
+        assert np.abs(values[target][~own] - values[None][~own]).max() > 1
+    if not posterior:
+        np.testing.assert_allclose(values["average"], (values["first"] + values["second"]) / 2, rtol=1e-4)
+
+
+def test_size_key_gives_shares_of_the_whole_library(adata):
+    """Of an object cut to half of its genes, with the sizes of before."""
+    adata.obs["total"] = np.asarray(adata.X.sum(1)).ravel()
+    cut = adata[:, ::2].copy()
+    share = float(cut.X.sum() / adata.obs["total"].sum())
+    quick = QUICK | {"output": "rate", "posterior": False, "copy": True}
+    rates = {key: tl.began(cut, size_key=key, **quick) for key in (None, "total")}
+    for key, expected in ((None, 1.0), ("total", share)):
+        got = rates[key].layers["began"].sum(1)
+        assert got.mean() == pytest.approx(expected, rel=0.05)
+    assert 0.3 < share < 0.7
+    assert rates["total"].uns["began"]["params"]["size_key"] == "total"
+    # Counts are at the depth of the whole library times these shares: those of the genes that are left.
+    counts = tl.began(cut, size_key="total", **quick | {"output": "counts"}).layers["began"]
+    np.testing.assert_allclose(counts, rates["total"].layers["began"] * adata.obs["total"].to_numpy()[:, None], rtol=1e-4)
+    assert counts.sum() == pytest.approx(float(cut.X.sum()), rel=0.05)
