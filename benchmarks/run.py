@@ -306,7 +306,7 @@ def main() -> None:
             ("began", {"posterior": False}),
             ("began", {}),
         ]
-        names = ["cellmix_2tech", "pbmc3k", "zeisel_ercc", "rnamix_celseq2"]
+        names = ["pbmc3k", "cellmix_2tech", "zeisel_ercc", "rnamix_celseq2"]
         tasks = [{"data": d, "method": m, "options": o, "seed": s} for d in names for m, o in methods for s in range(asked.seeds)]
         print(summary(run(tasks, "accuracy")))
     else:

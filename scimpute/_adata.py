@@ -42,13 +42,11 @@ class Label:
     codes: np.ndarray
 
 
-def check_object(adata: Any, *, copy: bool = False) -> None:
-    """Refuse what is not an AnnData, saying how to get one, and a copy in memory of one that is on disk."""
+def check_object(adata: Any) -> None:
+    """Refuse what is not an AnnData, saying how to get one."""
     if isinstance(adata, ad.AnnData):
         if adata.n_obs == 0 or adata.n_vars == 0:
             raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to work on")
-        if copy and adata.isbacked:
-            raise ValueError("copy=True is not possible for a backed object; read it into memory with adata.to_memory() first")
         return
     name = type(adata).__name__
     hints = {
@@ -58,6 +56,13 @@ def check_object(adata: Any, *, copy: bool = False) -> None:
         "PosixPath": "read the file first, e.g. with anndata.read_h5ad",
     }
     raise TypeError(f"expected AnnData, got {name}; {hints.get(name, 'wrap it with anndata.AnnData(x)')}")
+
+
+def check_writable(adata: ad.AnnData, *, copy: bool) -> None:
+    """Refuse before the work an object on disk that could not take its result."""
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copy=True is not possible for a backed object" if copy else "adata is a view of a backed object, which cannot hold a result"
+        raise ValueError(f"{what}; read it into memory with adata.to_memory() first")
 
 
 def layer_names(adata: ad.AnnData) -> list[str]:

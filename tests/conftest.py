@@ -6,9 +6,14 @@ Helpers are fixtures that return a function: with ``--import-mode=importlib`` a 
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+# Read when OpenMP is loaded, so before any of the imports below: on a machine whose cores are taken (by another worker of
+# this very suite) two threads that wait for each other are many times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import anndata as ad
 import hypothesis

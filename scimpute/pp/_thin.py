@@ -64,7 +64,8 @@ def thin(
     >>> scimpute.tl.began(adata, layer="thin_train")  # doctest: +SKIP
     >>> scimpute.metrics.heldout(adata, ["began"])  # doctest: +SKIP
     """
-    _adata.check_object(adata, copy=copy)
+    _adata.check_object(adata)
+    _adata.check_writable(adata, copy=copy)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     _check.boolean("copy", copy)
     rng = _random.generator(random_state)

@@ -181,7 +181,8 @@ def began(
     """
     start = time.perf_counter()
     # 1. Check
-    _adata.check_object(adata, copy=copy)
+    _adata.check_object(adata)
+    _adata.check_writable(adata, copy=copy)
     _check.option("output", output, ("counts", "rate", "log1p"))
     _check.option("fill", fill, ("all", "zeros"))
     for name, value in (("posterior", posterior), ("copy", copy)):
