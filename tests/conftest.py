@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import anndata as ad
 import hypothesis
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +26,7 @@ import torch
 
 from scimpute import datasets
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 torch.set_num_threads(1)
 # No database: tests write nothing outside tmp_path. No deadline: the machine is shared.
 hypothesis.settings.register_profile("scimpute", database=None, deadline=None, max_examples=50)

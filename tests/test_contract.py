@@ -438,7 +438,9 @@ def test_result_survives_a_file(imputer, adata, fingerprint, tmp_path, kind, arg
     for slot in ("layers", "obsm"):
         for suffix in imputer.suffixes:
             if "result" + suffix in getattr(adata, slot):
-                np.testing.assert_array_equal(np.asarray(getattr(again, slot)["result" + suffix]), np.asarray(getattr(adata, slot)["result" + suffix]))
+                np.testing.assert_array_equal(
+                    np.asarray(getattr(again, slot)["result" + suffix]), np.asarray(getattr(adata, slot)["result" + suffix])
+                )
     assert_equal_uns(again.uns["result"], adata.uns["result"])
 
 
@@ -614,7 +616,9 @@ def test_failure_of_any_single_write_changes_nothing(imputer, adata, monkeypatch
                 for name in ("__setitem__", "__delitem__"):
                     original = getattr(slot, name)
                     # A view's own method calls the actual one: count the outermost only.
-                    patch.setattr(slot, name, lambda self, *a, original=original, slot=slot: (type(self) is slot and change(), original(self, *a))[1])
+                    patch.setattr(
+                        slot, name, lambda self, *a, original=original, slot=slot: (type(self) is slot and change(), original(self, *a))[1]
+                    )
             if where == "object":
                 target.uns = FaultyDict(target.uns)
                 patch.setattr(FaultyDict, "change", staticmethod(change))
@@ -693,12 +697,20 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def sources(*names: str) -> list[Path]:
-    found = [path for name in names for path in ([PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).rglob("*.py"))]
+    found = [
+        path
+        for name in names
+        for path in ([PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).rglob("*.py"))
+    ]
     assert found
     return found
 
 
-@pytest.mark.parametrize("path", sources("models", "_train", "_batches", "_blocks", "_engine", "_complexity", "_data", "_output", "_counts"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    sources("models", "_train", "_batches", "_blocks", "_engine", "_complexity", "_data", "_output", "_counts"),
+    ids=lambda p: p.stem,
+)
 def test_the_torch_side_knows_no_anndata(path):
     assert not [name for name in imports(path) if name.split(".")[0] in ("anndata", "scanpy") or name.startswith("scimpute._adata")]
 
@@ -755,7 +767,12 @@ def imported(tmp_path_factory) -> dict[str, Any]:
     (folder / "torchvision.py").write_text("raise RuntimeError('torchvision does not work here')")
     path = os.pathsep.join([str(folder), str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IMPORT], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=120
+        [sys.executable, "-W", "error", "-c", IMPORT],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"stderr": done.stderr}

@@ -28,7 +28,15 @@ from scimpute import _check, _save
 from scimpute._matrix import to_csr
 
 Call = Callable[[Any], Any]
-QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 100.0, "block_size": 16, "progress": False}
+QUICK: dict[str, Any] = {
+    "max_epochs": 2,
+    "n_repeats": 2,
+    "n_context": 5,
+    "width": 16,
+    "penalty": 100.0,
+    "block_size": 16,
+    "progress": False,
+}
 
 
 def began(**changes: Any) -> Call:
@@ -71,7 +79,9 @@ def edited(edit: Callable[[ad.AnnData], Any]) -> Callable[[], ad.AnnData]:
     return make
 
 
-def refused(make: Callable[[], Any], call: Call, error: type[Exception], message: str, fingerprint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def refused(
+    make: Callable[[], Any], call: Call, error: type[Exception], message: str, fingerprint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The call raises, with this message, before any training, and leaves the object as it was."""
     monkeypatch.setattr("scimpute.tl._began.run", lambda *_, **__: pytest.fail("training had begun"))
     adata = make()
@@ -187,19 +197,44 @@ def _repeated_names(adata: ad.AnnData) -> None:
 
 
 OBJECTS: dict[str, tuple[Callable[[], Any], Call, type[Exception], str]] = {
-    "3-no-x": (edited(lambda a: setattr(a, "X", None)), began(), ValueError, r"adata.X is empty; pass layer=..., available: \['rate', 'counts'"),
-    "3-no-x-thin": (edited(lambda a: setattr(a, "X", None)), thin(key_added="again"), ValueError, r"adata.X is empty; pass layer=..., available"),
+    "3-no-x": (
+        edited(lambda a: setattr(a, "X", None)),
+        began(),
+        ValueError,
+        r"adata.X is empty; pass layer=..., available: \['rate', 'counts'",
+    ),
+    "3-no-x-thin": (
+        edited(lambda a: setattr(a, "X", None)),
+        thin(key_added="again"),
+        ValueError,
+        r"adata.X is empty; pass layer=..., available",
+    ),
     "4-layer": (toy, began(layer="count"), KeyError, r"layer 'count' not found; available: \['rate', 'counts', .*did you mean 'counts'"),
     "4-layer-thin": (toy, thin(layer="nope", key_added="again"), KeyError, r"layer 'nope' not found; available: \['rate', 'counts', "),
     "4-layer-heldout": (toy, heldout(["rate", "nope"]), KeyError, r"layer 'nope' not found; available: \['rate', 'counts', "),
-    "4-layer-heldout-key": (toy, heldout(key="slim"), KeyError, r"layer 'slim_train' not found; call scimpute.pp.thin\(adata, key_added='slim'\)"),
+    "4-layer-heldout-key": (
+        toy,
+        heldout(key="slim"),
+        KeyError,
+        r"layer 'slim_train' not found; call scimpute.pp.thin\(adata, key_added='slim'\)",
+    ),
     "4-no-none-key": (lambda: ad.AnnData(np.ones((20, 3), "f4")), began(layer="a"), KeyError, r"available: \[\]"),
     **{f"5-no-cells-{name}": (lambda: toy()[:0].copy(), call, ValueError, "0 cells") for name, call in EVERY.items()},
     **{f"5-no-genes-{name}": (lambda: toy()[:, :0].copy(), call, ValueError, "0 genes") for name, call in EVERY.items()},
     "6-one-cell": (lambda: toy()[:1].copy(), began(), ValueError, "needs at least 10 cells, got 1"),
     "14-nan-in-result": (edited(lambda a: a.layers["rate"].__setitem__((2, 1), np.nan)), heldout(), ValueError, "layer 'rate' has NaN"),
-    "16-inf-in-result": (edited(lambda a: a.layers["rate"].__setitem__((2, 1), np.inf)), heldout(), ValueError, "layer 'rate' has NaN, infinite"),
-    "17-negative-result": (edited(lambda a: a.layers["rate"].__setitem__((2, 1), -1)), heldout(), ValueError, "layer 'rate' has .*negative"),
+    "16-inf-in-result": (
+        edited(lambda a: a.layers["rate"].__setitem__((2, 1), np.inf)),
+        heldout(),
+        ValueError,
+        "layer 'rate' has NaN, infinite",
+    ),
+    "17-negative-result": (
+        edited(lambda a: a.layers["rate"].__setitem__((2, 1), -1)),
+        heldout(),
+        ValueError,
+        "layer 'rate' has .*negative",
+    ),
     "31-repeated-names": (edited(_repeated_names), began(genes=["gene1"]), ValueError, "not unique; call adata.var_names_make_unique"),
     "33-unknown": (toy, began(genes=["gene1", "CD3D", "CD3E"]), KeyError, r"2 of 3 genes not found in adata.var_names: \['CD3D', 'CD3E'\]"),
     "33-many": (toy, began(genes=[f"x{i}" for i in range(9)]), KeyError, r"\['x0', 'x1', 'x2', 'x3', 'x4', ... \(9 in all\)\]"),
@@ -207,21 +242,46 @@ OBJECTS: dict[str, tuple[Callable[[], Any], Call, type[Exception], str]] = {
     "33-close": (toy, began(genes=["gen17"]), KeyError, "did you mean 'gene17'"),
     "33-empty": (toy, began(genes=[]), ValueError, "genes is empty"),
     "33-repeated": (toy, began(genes=["gene1", "gene2", "gene1"]), ValueError, r"more than once: \['gene1'\]"),
-    "33-no-column": (toy, began(genes="mark"), KeyError, r"genes: var column 'mark' not found; available: \['marked', 'score'\]; did you mean 'marked'"),
+    "33-no-column": (
+        toy,
+        began(genes="mark"),
+        KeyError,
+        r"genes: var column 'mark' not found; available: \['marked', 'score'\]; did you mean 'marked'",
+    ),
     "33-not-boolean": (toy, began(genes="score"), ValueError, "'score'.* dtype float64, a boolean one is needed"),
-    "33-none-marked": (edited(lambda a: a.var.__setitem__("none", np.zeros(a.n_vars, bool))), began(genes="none"), ValueError, "selects no gene"),
+    "33-none-marked": (
+        edited(lambda a: a.var.__setitem__("none", np.zeros(a.n_vars, bool))),
+        began(genes="none"),
+        ValueError,
+        "selects no gene",
+    ),
     "33-number": (toy, began(genes=3), TypeError, "genes"),
     # 3b
-    "35-batch": (toy, began(batch_key="batches"), KeyError, r"batch_key: obs column 'batches' not found; available: \['batch', 'cell_type', .*mean 'batch'"),
+    "35-batch": (
+        toy,
+        began(batch_key="batches"),
+        KeyError,
+        r"batch_key: obs column 'batches' not found; available: \['batch', 'cell_type', .*mean 'batch'",
+    ),
     "35-type": (toy, began(celltype_key="louvain"), KeyError, r"celltype_key: obs column 'louvain' not found; available: \['batch', "),
     "36-batch": (toy, began(batch_key="gaps"), ValueError, r"batch_key='gaps' is missing in 1 cells? \(first: 'cell4'\)"),
     "36-type": (toy, began(celltype_key="gaps"), ValueError, r"celltype_key='gaps' is missing in 1 cells? \(first: 'cell4'\)"),
     "38-continuous": (toy, began(batch_key="score"), ValueError, r"batch_key='score' looks continuous \(60 different numbers\)"),
     "43-same": (toy, began(batch_key="batch", celltype_key="batch"), ValueError, "batch_key and celltype_key are the same column, 'batch'"),
     "44-size-column": (toy, began(size_key="sizes"), KeyError, r"size_key: obs column 'sizes' not found; .*did you mean 'size'"),
-    "44-size-missing": (toy, began(size_key="size_gaps"), ValueError, r"size_key='size_gaps' is not a positive number in 1 cells? \(first: 'cell4'\)"),
+    "44-size-missing": (
+        toy,
+        began(size_key="size_gaps"),
+        ValueError,
+        r"size_key='size_gaps' is not a positive number in 1 cells? \(first: 'cell4'\)",
+    ),
     "44-size-text": (toy, began(size_key="batch"), ValueError, r"size_key='batch' is not a positive number in 60 cells"),
-    "44-size-small": (toy, began(size_key="size_small"), ValueError, r"size_key='size_small' is below the cell's own number of molecules in 60 cells"),
+    "44-size-small": (
+        toy,
+        began(size_key="size_small"),
+        ValueError,
+        r"size_key='size_small' is below the cell's own number of molecules in 60 cells",
+    ),
 }
 
 
@@ -240,7 +300,11 @@ PARAMETERS: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
             for name in ("n_repeats", "n_context", "width", "max_epochs", "block_size", "batch_size")
             for value in (0, -1, 2.5, 3.0)
         ),
-        *(({name: value}, TypeError, f"^{name} must be") for name in ("n_repeats", "n_context", "max_epochs", "batch_size") for value in (None, True, [1])),
+        *(
+            ({name: value}, TypeError, f"^{name} must be")
+            for name in ("n_repeats", "n_context", "max_epochs", "batch_size")
+            for value in (None, True, [1])
+        ),
         ({"batch_size": 1}, ValueError, "^batch_size must be at least"),
         *(({"learning_rate": value}, ValueError, r"^learning_rate must be in \(0, inf\]") for value in (0, -1e-3, np.nan, np.inf)),
         *(({"penalty": value}, ValueError, r"^penalty must be in \[0, ") for value in (-1, np.nan, np.inf)),
@@ -255,9 +319,16 @@ PARAMETERS: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
     "65": [
         *(({name: "x"}, ValueError, f"^{name} must be one of \\['\\w+', '\\w+'") for name in ("output", "fill", "architecture")),
         *(({name: None}, ValueError, f"^{name} must be one of") for name in ("output", "fill", "architecture")),
-        *(({name: "most"}, ValueError, f"^{name} must be .*'auto'") for name in ("n_context", "width", "penalty", "max_epochs", "drop_quantile", "batch_size")),
+        *(
+            ({name: "most"}, ValueError, f"^{name} must be .*'auto'")
+            for name in ("n_context", "width", "penalty", "max_epochs", "drop_quantile", "batch_size")
+        ),
         *(({name: "yes"}, TypeError, f"^{name} must be True or False") for name in ("posterior", "copy")),
-        ({"batch_key": "batch", "target_batch": "batch9"}, ValueError, r"target_batch must be 'average' or one of \['batch\d', 'batch\d'\], got 'batch9'"),
+        (
+            {"batch_key": "batch", "target_batch": "batch9"},
+            ValueError,
+            r"target_batch must be 'average' or one of \['batch\d', 'batch\d'\], got 'batch9'",
+        ),
         ({"architecture": "conv", "block_size": 500}, ValueError, "block_size must be the square of a multiple of 4"),
     ],
     "66": [
@@ -270,7 +341,7 @@ PARAMETERS: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
     ],
     "67": [
         ({"random_state": -1}, ValueError, "^random_state must not be negative, got -1"),
-        *(({"random_state": value}, TypeError, "^random_state must be an int") for value in (True, 1.0, "0", np.random.RandomState(0))),  # noqa: NPY002
+        *(({"random_state": value}, TypeError, "^random_state must be an int") for value in (True, 1.0, "0", np.random.RandomState(0))),
     ],
     "68": [({"device": value}, ValueError, f"^device '?{value}'? not available; found: cpu") for value in ("gpu", "cuda:9", "mps", "", 1)],
     "69": [
@@ -334,7 +405,12 @@ HELDOUT_ROWS: dict[str, tuple[Callable[[], Any], Call, type[Exception], str]] = 
     "62-none": (toy, heldout(None), TypeError, "layers must be the name"),
     "62-number": (toy, heldout(3), TypeError, "layers must be"),
     "33-repeated": (toy, heldout(["rate", "rate"]), ValueError, r"layers: \['rate'\] would be more than one row"),
-    "66-baseline": (edited(lambda a: a.layers.__setitem__("gene_mean", a.X.copy())), heldout("gene_mean"), ValueError, r"layers: \['gene_mean'\]"),
+    "66-baseline": (
+        edited(lambda a: a.layers.__setitem__("gene_mean", a.X.copy())),
+        heldout("gene_mean"),
+        ValueError,
+        r"layers: \['gene_mean'\]",
+    ),
     "12-no-test": (edited(lambda a: a.layers.__setitem__("thin_test", sp.csr_matrix(a.shape))), heldout(), ValueError, "no non-zero entry"),
 }
 
@@ -391,7 +467,11 @@ LEGAL: dict[str, tuple[Callable[[ad.AnnData], Any], dict[str, Any], str | None]]
     "38-few-numbers": (_levels(lambda n: [0.5, 1.5] * (n // 2)), {"batch_key": "batch"}, None),
     "40-one-level": (_levels(lambda n: ["a"] * n), {"batch_key": "batch"}, None),
     "40-one-level-target": (_levels(lambda n: ["a"] * n), {"batch_key": "batch", "target_batch": "a"}, None),
-    "41-small-batch": (_levels(lambda n: ["small"] * 2 + ["large"] * (n - 2)), {"batch_key": "batch"}, r"batch_key='batch': \['small'\] have 1 or 2 cells"),
+    "41-small-batch": (
+        _levels(lambda n: ["small"] * 2 + ["large"] * (n - 2)),
+        {"batch_key": "batch"},
+        r"batch_key='batch': \['small'\] have 1 or 2 cells",
+    ),
     "42-confounded": (lambda a: a.obs.insert(0, "kind", a.obs["batch"].astype(str)), {"batch_key": "batch", "celltype_key": "kind"}, None),
     "62-no-adversary": (lambda a: None, {"adversarial_weight": 0}, None),
     "62-adversary-only": (lambda a: None, {"reconstruction_weight": 0}, None),
@@ -399,7 +479,11 @@ LEGAL: dict[str, tuple[Callable[[ad.AnnData], Any], dict[str, Any], str | None]]
     "62-blocks-of-one": (lambda a: None, {"block_size": 1}, None),
     "62-context-larger": (lambda a: None, {"n_context": 1000}, None),
     "62-edges": (lambda a: None, {"gamma": 1, "drop_quantile": 100, "n_repeats": 1, "width": 1, "max_epochs": 1}, None),
-    "62-numpy-numbers": (lambda a: None, {"max_epochs": np.int64(2), "penalty": np.float32(50), "width": np.int32(8), "gamma": np.float64(0.5)}, None),
+    "62-numpy-numbers": (
+        lambda a: None,
+        {"max_epochs": np.int64(2), "penalty": np.float32(50), "width": np.int32(8), "gamma": np.float64(0.5)},
+        None,
+    ),
     "62-conv": (lambda a: None, {"architecture": "conv", "block_size": 16, "batch_size": 4}, None),
     "62-conv-labels": (lambda a: None, {"architecture": "conv", "block_size": 64, "batch_key": "batch", "target_batch": "average"}, None),
     "44-size": (lambda a: None, {"size_key": "size"}, None),
@@ -542,7 +626,9 @@ def test_70_nothing_optional_is_imported(adata, monkeypatch):
 
 def test_72_diverging_training_stops_at_once(adata, fingerprint, monkeypatch):
     before = fingerprint(adata)
-    with pytest.raises(RuntimeError, match=r"training failed: the \w+ loss became \S+ in epoch \d+; try a smaller learning_rate \(now 1e\+30\)"):
+    with pytest.raises(
+        RuntimeError, match=r"training failed: the \w+ loss became \S+ in epoch \d+; try a smaller learning_rate \(now 1e\+30\)"
+    ):
         began(learning_rate=1e30, max_epochs=20)(adata)
     assert fingerprint(adata) == before
 
@@ -677,7 +763,10 @@ def test_78_killed_while_writing(target):
 def test_80_threads_give_the_serial_results(adata):
     serial = [scimpute.tl.began(adata, copy=True, random_state=seed, **QUICK) for seed in range(4)]
     found: dict[int, ad.AnnData] = {}
-    threads = [threading.Thread(target=lambda s=s: found.update({s: scimpute.tl.began(adata, copy=True, random_state=s, **QUICK)})) for s in range(4)]
+    threads = [
+        threading.Thread(target=lambda s=s: found.update({s: scimpute.tl.began(adata, copy=True, random_state=s, **QUICK)}))
+        for s in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -69,7 +69,9 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     names = [layers] if isinstance(layers, str) else list(layers)
     twice = [name for name, times in Counter(["raw", "gene_mean", *names]).items() if times > 1]
     if twice:
-        raise ValueError(f"layers: {_check.listing(twice)} would be more than one row of the result; name each layer once, and none as a baseline")
+        raise ValueError(
+            f"layers: {_check.listing(twice)} would be more than one row of the result; name each layer once, and none as a baseline"
+        )
     train, test = (_adata.read_counts(adata, _require(adata, name, key)).counts for name in (_keys.train(key), _keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
