@@ -615,10 +615,14 @@ def test_failure_of_any_single_write_changes_nothing(imputer, adata, monkeypatch
             for slot in slots:
                 for name in ("__setitem__", "__delitem__"):
                     original = getattr(slot, name)
+
                     # A view's own method calls the actual one: count the outermost only.
-                    patch.setattr(
-                        slot, name, lambda self, *a, original=original, slot=slot: (type(self) is slot and change(), original(self, *a))[1]
-                    )
+                    def counted(self, *arguments, original=original, slot=slot, change=change):
+                        if type(self) is slot:
+                            change()
+                        return original(self, *arguments)
+
+                    patch.setattr(slot, name, counted)
             if where == "object":
                 target.uns = FaultyDict(target.uns)
                 patch.setattr(FaultyDict, "change", staticmethod(change))
