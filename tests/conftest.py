@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 # Read when OpenMP is loaded, so before any of the imports below: on a machine whose cores are taken (by another worker of
-# this very suite) two threads that wait for each other are many times slower than one.
-os.environ["OMP_NUM_THREADS"] = "1"
+# this very suite) two threads that wait for each other are many times slower than one. numba has a number of its own, which
+# its first parallel function (in sc.pp.normalize_total) gives to the OpenMP that torch uses too; a forked child then hangs.
+os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import anndata as ad
 import hypothesis
@@ -118,7 +120,17 @@ def states() -> Callable[[], tuple[Any, ...]]:
         name, keys, *rest = np.random.get_state()  # noqa: NPY002
         modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
         numbers = torch.get_rng_state().numpy().tobytes()
-        return name, keys.tobytes(), *rest, numbers, *modes, torch.get_num_threads(), torch.get_default_dtype(), np.geterr()
+        return (
+            random.getstate(),
+            name,
+            keys.tobytes(),
+            *rest,
+            numbers,
+            *modes,
+            torch.get_num_threads(),
+            torch.get_default_dtype(),
+            np.geterr(),
+        )
 
     return look
 

@@ -46,6 +46,10 @@ class Imputer:
         Functions, by their dotted names, that are called on the way: each of them is made to fail.
     chunked
         Modules whose ``chunks`` decides how many cells are worked on at a time.
+    labels
+        Arguments that give it the batches and cell types of the fixture.
+    variants
+        Arguments that lead through other parts of the method.
     """
 
     function: Callable[..., Any]
@@ -55,6 +59,7 @@ class Imputer:
     steps: tuple[str, ...]
     chunked: tuple[str, ...]
     labels: dict[str, str] = field(default_factory=dict)
+    variants: tuple[dict[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,8 +94,17 @@ IMPUTERS = [
         ),
         chunked=("scimpute._matrix", "scimpute._engine", "scimpute._output"),
         labels={"batch_key": "batch", "celltype_key": "cell_type"},
+        variants=(
+            {"architecture": "conv"},
+            {"adversarial_weight": 0},
+            {"reconstruction_weight": 0},
+            {"target_batch": "average"},
+            {"posterior": False},
+            {"n_context": "auto", "width": "auto", "penalty": "auto"},
+        ),
     )
 ]
+VARIANTS = [pytest.param(imputer, variant, id=f"{imputer.name}-{variant}") for imputer in IMPUTERS for variant in ({}, *imputer.variants)]
 
 
 @pytest.fixture(params=IMPUTERS, ids=lambda imputer: imputer.name)
@@ -172,6 +186,21 @@ def test_run_again_replaces_the_whole_result(imputer, adata):
     assert "result_sd" not in adata.obsm
     assert adata.uns["result"]["params"]["random_state"] == 1
     assert_same({"": adata.layers["result"]}, {"": imputer.result(adata, random_state=1)[""]})
+
+
+def test_run_again_leaves_what_others_put_beside_the_result(imputer, adata, fingerprint):
+    imputer.run(adata)
+    scimpute.pp.thin(adata, key_added="half")
+    adata.uns["result_sd"] = {"a note": "of the user"}
+    for name in ("half", "half_sd"):
+        adata.layers[name], adata.obsm[name] = adata.X.copy(), np.ones((adata.n_obs, 2))
+    before = fingerprint(adata)
+    imputer.run(adata, random_state=1)
+    scimpute.pp.thin(adata, key_added="half", random_state=1)
+    after = fingerprint(adata)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == imputer.promised() | {"layers/half_train", "layers/half_test", "uns/half"}
 
 
 # 3, 4. Kinds of matrix
@@ -299,15 +328,17 @@ def test_backed_gives_the_same_and_stays_on_disk(imputer, adata, fingerprint, tm
 # 5. Seeds
 
 
-def test_same_seed_same_result_and_global_state_untouched(imputer, adata, states):
+@pytest.mark.parametrize(("method", "variant"), VARIANTS)
+def test_same_seed_same_result_and_global_state_untouched(adata, states, method, variant):
+    arguments = method.labels | variant
     before = states()
-    first = imputer.result(adata, **imputer.labels)
+    first = method.result(adata, **arguments)
     assert states() == before
-    second = imputer.result(adata, **imputer.labels)
-    other = imputer.result(adata, random_state=1, **imputer.labels)
+    second = method.result(adata, **arguments)
+    other = method.result(adata, random_state=1, **arguments)
     assert_same(first, second)
     assert not np.array_equal(first[""], other[""])
-    assert_same(first, imputer.result(adata, random_state=np.random.default_rng(0), **imputer.labels))
+    assert_same(first, method.result(adata, random_state=np.random.default_rng(0), **arguments))
 
 
 def test_order_of_calls_does_not_matter(imputer, adata):
@@ -518,6 +549,19 @@ def test_complete_data_is_not_made_worse(imputer, seed):
         return float(np.abs(np.sqrt(values) - np.sqrt(adata.layers["rate"])).mean())
 
     assert error(result) <= error(adata.X.toarray())
+
+
+@pytest.mark.parametrize("depth", [2000, 100_000])
+def test_cells_that_are_all_alike_stay_what_they_are(imputer, depth):
+    """Nothing is to be learnt but the mean. Deep cells that differ by chance alone once came back empty, without a warning."""
+    rng = np.random.default_rng(0)
+    truth = depth * rng.dirichlet(np.ones(100))
+    adata = ad.AnnData(rng.poisson(np.tile(truth, (100, 1))).astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*the same profile", UserWarning)
+        result = imputer.result(adata, **imputer.good)[""]
+    np.testing.assert_allclose(result.sum(), adata.X.sum(), rtol=0.05)
+    assert np.abs(np.sqrt(result) - np.sqrt(truth)).mean() < np.abs(np.sqrt(adata.X) - np.sqrt(truth)).mean()
 
 
 # 13. Failures leave the object as it was

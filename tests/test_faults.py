@@ -182,6 +182,18 @@ def test_26_unknown_chunk_sizes():
         to_csr(dense[dense[:, 0] > 0], "adata.X")
 
 
+@pytest.mark.parametrize("convert", [np.asarray, sp.csr_matrix, sp.csr_array], ids=["dense", "csr_matrix", "csr_array"])
+def test_26_dask_layers_are_scored(convert):
+    dask = pytest.importorskip("dask.array")
+    adata = toy()
+    expected = heldout()(adata)
+    for name in ("rate", "thin_train", "thin_test"):
+        values = adata.layers[name]
+        whole = convert(values.toarray() if sp.issparse(values) else values)
+        adata.layers[name] = dask.from_array(whole, chunks=(23, 40), asarray=False)
+    pd.testing.assert_frame_equal(heldout()(adata), expected)
+
+
 def test_where_counts_are_when_nowhere(fingerprint, monkeypatch):
     make = edited(lambda a: (a.layers.clear() if hasattr(a.layers, "clear") else None, setattr(a, "X", a.X * 0.5)))
     refused(make, began(), ValueError, "no layer of this object holds counts", fingerprint, monkeypatch)
@@ -553,10 +565,11 @@ def test_20_sums_do_not_overflow():
 
 def test_28_backed_says_that_the_result_is_in_memory(tmp_path):
     adata = _backed(tmp_path)
-    with pytest.warns(UserWarning, match=r"in memory only.*write_h5ad") as caught:
-        began()(adata)
-    assert len(caught) == 1
-    assert Path(caught[0].filename).name == Path(__file__).name, "the warning points at the caller"
+    for call in (began(), thin(key_added="again")):
+        with pytest.warns(UserWarning, match=r"in memory only.*write_h5ad") as caught:
+            call(adata)
+        assert len(caught) == 1
+        assert Path(caught[0].filename).name == Path(__file__).name, "the warning points at the caller"
 
 
 def test_28_backed_cannot_be_copied_in_memory(tmp_path, fingerprint, monkeypatch):
@@ -778,6 +791,7 @@ def test_80_threads_give_the_serial_results(adata):
 @FORK
 @FORKED
 def test_80_forked_worker_gives_the_serial_result(adata, tmp_path):
+    """With one torch thread, as in all of the suite: with more, GNU OpenMP hangs in a fork of a process that has used torch."""
     expected = scimpute.tl.began(adata, copy=True, **QUICK).layers["began"]
     assert in_child(lambda: np.save(tmp_path / "child.npy", scimpute.tl.began(adata, copy=True, **QUICK).layers["began"])) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "child.npy"), expected)
