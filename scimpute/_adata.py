@@ -6,6 +6,7 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,8 +131,7 @@ def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
 def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = None) -> Any:
     """A layer as it is stored; refused where one of our functions wrote it on another scale than the one required."""
     matrix = _matrix(adata, layer)
-    entry = adata.uns.get(layer)
-    scale = entry.get("params", {}).get("output") if isinstance(entry, Mapping) and _keys.METHOD in entry else None
+    scale = adata.uns[layer].get("params", {}).get("output") if written_by(adata, layer) else None
     if require_output and scale and scale != require_output:
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
     check_kind(matrix, f"adata.layers[{layer!r}]")
@@ -207,7 +207,7 @@ def read_genes(adata: ad.AnnData, genes: str | Sequence[str] | None) -> np.ndarr
         raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
     if not adata.var_names.is_unique:
         raise ValueError("genes was given but adata.var_names are not unique; call adata.var_names_make_unique() first")
-    repeated = sorted({g for g in wanted if wanted.count(g) > 1}) if len(set(wanted)) < len(wanted) else []
+    repeated = sorted(name for name, times in Counter(wanted).items() if times > 1)
     if repeated:
         raise ValueError(f"genes names some genes more than once: {_check.listing(repeated, 5)}")
     places = adata.var_names.get_indexer(wanted)

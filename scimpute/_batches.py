@@ -68,7 +68,7 @@ class Context:
 
     def truncated(self, n_scores: int) -> Context:
         """The same with the first scores only."""
-        return Context(self.loadings[:, :n_scores].numpy(), self.median_size)
+        return Context(self.loadings[:, :n_scores].cpu().numpy(), self.median_size)
 
     def to(self, device: torch.device) -> Context:
         self.loadings = self.loadings.to(device)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._batches import Context, n_batches, shuffled
+from ._batches import CellBatches, Context, n_batches, shuffled
 from ._blocks import Partition
 from ._data import Complexity, Data, Settings, prior_precision
 from ._random import seed as draw_seed
@@ -58,7 +58,7 @@ def choose(
     tried: list[dict[str, float]] = []
 
     def trial(pairs: Sequence[tuple[int, float]], width: int, steps: int) -> dict[str, float]:
-        scores = _score_candidates(data, settings, context, partition, minibatches, pairs, width, steps, rng)
+        scores = _score_candidates(data, settings, batches, minibatches, pairs, width, steps, rng)
         same = {"width": width, "steps": steps}
         results = [{"n_context": c, "penalty": p, **same, "heldout": score} for (c, p), score in zip(pairs, scores, strict=True)]
         tried.extend(results)
@@ -85,8 +85,7 @@ def choose(
 def _score_candidates(
     data: Data,
     settings: Settings,
-    context: Context,
-    partition: Partition,
+    batches: CellBatches,
     minibatches: list[Batch],
     pairs: Sequence[tuple[int, float]],
     width: int,
@@ -94,7 +93,8 @@ def _score_candidates(
     rng: np.random.Generator,
 ) -> list[float]:
     """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each, in nats per held-out molecule."""
-    n_values, blocks, genes = context.n_values, partition.blocks, partition.genes_per_block
+    partition, n_values = batches.partition, batches.context.n_values
+    blocks, genes = partition.blocks, partition.genes_per_block
     mask = torch.ones(len(pairs), n_values, dtype=torch.float32)
     for row, (n_context, _) in zip(mask, pairs, strict=True):
         row[n_context : n_values - 1] = 0
@@ -105,15 +105,14 @@ def _score_candidates(
     turns = math.ceil(steps / len(minibatches))
     fit(module, lambda: minibatches, n_batches=len(minibatches), max_epochs=turns, learning_rate=settings.learning_rate)
     total: torch.Tensor | float = 0.0
-    batches = data.of_training(partition, context)
-    order = torch.from_numpy(partition.place[partition.genes]).to(data.device)
     with torch.no_grad():
         for part in np.array_split(data.validation, math.ceil(len(data.validation) / 256)):
             rates = module.log_rate(batches.against(part, data.heldout, data.size_heldout)).clamp(max=0).exp()
-            rates = rates.transpose(1, 2).reshape(len(pairs), len(part), -1).index_select(2, order)
             size = torch.from_numpy(data.size_train[part].astype(np.float32)).to(data.device)[:, None]
             seen, target = data.dense(data.train, part, partition.genes), data.dense(data.heldout, part, partition.genes)
             ratio = data.heldout_ratio(part)
             sizes = posterior.GRID[::3]
-            total = total + torch.stack([posterior.heldout_deviance(seen, rate * size, target, ratio, sizes).sum(1) for rate in rates])
+            total = total + torch.stack(
+                [posterior.heldout_deviance(seen, partition.gather(rate) * size, target, ratio, sizes).sum(1) for rate in rates]
+            )
     return [data.per_molecule(float(value), partition.genes) for value in total.amin(dim=1)]  # type: ignore[union-attr]
