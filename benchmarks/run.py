@@ -246,7 +246,7 @@ def epoch() -> None:
     from scimpute._counts import row_sums
 
     adata = load("pbmc3k", None, None)
-    counts = _adata.read_counts(adata, None).counts
+    counts = _adata.read_counts(adata, None)
     rng = np.random.default_rng(0)
     data = _data.Data.prepare(counts, row_sums(counts), (), np.arange(adata.n_vars), torch.device("cpu"), rng)
     context = Context.fit(data.train, data.size_train, 40, 0)

@@ -25,16 +25,6 @@ _FLOAT_LEVELS = 50
 
 
 @dataclass(frozen=True)
-class Expression:
-    """Counts of an object: canonical CSR float32 of shape ``(n, g)`` (shares its buffers with the object: read only)."""
-
-    counts: sp.csr_matrix
-    obs_names: pd.Index
-    var_names: pd.Index
-    source: str
-
-
-@dataclass(frozen=True)
 class Label:
     """A categorical column of obs: level names in order of appearance, level codes ``(n,)``."""
 
@@ -59,11 +49,14 @@ def check_object(adata: Any) -> None:
     raise TypeError(f"expected AnnData, got {name}; {hints.get(name, 'wrap it with anndata.AnnData(x)')}")
 
 
-def check_writable(adata: ad.AnnData, *, copy: bool) -> None:
-    """Refuse before the work an object on disk that could not take its result."""
+def check_target(adata: Any, method: str, key_added: str, *, layer: str | None, copy: bool, suffixes: Sequence[str] = ("", "_sd")) -> None:
+    """Refuse before the work an object or a key that could not take the result."""
+    check_object(adata)
+    _check.boolean("copy", copy)
     if adata.isbacked and (copy or adata.is_view):
         what = "copy=True is not possible for a backed object" if copy else "adata is a view of a backed object, which cannot hold a result"
         raise ValueError(f"{what}; read it into memory with adata.to_memory() first")
+    _check_key(adata, key_added, method, layer, suffixes)
 
 
 def layer_names(adata: ad.AnnData) -> list[str]:
@@ -97,8 +90,8 @@ def _problem_with_counts(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
     return None
 
 
-def read_counts(adata: ad.AnnData, layer: str | None) -> Expression:
-    """Counts of ``X`` or a layer.
+def read_counts(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
+    """Counts of ``X`` or a layer as canonical CSR float32 (shares its buffers with the object: read only).
 
     Raises
     ------
@@ -110,7 +103,7 @@ def read_counts(adata: ad.AnnData, layer: str | None) -> Expression:
     problem = _problem_with_counts(csr, adata)
     if problem is not None:
         raise ValueError(f"{source} {problem}; {_where_counts_are(adata, layer)}")
-    return Expression(csr, adata.obs_names, adata.var_names, source)
+    return csr
 
 
 def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
@@ -220,7 +213,7 @@ def read_genes(adata: ad.AnnData, genes: str | Sequence[str] | None) -> np.ndarr
     return places
 
 
-def check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str] = ("", "_sd")) -> None:
+def _check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str]) -> None:
     """Refuse a key that would overwrite what this function did not write."""
     _check.key_name("key_added", key)
     names = [key + suffix for suffix in suffixes]

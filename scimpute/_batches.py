@@ -117,9 +117,9 @@ class CellBatches:
 
     def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
         """Position in a flat ``(P, b, stride)`` tensor of each entry."""
-        place = self.partition.place[genes]
-        block = place // self.partition.genes_per_block
-        return (block * n_rows + row) * stride + place - block * self.partition.genes_per_block
+        # The division is done once a gene, not once an entry.
+        block, offset = np.divmod(self.partition.place, self.partition.genes_per_block)
+        return (block * (n_rows * stride) + offset)[genes] + row * stride
 
     def _inputs(self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray) -> torch.Tensor:
         size = np.maximum(size, 1).astype(np.float32)
@@ -152,7 +152,7 @@ class CellBatches:
         seen = np.bincount(row, weights=kept, minlength=len(rows))
         outside = np.maximum(self.size[rows] - lost - seen, 0)
         inputs = self._inputs(kept, genes, row, starts, seen + keep * outside)
-        gone = np.flatnonzero(removed)
+        gone = np.flatnonzero(removed > 0)
         return self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], lost + (1 - keep) * outside)
 
     def against(self, rows: np.ndarray, target: sp.csr_matrix, exposure: np.ndarray) -> Batch:

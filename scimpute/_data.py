@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
+from . import _check
 from ._batches import CellBatches, Context
 from ._blocks import Partition
 from ._counts import column_sums, columns, row_sums, split
@@ -37,6 +40,32 @@ class Settings:
     gamma: float
     adversarial_weight: float
     reconstruction_weight: float
+
+
+def checked_settings(n_obs: int, *, architecture, block_size, batch_size, **values: Any) -> Settings:
+    """Check every number of the training; settings left to the data become None."""
+    _check.option("architecture", architecture, ("dense", "conv"))
+    block_size = _check.integer("block_size", block_size)
+    if architecture == "conv" and (math.isqrt(block_size) ** 2 != block_size or math.isqrt(block_size) % 4):
+        raise ValueError(f"block_size must be the square of a multiple of 4 for architecture='conv', as 256, 400 or 576; got {block_size}")
+    checked: dict[str, Any] = {"architecture": architecture, "block_size": block_size}
+    checked["n_repeats"] = _check.integer("n_repeats", values["n_repeats"])
+    by_data = _check.auto("batch_size", batch_size)
+    checked["batch_size"] = min(128, max(32, n_obs // 8)) if by_data else _check.integer("batch_size", batch_size, 2)
+    checked["learning_rate"] = _check.number("learning_rate", values["learning_rate"], 0, open_low=True)
+    for name, low in (("n_context", 1), ("width", 1), ("max_epochs", 1)):
+        checked[name] = None if _check.auto(name, values[name]) else _check.integer(name, values[name], low)
+    checked["penalty"] = None if _check.auto("penalty", values["penalty"]) else _check.number("penalty", values["penalty"], 0)
+    quantile = values["drop_quantile"]
+    # Of "auto" the percentage of zeros takes the place once the counts are read.
+    checked["drop_quantile"] = 50.0 if _check.auto("drop_quantile", quantile) else _check.number("drop_quantile", quantile, 0, 100)
+    checked["drop_shape"] = _check.number("drop_shape", values["drop_shape"], 0, open_low=True)
+    checked["gamma"] = _check.number("gamma", values["gamma"], 0, 1)
+    for name in ("adversarial_weight", "reconstruction_weight"):
+        checked[name] = _check.number(name, values[name], 0)
+    if checked["adversarial_weight"] == checked["reconstruction_weight"] == 0:
+        raise ValueError("adversarial_weight and reconstruction_weight are both 0: the generator would have nothing to learn")
+    return Settings(**checked)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ Knows numpy, scipy and torch, not AnnData.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,13 +183,6 @@ class Combiner:
         depth = torch.from_numpy(data.size_train[cells].astype(np.float32))[:, None]
         mu = (torch.from_numpy(self.validation.mean[rows]) * depth).to(data.device)
         return data.dense(data.train, cells, data.genes), mu, data.dense(data.heldout, cells, data.genes), data.heldout_ratio(cells)
-
-
-@contextlib.contextmanager
-def own_torch_state(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast off, whatever the caller has set."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
 
 
 def run(

@@ -76,7 +76,7 @@ def fit(
     Raises
     ------
     RuntimeError
-        A loss was not finite, or the device ran out of memory.
+        A loss was not finite.
     """
     groups = module.parameter_groups()
     optimizers = {name: torch.optim.Adam(p, lr=learning_rate, eps=1e-10, fused=True) for name, p in groups.items()}
@@ -85,37 +85,31 @@ def fit(
     rise = 0.1 if total != 10 else 0.2
     plans = [torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, total_steps=total, pct_start=rise) for o in optimizers.values()]
     history, patience_left = History(), _Patience(patience, watch)
-    try:
-        for epoch in range(max_epochs):
-            sums: dict[str, Tensor | float] = {}
-            times: dict[str, int] = {}
-            for batch in batches():
-                for name, loss in module.losses(batch):
-                    if not torch.isfinite(loss):
-                        raise RuntimeError(
-                            f"training failed: the {name} loss became {float(loss.detach())} in epoch {epoch + 1}; "
-                            f"try a smaller learning_rate (now {learning_rate:g}). Nothing was written."
-                        )
-                    optimizers[name].zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizers[name].step()
-                for name, value in module.metrics.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                    times[name] = times.get(name, 0) + 1
-                for plan in plans:
-                    plan.step()
-            record = {name: float(value) / times[name] for name, value in sums.items()}
-            if evaluate is not None:
-                record |= evaluate()
-            history.epochs.append(record)
-            if on_epoch is not None:
-                on_epoch()
-            if watch and patience_left.exhausted(record):
-                history.stopped = f"no improvement of {' or '.join(watch)} in {patience} epochs"
-                break
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise RuntimeError(
-            "the device ran out of memory while training; try a smaller batch_size or device='cpu'. Nothing was written."
-        ) from error
+    for epoch in range(max_epochs):
+        sums: dict[str, Tensor | float] = {}
+        times: dict[str, int] = {}
+        for batch in batches():
+            for name, loss in module.losses(batch):
+                if not torch.isfinite(loss):
+                    raise RuntimeError(
+                        f"training failed: the {name} loss became {float(loss.detach())} in epoch {epoch + 1}; "
+                        f"try a smaller learning_rate (now {learning_rate:g}). Nothing was written."
+                    )
+                optimizers[name].zero_grad(set_to_none=True)
+                loss.backward()
+                optimizers[name].step()
+            for name, value in module.metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+                times[name] = times.get(name, 0) + 1
+            for plan in plans:
+                plan.step()
+        record = {name: float(value) / times[name] for name, value in sums.items()}
+        if evaluate is not None:
+            record |= evaluate()
+        history.epochs.append(record)
+        if on_epoch is not None:
+            on_epoch()
+        if watch and patience_left.exhausted(record):
+            history.stopped = f"no improvement of {' or '.join(watch)} in {patience} epochs"
+            break
     return history

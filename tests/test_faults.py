@@ -9,6 +9,7 @@ import builtins
 import errno
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -672,15 +673,23 @@ def test_73_collapse_is_a_warning_with_the_measure(adata):
     assert "began" in adata.layers
 
 
-def test_75_out_of_memory_of_the_device(adata, fingerprint, monkeypatch):
+def test_74_worse_than_the_gene_mean_is_said(monkeypatch):
+    adata = toy()
+    with pytest.warns(UserWarning, match=r"held-out molecules worse than the gene mean \(\d+\.\d+ against \d"):
+        began(adversarial_weight=1000.0, learning_rate=0.1, n_repeats=1, max_epochs=10)(adata)
+    assert "began" in adata.layers
+
+
+@pytest.mark.parametrize("step", ["models.began.Began.losses", "_engine.predict", "_output.posterior_of.mean_and_variance"])
+def test_75_out_of_memory_of_the_device(adata, fingerprint, monkeypatch, step):
     before = fingerprint(adata)
     freed = []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
 
-    def losses(self: Any, batch: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("scimpute.models.began.Began.losses", losses)
+    monkeypatch.setattr(f"scimpute.{step}", fail)
     with pytest.raises(RuntimeError, match="out of memory.*smaller batch_size") as caught:
         began()(adata)
     assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
@@ -793,10 +802,39 @@ def test_80_threads_give_the_serial_results(adata):
         np.testing.assert_array_equal(found[seed].layers["began"], expected.layers["began"])
 
 
+FORK_OF_MANY_THREADS = """
+import multiprocessing, sys, torch, scimpute
+torch.set_num_threads(2)
+settings = dict(max_epochs=2, n_context=2, width=4, penalty=30, n_repeats=1)
+scimpute.tl.began(scimpute.datasets.toy_counts(2000, 300), **settings)
+
+def work():
+    adata = scimpute.datasets.toy_counts(2000, 300)
+    scimpute.tl.began(adata, **settings)
+    sys.exit(0 if "began" in adata.layers and torch.get_num_threads() == 2 else 3)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join(40)
+hangs = child.is_alive()
+child.kill()
+sys.exit(99 if hangs else child.exitcode)
+"""
+
+
+@FORKED
+def test_80_fork_of_a_process_with_many_threads():
+    """The threads of the parent's OpenMP pool do not exist in the child."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_OF_MANY_THREADS], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @FORK
 @FORKED
 def test_80_forked_worker_gives_the_serial_result(adata, tmp_path):
-    """With one torch thread, as in all of the suite: with more, GNU OpenMP hangs in a fork of a process that has used torch."""
     expected = scimpute.tl.began(adata, copy=True, **QUICK).layers["began"]
     assert in_child(lambda: np.save(tmp_path / "child.npy", scimpute.tl.began(adata, copy=True, **QUICK).layers["began"])) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "child.npy"), expected)

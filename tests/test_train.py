@@ -107,22 +107,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(value):
     assert float(module.first.detach()) != 0
 
 
-def test_running_out_of_device_memory_is_explained(monkeypatch):
-    freed = []
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
-    module = Line()
-
-    def losses(batch):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        yield
-
-    monkeypatch.setattr(module, "losses", losses)
-    with pytest.raises(RuntimeError, match="smaller batch_size or device='cpu'") as caught:
-        run(module)
-    assert isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
-    assert freed == [True]
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_other_errors_pass(error):
     def batches():

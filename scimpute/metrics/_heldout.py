@@ -72,7 +72,7 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
         raise ValueError(
             f"layers: {_check.listing(twice)} would be more than one row of the result; name each layer once, and none as a baseline"
         )
-    train, test = (_adata.read_counts(adata, _require(adata, name, key)).counts for name in (_keys.train(key), _keys.test(key)))
+    train, test = (_adata.read_counts(adata, _require(adata, name, key)) for name in (_keys.train(key), _keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
     train, test = train[:, kept], test[:, kept]

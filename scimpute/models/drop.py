@@ -35,5 +35,6 @@ def drop(expression: Tensor, quantile: float, shape: float, generator: torch.Gen
     """
     with torch.no_grad():
         keep = torch.sigmoid(shape * (expression - percentile(expression, quantile, generator)))
-        mask = torch.bernoulli(keep, generator=generator)
+        # Three times as fast as torch.bernoulli.
+        mask = torch.rand(keep.shape, generator=generator, dtype=keep.dtype, device=keep.device) < keep
     return expression * mask

@@ -45,7 +45,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
     source = None if params.get("layer", "X") == "X" else params["layer"]
 
-    counts = _adata.read_counts(adata, source if layer is None else layer).counts
+    counts = _adata.read_counts(adata, source if layer is None else layer)
     per_molecule = TARGET / np.maximum(_adata.read_size(adata, params.get("size_key"), counts), 1)[:, None]
     before = np.log1p(counts[:, places].toarray() * per_molecule)
     if scale == "log1p":
@@ -54,7 +54,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
         return before, np.log1p(result * TARGET)
     if layer not in (None, source):
         # Imputed counts are at the depth of the counts they were made from.
-        counts = _adata.read_counts(adata, source).counts
+        counts = _adata.read_counts(adata, source)
         per_molecule = TARGET / np.maximum(_adata.read_size(adata, params.get("size_key"), counts), 1)[:, None]
     return before, np.log1p(result * per_molecule)
 

@@ -64,14 +64,10 @@ def thin(
     >>> scimpute.tl.began(adata, layer="thin_train")  # doctest: +SKIP
     >>> scimpute.metrics.heldout(adata, ["began"])  # doctest: +SKIP
     """
-    _adata.check_object(adata)
-    _adata.check_writable(adata, copy=copy)
+    _adata.check_target(adata, "thin", key_added, layer=layer, copy=copy, suffixes=("", "_train", "_test"))
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
-    _check.boolean("copy", copy)
     rng = _random.generator(random_state)
-    _adata.check_key(adata, key_added, "thin", layer, suffixes=("", "_train", "_test"))
-    expression = _adata.read_counts(adata, layer)
-    kept, removed = split(expression.counts, frac, rng)
+    kept, removed = split(_adata.read_counts(adata, layer), frac, rng)
     params = {"frac": frac, "layer": layer or "X", "random_state": _random.describe(random_state)}
     return _adata.write(
         adata,

@@ -4,15 +4,15 @@ import math
 import time
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from scanpy import settings as scanpy_settings
 
 from .. import _adata, _check, _device, _keys, _random
-from .._data import Data, Settings
-from .._engine import own_torch_state, run
+from .._data import Data, checked_settings
+from .._engine import Result, run
 from .._output import finish
 from .._save import save_model
 from .._version import __version__
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MIN_CELLS = 10
 _FLAT = 1e-3
+"""Standard deviation of a log rate over cells below which all cells are alike."""
+_WORSE = 0.02
+"""Nats per held-out molecule by which a network is clearly behind the gene mean."""
 
 
 def began(
@@ -120,7 +123,7 @@ def began(
     size_key
         Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
     random_state
-        Seed, generator, or None for a fresh one. Same seed, same result on the same device.
+        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
@@ -180,14 +183,9 @@ def began(
     (60, 40)
     """
     start = time.perf_counter()
-    # 1. Check
-    _adata.check_object(adata)
-    _adata.check_writable(adata, copy=copy)
-    _check.option("output", output, ("counts", "rate", "log1p"))
-    _check.option("fill", fill, ("all", "zeros"))
-    for name, value in (("posterior", posterior), ("copy", copy)):
-        _check.boolean(name, value)
-    settings = _settings(
+    _adata.check_target(adata, "began", key_added, layer=layer, copy=copy)
+    _check_options(output, fill, posterior, batch_key, celltype_key, target_batch)
+    settings = checked_settings(
         adata.n_obs,
         architecture=architecture,
         block_size=block_size,
@@ -204,52 +202,35 @@ def began(
         adversarial_weight=adversarial_weight,
         reconstruction_weight=reconstruction_weight,
     )
-    if batch_key is not None and batch_key == celltype_key:
-        raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
-    if target_batch is not None and fill == "zeros":
-        raise ValueError("target_batch and fill='zeros' exclude each other: observed counts are of the cell's own batch")
-    if target_batch is not None and batch_key is None:
-        raise ValueError(f"target_batch={target_batch!r} needs batch_key")
-    _adata.check_key(adata, key_added, "began", layer)
     path = None if save is None else _check.writable_file("save", save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
+    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
 
-    # 2. Read
-    expression = _adata.read_counts(adata, layer)
-    counts = expression.counts
+    counts = _adata.read_counts(adata, layer)
     if adata.n_obs < MIN_CELLS:
         raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
-    empty = int((np.diff(counts.indptr) == 0).sum())
-    if empty:
-        warnings.warn(f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=2)
     size = _adata.read_size(adata, size_key, counts)
     chosen_genes = _adata.read_genes(adata, genes)
+    columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     given = {"batch_key": batch_key, "celltype_key": celltype_key}
     labels = {name: _adata.read_label(adata, column, name) for name, column in given.items() if column is not None}
     used = {name: label for name, label in labels.items() if label is not None}
     target = _target(target_batch, used)
-    columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     arrays = 2 + (target is not None and posterior)
     _check.memory(arrays * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
     if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
+    empty = int((np.diff(counts.indptr) == 0).sum())
+    if empty:
+        warnings.warn(f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=2)
 
-    # 3.-5. Seed, build, fit
-    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
-    with own_torch_state(torch_device):
+    with _device.session(torch_device):
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
         complexity, result, record, tensors = run(data, settings, target, rng, progress=shown, keep_own=posterior)
-    if result.variation < _FLAT:
-        warnings.warn(
-            f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
-            "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?",
-            UserWarning,
-            stacklevel=2,
-        )
-    finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
+        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
+    _warn_of_a_failed_fit(result)
 
-    # 6. Write
     params = {
         "batch_key": batch_key,
         "celltype_key": celltype_key,
@@ -267,17 +248,11 @@ def began(
     }
     params = {name: value for name, value in params.items() if value is not None}
     conditioned = {name: {"column": label.column, "levels": label.levels} for name, label in used.items()}
-    names = [str(name) for name in expression.var_names[columns]]
+    names = list(map(str, adata.var_names[columns]))
     if path is not None:
-        metadata = {"method": "began", "version": __version__, "genes": list(map(str, expression.var_names)), "imputed": names}
+        metadata = {"method": "began", "version": __version__, "genes": list(map(str, adata.var_names)), "imputed": names}
         save_model(path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
-    uns = {
-        "params": params,
-        **record,
-        "conditioned_on": conditioned,
-        "version": __version__,
-        "seconds": time.perf_counter() - start,
-    }
+    uns = {"params": params, **record, "conditioned_on": conditioned, "version": __version__, "seconds": time.perf_counter() - start}
     values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
     if chosen_genes is None:
         return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy)
@@ -285,30 +260,36 @@ def began(
     return _adata.write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy)
 
 
-def _settings(n_obs: int, *, architecture, block_size, batch_size, **values: Any) -> Settings:
-    """Check every number of the training; settings left to the data become None."""
-    _check.option("architecture", architecture, ("dense", "conv"))
-    block_size = _check.integer("block_size", block_size)
-    if architecture == "conv" and (math.isqrt(block_size) ** 2 != block_size or math.isqrt(block_size) % 4):
-        raise ValueError(f"block_size must be the square of a multiple of 4 for architecture='conv', as 256, 400 or 576; got {block_size}")
-    checked: dict[str, Any] = {"architecture": architecture, "block_size": block_size}
-    checked["n_repeats"] = _check.integer("n_repeats", values["n_repeats"])
-    by_data = _check.auto("batch_size", batch_size)
-    checked["batch_size"] = min(128, max(32, n_obs // 8)) if by_data else _check.integer("batch_size", batch_size, 2)
-    checked["learning_rate"] = _check.number("learning_rate", values["learning_rate"], 0, open_low=True)
-    for name, low in (("n_context", 1), ("width", 1), ("max_epochs", 1)):
-        checked[name] = None if _check.auto(name, values[name]) else _check.integer(name, values[name], low)
-    checked["penalty"] = None if _check.auto("penalty", values["penalty"]) else _check.number("penalty", values["penalty"], 0)
-    quantile = values["drop_quantile"]
-    # Of "auto" the percentage of zeros takes the place once the counts are read.
-    checked["drop_quantile"] = 50.0 if _check.auto("drop_quantile", quantile) else _check.number("drop_quantile", quantile, 0, 100)
-    checked["drop_shape"] = _check.number("drop_shape", values["drop_shape"], 0, open_low=True)
-    checked["gamma"] = _check.number("gamma", values["gamma"], 0, 1)
-    for name in ("adversarial_weight", "reconstruction_weight"):
-        checked[name] = _check.number(name, values[name], 0)
-    if checked["adversarial_weight"] == checked["reconstruction_weight"] == 0:
-        raise ValueError("adversarial_weight and reconstruction_weight are both 0: the generator would have nothing to learn")
-    return Settings(**checked)
+def _check_options(
+    output: str, fill: str, posterior: bool, batch_key: str | None, celltype_key: str | None, target_batch: str | None
+) -> None:
+    _check.option("output", output, ("counts", "rate", "log1p"))
+    _check.option("fill", fill, ("all", "zeros"))
+    _check.boolean("posterior", posterior)
+    if batch_key is not None and batch_key == celltype_key:
+        raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
+    if target_batch is not None and fill == "zeros":
+        raise ValueError("target_batch and fill='zeros' exclude each other: observed counts are of the cell's own batch")
+    if target_batch is not None and batch_key is None:
+        raise ValueError(f"target_batch={target_batch!r} needs batch_key")
+
+
+def _warn_of_a_failed_fit(result: Result) -> None:
+    if result.variation < _FLAT:
+        warnings.warn(
+            f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
+            "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif result.heldout["network"] > result.heldout["gene_mean"] + _WORSE:
+        warnings.warn(
+            f"the generator predicts held-out molecules worse than the gene mean ({result.heldout['network']:.3f} against "
+            f"{result.heldout['gene_mean']:.3f} nats per molecule); do not rely on the result. Is adversarial_weight or learning_rate "
+            "too large?",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _target(target_batch: str | None, used: dict[str, _adata.Label]) -> tuple[int, list[int]] | None:
