@@ -116,7 +116,7 @@ class Result:
     heldout
         Deviance of the held-out molecules, in nats per molecule: gene mean, network, posterior.
     variation
-        Largest standard deviation over cells of any gene's log rate: zero where every cell got the same.
+        Largest standard deviation over (at most 256) cells of any gene's log rate: zero where every cell got the same.
     """
 
     rates: RunningMoments
@@ -170,11 +170,12 @@ class Combiner:
             seen, mu, target, ratio = self._validation(rows)
             depth = torch.from_numpy(data.size_train[data.validation[rows]].astype(np.float32)).to(data.device)[:, None]
             mean, _ = posterior.mean_and_variance(seen, mu, sizes, mu.new_zeros(()))
+            hits = target.nonzero(as_tuple=True)
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
                 rate = value * ratio[:, None]
-                sums[name] += float((rate - target * rate.clamp(min=1e-12).log()).sum(dtype=torch.float64))
-        log_rates = np.log(np.maximum(self.validation.mean, 1e-12))
-        variation = float(log_rates.std(axis=0).max()) if len(log_rates) else 0.0
+                sums[name] += float(rate.sum(dtype=torch.float64) - target[hits].double() @ rate[hits].clamp(min=1e-12).double().log())
+        log_rates = np.log(np.maximum(self.validation.mean[:256], 1e-12))
+        variation = float(log_rates.std(axis=0).max())
         return Result(self.rates, self.own, sizes.cpu(), {k: data.per_molecule(v, genes) for k, v in sums.items()}, variation)
 
     def _validation(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -159,8 +159,8 @@ class ConvDiscriminator(nn.Module):
     """An autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``.
 
     Two times convolution and pooling to 16 maps of side/4, labels joined, bottleneck, linear back to an image, convolutions to
-    one map; ELU as in BEGAN. No BatchNorm: real and imputed cells come in separate batches, whose means it would hide, and
-    the adversary may see a single cell. Each pixel has a bias, as reconstruction of a gene starts from its mean.
+    one map; ELU as in BEGAN. No BatchNorm: it would mix real with imputed cells, and the adversary may see a single
+    cell. Each pixel has a bias, as reconstruction of a gene starts from its mean.
     """
 
     def __init__(self, blocks: int, genes: int, levels: Sequence[int], generator: torch.Generator) -> None:
