@@ -159,7 +159,7 @@ def test_losses_balance_and_convergence_measure_by_hand(k):
     steps = module.losses(batch)
     name, loss = next(steps)
     assert name == "discriminator"
-    log_rate, seen = generator.log_rate.detach(), len(adversary.told[0][0])
+    log_rate, seen = generator.log_rate.detach(), len(adversary.told[0][0]) // 2  # real cells, then fake ones
     fake, real = expected_fake(log_rate, seen), batch.inputs[:, :seen, :GENES]
     mean_real, mean_fake = real.abs().mean(), fake.abs().mean()
     torch.testing.assert_close(loss, 0.5 * (mean_real - k * mean_fake))
@@ -181,7 +181,8 @@ def test_losses_balance_and_convergence_measure_by_hand(k):
     assert module.metrics["loss_fake"] == pytest.approx(loss_fake)
     assert module.metrics["reconstruction"] == pytest.approx(deviance.item())
     assert next(steps, None) is None
-    assert adversary.told == [[codes[:seen].tolist() for codes in batch.labels]] * 3
+    assert adversary.told == [[codes[:seen].tolist() * times for codes in batch.labels] for times in (2, 1)]
+    assert all(parameter.requires_grad for parameter in adversary.parameters())
 
 
 def test_the_adversary_teaches_the_generator_through_what_was_kept_only():
@@ -190,7 +191,7 @@ def test_the_adversary_teaches_the_generator_through_what_was_kept_only():
     module = make_began(generator, adversary, penalty=0.0, reconstruction_weight=0.0, adversarial_weight=1.0)
     loss = dict(module.losses(batch))["generator"]
     loss.backward()
-    seen = len(adversary.told[0][0])
+    seen = len(adversary.told[-1][0])
     dropped = expected_fake(generator.log_rate.detach(), seen) == 0
     gradient = generator.log_rate.grad
     assert dropped.any()
