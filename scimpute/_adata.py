@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from scanpy import logging as logg
 
 from . import _check, _keys
-from ._counts import row_sums
+from ._counts import chunks, row_sums
 from ._matrix import check_kind, some_rows, to_csr
 
 _FLOAT_LEVELS = 50
@@ -129,6 +129,70 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
     check_kind(matrix, f"adata.layers[{layer!r}]")
     return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+
+
+def read_matrix(adata: ad.AnnData, layer: str | None) -> Any:
+    """``X`` or a layer of real numbers as it is stored (read only), any of them NaN or infinite."""
+    matrix = _matrix(adata, layer)
+    check_kind(matrix, source_name(layer))
+    return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+
+
+def source_name(layer: str | None) -> str:
+    """How messages call ``X`` or a layer."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def entry_name(adata: ad.AnnData, row: int, column: int) -> str:
+    """How messages call an entry."""
+    return f"cell {adata.obs_names[row]!r}, gene {adata.var_names[column]!r}"
+
+
+def read_finite(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
+    """Finite real numbers of ``X`` or a layer as canonical CSR float32 (shares its buffers with the object: read only)."""
+    csr = to_csr(_matrix(adata, layer), source_name(layer))
+    bad = np.flatnonzero(~np.isfinite(csr.data))
+    if bad.size:
+        row = int(np.searchsorted(csr.indptr, bad[0], side="right") - 1)
+        raise ValueError(
+            f"{source_name(layer)} has {bad.size} values that are NaN or infinite (first: {entry_name(adata, row, csr.indices[bad[0]])}); "
+            "finite values are needed here. Remove or fill them"
+        )
+    return csr
+
+
+def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
+    """Real numbers of ``X`` or a layer, or NaN where there is none, as a dense float32 array of its own."""
+    matrix = read_matrix(adata, layer)
+    dense = np.empty(adata.shape, dtype=np.float32)
+    n_bad, first = 0, (0, 0)
+    for rows in chunks(*adata.shape):
+        part = some_rows(matrix, rows)
+        with np.errstate(over="ignore"):
+            dense[rows] = part.toarray() if sp.issparse(part) else np.asarray(part)
+        bad = np.argwhere(np.isinf(dense[rows]))
+        if bad.size and not n_bad:
+            first = (rows.start + int(bad[0, 0]), int(bad[0, 1]))
+        n_bad += len(bad)
+    if n_bad:
+        raise ValueError(
+            f"{source_name(layer)} has {n_bad} infinite values (first: {entry_name(adata, *first)}); "
+            "set them to NaN where they stand for missing values, or remove them"
+        )
+    return dense
+
+
+def read_neighbours(adata: ad.AnnData) -> sp.csr_matrix | None:
+    """Who is next to whom in space: ones, none on the diagonal; None where the object has no such graph."""
+    if _keys.SPATIAL_CONNECTIVITIES not in adata.obsp:
+        return None
+    name = f"adata.obsp[{_keys.SPATIAL_CONNECTIVITIES!r}]"
+    graph = to_csr(adata.obsp[_keys.SPATIAL_CONNECTIVITIES], name)
+    if not np.isfinite(graph.data).all():
+        raise ValueError(f"{name} has NaN or infinite values; make it again, e.g. with squidpy.gr.spatial_neighbors")
+    rows = np.repeat(np.arange(adata.n_obs), np.diff(graph.indptr))
+    other = graph.indices != rows
+    return sp.csr_matrix((np.ones(other.sum()), (rows[other], graph.indices[other])), shape=graph.shape)
 
 
 def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:

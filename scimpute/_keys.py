@@ -18,5 +18,13 @@ def test(key: str) -> str:
     return f"{key}_test"
 
 
+def mask(key: str) -> str:
+    """Layer that is True where :func:`scimpute.pp.hide` hid an entry."""
+    return f"{key}_mask"
+
+
+SPATIAL_CONNECTIVITIES = "spatial_connectivities"
+"""Graph in ``obsp`` of the cells or spots that are next to each other, as squidpy names it."""
+
 METHOD = "method"
 """Entry of ``uns[key]`` that says which function wrote it."""

@@ -53,6 +53,8 @@ def fit(
     n_batches: int,
     max_epochs: int,
     learning_rate: float,
+    weight_decay: float = 0.0,
+    one_cycle: bool = True,
     evaluate: Callable[[], dict[str, float]] | None = None,
     watch: tuple[str, ...] = (),
     patience: int = 5,
@@ -60,12 +62,14 @@ def fit(
 ) -> History:
     """Train until the epochs are done or nothing watched improves.
 
-    The learning rate rises over the first tenth of the steps and falls to zero along a cosine (one-cycle).
+    With ``one_cycle`` the learning rate rises over the first tenth of the steps and falls to zero along a cosine; else it is constant.
 
     Parameters
     ----------
     module
         Yields its losses; each is stepped with the optimiser of its name before the next is asked for.
+    weight_decay
+        Decoupled decay of all parameters (AdamW).
     batches
         Called once an epoch, gives the ``n_batches`` minibatches.
     evaluate
@@ -79,11 +83,12 @@ def fit(
         A loss was not finite.
     """
     groups = module.parameter_groups()
-    optimizers = {name: torch.optim.Adam(p, lr=learning_rate, eps=1e-10, fused=True) for name, p in groups.items()}
+    optimizers = {name: torch.optim.AdamW(p, lr=learning_rate, eps=1e-10, weight_decay=weight_decay, fused=True) for name, p in groups.items()}
     total = max(2, n_batches * max_epochs)
     # Of ten steps a tenth is a rise of length zero, by which the plan divides.
     rise = 0.1 if total != 10 else 0.2
-    plans = [torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, total_steps=total, pct_start=rise) for o in optimizers.values()]
+    cycle = torch.optim.lr_scheduler.OneCycleLR
+    plans = [cycle(o, learning_rate, total_steps=total, pct_start=rise) for o in optimizers.values()] if one_cycle else []
     history, patience_left = History(), _Patience(patience, watch)
     for epoch in range(max_epochs):
         sums: dict[str, Tensor | float] = {}

@@ -2,5 +2,6 @@
 
 from ._pbmc68k import pbmc68k
 from ._toy import toy_counts
+from ._toy_bulk import toy_bulk
 
-__all__ = ["pbmc68k", "toy_counts"]
+__all__ = ["pbmc68k", "toy_bulk", "toy_counts"]

@@ -1,5 +1,6 @@
 """Scores of an imputation: what was gained, and what was invented."""
 
 from ._heldout import heldout
+from ._recovery import recovery
 
-__all__ = ["heldout"]
+__all__ = ["heldout", "recovery"]

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from .. import _check, _random
+
+_SEXES = ("female", "male")
+
+
+def toy_bulk(
+    n_obs: int = 200,
+    n_vars: int = 300,
+    *,
+    n_tissues: int = 4,
+    rank: int = 8,
+    noise: float = 0.5,
+    random_state: int | np.random.Generator | None = 0,
+) -> ad.AnnData:
+    r"""Bulk expression with a known truth: tissues, sex, age, factors that genes share, and noise.
+
+    A value of sample :math:`i` and gene :math:`j`, on a scale like :math:`\log_2(\mathrm{TPM} + 1)`, is
+
+    .. math:: x_{ij} = a_j + t_{\mathrm{tissue}(i) j} + z_i^\top w_j + b_j\, [\mathrm{male}_i] + c_j\, (\mathrm{age}_i - 50) / 30
+                       + \sigma_j \varepsilon_{ij}
+
+    with gene level :math:`a_j \sim N(6, 1)`, tissue effect :math:`t \sim N(0, 1)`, scores :math:`z` and loadings :math:`w` that
+    together have variance 1, sex effect :math:`b_j = \pm 2` in a fiftieth of the genes, age effect :math:`c_j = \pm 1.5` in a
+    tenth of them (others, each gene has one of the two at most), and normal :math:`\varepsilon`.
+
+    Parameters
+    ----------
+    n_obs, n_vars
+        Number of samples and of genes.
+    n_tissues
+        Number of tissues, as even in size as possible.
+    rank
+        Number of factors that the genes share.
+    noise
+        Mean of the genes' noise levels :math:`\sigma_j`, which lie evenly between half and one and a half times of it.
+    random_state
+        Seed, generator, or None for a fresh one.
+
+    Returns
+    -------
+    An object of ``n_obs`` x ``n_vars``, with
+
+    ``X``
+        Expression with noise, dense float32, no value missing.
+    ``layers["truth"]``
+        Expression without noise, dense float32.
+    ``obs["tissue"]``, ``obs["sex"]``, ``obs["age"]``
+        ``"tissue0"``, ...; ``"female"`` or ``"male"``; years from 20 to 80. Independent of each other.
+    ``var["noise"]``
+        :math:`\sigma_j`.
+    ``uns["toy_bulk"]``
+        The parameters, and the names of the genes with an effect of sex (``"sex_genes"``) and of age (``"age_genes"``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is out of its range, or there are fewer samples than tissues.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_bulk(n_obs=100)
+    >>> adata.shape
+    (100, 300)
+    """
+    sizes = {"n_obs": n_obs, "n_vars": n_vars, "n_tissues": n_tissues, "rank": rank}
+    sizes = {name: _check.integer(name, value) for name, value in sizes.items()}
+    n_obs, n_vars, n_tissues, rank = sizes.values()
+    noise = _check.number("noise", noise, 0)
+    if n_tissues > n_obs:
+        raise ValueError(f"n_tissues={n_tissues} is more than there are samples, n_obs={n_obs}")
+    rng = _random.generator(random_state)
+
+    tissue, sex = (rng.permutation(np.arange(n_obs) % n) for n in (n_tissues, len(_SEXES)))
+    age = rng.uniform(20, 80, n_obs)
+    scores, loadings = rng.normal(size=(n_obs, rank)), rng.normal(size=(rank, n_vars)) / np.sqrt(rank)
+    truth = rng.normal(6, 1, n_vars) + rng.normal(size=(n_tissues, n_vars))[tissue] + scores @ loadings
+
+    order = rng.permutation(n_vars)
+    n_sex, n_age = -(-n_vars // 50), n_vars // 10
+    sex_genes, age_genes = np.sort(order[:n_sex]), np.sort(order[n_sex : n_sex + n_age])
+    truth[:, sex_genes] += sex[:, None] * rng.choice([-2.0, 2.0], n_sex)
+    truth[:, age_genes] += (age[:, None] - 50) / 30 * rng.choice([-1.5, 1.5], n_age)
+    level = noise * rng.uniform(0.5, 1.5, n_vars)
+    expression = truth + level * rng.normal(size=truth.shape)
+
+    genes = [f"gene{j}" for j in range(n_vars)]
+    planted = {"sex_genes": [genes[j] for j in sex_genes], "age_genes": [genes[j] for j in age_genes]}
+    return ad.AnnData(
+        expression.astype(np.float32),
+        obs=pd.DataFrame(
+            {
+                "tissue": pd.Categorical.from_codes(tissue, [f"tissue{level}" for level in range(n_tissues)]),
+                "sex": pd.Categorical.from_codes(sex, list(_SEXES)),
+                "age": age,
+            },
+            index=[f"sample{i}" for i in range(n_obs)],
+        ),
+        var=pd.DataFrame({"noise": level}, index=genes),
+        layers={"truth": truth.astype(np.float32)},
+        uns={"toy_bulk": {**sizes, "noise": noise, "random_state": _random.describe(random_state), **planted}},
+    )

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _adata, _check, _keys, _random
+from .._counts import chunks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_OF = ("nonzero", "all")
+
+
+def hide(
+    adata: AnnData,
+    frac: float | tuple[float, float] = 0.5,
+    *,
+    of: str = "nonzero",
+    layer: str | None = None,
+    key_added: str = "hidden",
+    random_state: int | np.random.Generator | None = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Hide entries at random, so that a method can be scored on what it puts there.
+
+    A method is given ``layers[key_added]`` and scored with :func:`scimpute.metrics.recovery`. Any finite values may be
+    hidden, not counts only. For counts, :func:`scimpute.pp.thin` is the fairer test: what is hidden here was not zero, so a
+    method that makes every value larger gains.
+
+    Parameters
+    ----------
+    adata
+        Object with real numbers, ``n_obs`` x ``n_vars``.
+    frac
+        Probability of an entry to be hidden, between 0 and 1. With a pair ``(low, high)`` every cell draws a probability of
+        its own evenly between the two, as for a curve of the score against the fraction observed.
+    of
+        Which entries may be hidden. ``"nonzero"``: those that are not zero, and what is hidden becomes zero (counts, where zero
+        stands for missing). ``"all"``: every entry that is not NaN, and what is hidden becomes NaN (bulk expression, where zero
+        is a value); what was NaN before remains so and is not taken for hidden.
+    layer
+        Layer with the values; ``X`` where None.
+    key_added
+        Name of the result.
+    random_state
+        Seed, generator, or None for a fresh one.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written are
+
+    ``adata.layers[key_added]``
+        What a method may see: CSR float32 with ``of="nonzero"``, dense float32 with NaN at the gaps with ``of="all"``.
+    ``adata.layers[f"{key_added}_mask"]``
+        True where an entry is hidden: CSR or dense, as the other.
+    ``adata.uns[key_added]``
+        The parameters.
+
+    Raises
+    ------
+    KeyError
+        The layer does not exist.
+    TypeError, ValueError
+        ``frac`` is not inside (0, 1), or no pair of such numbers in order; the matrix has infinite values, NaN with
+        ``of="nonzero"``, or nothing that could be hidden.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_bulk()
+    >>> scimpute.pp.hide(adata, (0.1, 0.9), of="all")
+    >>> scimpute.metrics.recovery(adata, [], groupby="tissue")  # doctest: +SKIP
+    """
+    _adata.check_target(adata, "hide", key_added, layer=layer, copy=copy, suffixes=("", "_mask"))
+    low, high = _bounds(frac)
+    _check.option("of", of, _OF)
+    rng = _random.generator(random_state)
+    part = _of_nonzero if of == "nonzero" else _of_all
+    visible, mask = part(adata, layer, low, high, rng)
+    params = {
+        "frac": low if low == high else [low, high],
+        "of": of,
+        "layer": layer or "X",
+        "random_state": _random.describe(random_state),
+    }
+    return _adata.write(
+        adata, key_added, "hide", layers={key_added: visible, _keys.mask(key_added): mask}, uns={"params": params}, copy=copy
+    )
+
+
+def _bounds(frac: float | tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest fraction, the same where one was given."""
+    if not isinstance(frac, tuple | list | np.ndarray) or np.ndim(frac) != 1:
+        frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
+        return frac, frac
+    if len(frac) != 2:
+        raise ValueError(f"frac must be a number in (0, 1) or a pair (low, high) of such, got {len(frac)} values")
+    low, high = (_check.number(f"frac[{i}]", value, 0, 1, open_low=True, open_high=True) for i, value in enumerate(frac))
+    if low > high:
+        raise ValueError(f"frac must be a pair (low, high) in this order, got ({low:g}, {high:g})")
+    return low, high
+
+
+def _fractions(n_obs: int, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
+    return np.full(n_obs, low) if low == high else rng.uniform(low, high, n_obs)
+
+
+def _of_nonzero(
+    adata: AnnData, layer: str | None, low: float, high: float, rng: np.random.Generator
+) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    values = _adata.read_finite(adata, layer)
+    if not values.nnz:
+        raise ValueError(f"{_adata.source_name(layer)} has no non-zero entry to hide; where zero is a value, pass of='all'")
+    fractions = np.repeat(_fractions(adata.n_obs, low, high, rng), np.diff(values.indptr))
+    hidden = rng.random(values.nnz) < fractions
+    parts = []
+    for data in (np.where(hidden, np.float32(0), values.data), hidden):
+        part = sp.csr_matrix((data, values.indices.copy(), values.indptr.copy()), shape=values.shape)
+        part.eliminate_zeros()
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def _of_all(adata: AnnData, layer: str | None, low: float, high: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    # Four bytes of a value and one of the mask.
+    _check.memory(5 * adata.n_obs * adata.n_vars, "take fewer cells or genes, or hide only non-zero entries with of='nonzero'")
+    visible = _adata.read_with_gaps(adata, layer)
+    fractions = _fractions(adata.n_obs, low, high, rng)
+    mask = np.empty(visible.shape, dtype=bool)
+    n_values = 0
+    for rows in chunks(*visible.shape):
+        # A number is drawn for every entry, a gap or not: the draws do not depend on the size of the chunks.
+        drawn = rng.random(visible[rows].shape) < fractions[rows, None]
+        present = ~np.isnan(visible[rows])
+        n_values += int(present.sum())
+        mask[rows] = drawn & present
+        visible[rows][mask[rows]] = np.nan
+    if not n_values:
+        raise ValueError(f"{_adata.source_name(layer)} has no value to hide: all entries are NaN")
+    return visible, mask
