@@ -83,8 +83,10 @@ def fit(
         A loss was not finite.
     """
     groups = module.parameter_groups()
-    options = {"lr": learning_rate, "eps": 1e-10, "weight_decay": weight_decay, "fused": True}
-    optimizers = {name: torch.optim.AdamW(parameters, **options) for name, parameters in groups.items()}
+    optimizers = {
+        name: torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-10, weight_decay=weight_decay, fused=True)
+        for name, parameters in groups.items()
+    }
     total = max(2, n_batches * max_epochs)
     # Of ten steps a tenth is a rise of length zero, by which the plan divides.
     rise = 0.1 if total != 10 else 0.2
