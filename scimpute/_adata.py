@@ -182,6 +182,22 @@ def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
     return dense
 
 
+def read_mask(adata: ad.AnnData, layer: str) -> np.ndarray:
+    """A layer of True and False (or 1 and 0) as a dense boolean array."""
+    if layer not in layer_names(adata):
+        raise _check.missing("mask_layer: layer", layer, layer_names(adata))
+    matrix = adata.layers[layer]
+    matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    dense = np.empty(adata.shape, dtype=bool)
+    for rows in chunks(*adata.shape):
+        part = some_rows(matrix, rows)
+        part = part.toarray() if sp.issparse(part) else np.asarray(part)
+        if part.dtype != bool and not np.isin(part, (0, 1)).all():
+            raise ValueError(f"mask_layer={layer!r} holds other values than True and False (observed and missing)")
+        dense[rows] = part.astype(bool)
+    return dense
+
+
 def read_neighbours(adata: ad.AnnData) -> sp.csr_matrix | None:
     """Who is next to whom in space: ones, none on the diagonal; None where the object has no such graph."""
     if _keys.SPATIAL_CONNECTIVITIES not in adata.obsp:
@@ -195,8 +211,17 @@ def read_neighbours(adata: ad.AnnData) -> sp.csr_matrix | None:
     return sp.csr_matrix((np.ones(other.sum()), (rows[other], graph.indices[other])), shape=graph.shape)
 
 
-def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
-    """A categorical column of obs, or None where all cells have the same level."""
+def warn_of_empty_cells(counts: sp.csr_matrix, stacklevel: int = 3) -> None:
+    """Say what becomes of cells without a molecule."""
+    empty = int((np.diff(counts.indptr) == 0).sum())
+    if empty:
+        warnings.warn(
+            f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=stacklevel
+        )
+
+
+def _label_values(adata: ad.AnnData, column: str, argument: str) -> pd.Series:
+    """A column of obs in which every cell has a value."""
     if column not in adata.obs:
         raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
     values = adata.obs[column]
@@ -206,6 +231,18 @@ def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
         raise ValueError(
             f"{argument}={column!r} is missing in {empty.sum()} cells (first: {first!r}); fill them, e.g. with 'unknown', or drop the cells"
         )
+    return values
+
+
+def read_codes(adata: ad.AnnData, column: str, argument: str, levels: Sequence[str]) -> np.ndarray:
+    """Place among ``levels``, by name, of every cell's value in a column of obs; -1 for a value that is none of them."""
+    names = np.asarray(_label_values(adata, column, argument).astype(str), dtype=object)
+    return pd.Index(levels, dtype=object).get_indexer(names).astype(np.int64)
+
+
+def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
+    """A categorical column of obs, or None where all cells have the same level."""
+    values = _label_values(adata, column, argument)
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
     # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.

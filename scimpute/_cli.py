@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
             options = _parser().parse_args(argv)
-            commands: dict[str, Callable[..., None]] = {"demo": demo, "began": _began}
+            commands: dict[str, Callable[..., None]] = {"demo": demo, "began": _began, "apply": _apply}
             commands[options.command](**{name: value for name, value in options[options.command].items() if name != "debug"})
         return 0
     except SystemExit as end:  # --help and --version
@@ -122,7 +122,24 @@ def _began(in_file: str, out_file: str, save: str | None, **options: Any) -> Non
     adata = _read(in_file)
     tl.began(adata, save=save, **options)
     replace_file(target, adata.write_h5ad)
-    key = options["key_added"]
+    _report(adata, options["key_added"], out_file)
+
+
+def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
+    from . import tl
+    from ._save import load_model, replace_file
+
+    target = _output(out_file)
+    if os.path.realpath(model) in (os.path.realpath(in_file), str(target)):
+        raise ValueError(f"MODEL: {model!r} is the input or the output; give the file that was written with --save")
+    method = str(load_model(model)[1].get("method"))
+    adata = _read(in_file)
+    tl.apply(adata, model, **options)
+    replace_file(target, adata.write_h5ad)
+    _report(adata, options["key_added"] or method, out_file)
+
+
+def _report(adata: AnnData, key: str, out_file: str) -> None:
     slot = "obsm" if key in adata.obsm else "layers"
     shape = " x ".join(map(str, getattr(adata, slot)[key].shape))
     _say(f"Wrote {slot}[{key!r}] ({shape}), its standard deviation and uns[{key!r}] to {out_file}")
@@ -177,8 +194,9 @@ class _Parser(ArgumentParser):
     def add_function(self, function: Callable[..., Any], skip: Collection[str] = ()) -> None:
         self.add_function_arguments(function, as_group=False, skip={*skip, "random_state"})
         # A Generator, which the functions take as well, has no spelling on a command line.
-        default = inspect.signature(function).parameters["random_state"].default
-        self.add_argument("--random_state", type=int | None, default=default)
+        seed = inspect.signature(function).parameters.get("random_state")
+        if seed is not None:
+            self.add_argument("--random_state", type=int | None, default=seed.default)
 
 
 def _parser() -> ArgumentParser:
@@ -189,13 +207,21 @@ def _parser() -> ArgumentParser:
     run = _Parser(function=demo)
     run.add_function(demo)
     commands.add_subcommand("demo", run, help="try it on real data that come with scanpy")
-    impute = _Parser(function=tl.began, epilog="A list is written '[CD3D, NKG7]', None is written null.")
-    impute.add_argument("in_file", metavar="IN.h5ad", help="File with counts.")
-    impute.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")
-    impute.add_function(tl.began, skip={"adata", "copy"})
+    commands.add_subcommand("began", _parser_of(tl.began), help="impute with scimpute.tl.began")
+    commands.add_subcommand("apply", _parser_of(tl.apply, ("model", "MODEL")), help="impute other cells with a model that --save wrote")
+    return parser
+
+
+def _parser_of(function: Callable[..., Any], *between: tuple[str, str]) -> _Parser:
+    """IN, parameters that come between (name, metavar), OUT, and every other parameter as an option."""
+    parser = _Parser(function=function, epilog="A list is written '[CD3D, NKG7]', None is written null.")
+    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts.")
+    for name, metavar in between:
+        parser.add_argument(name, metavar=metavar)
+    parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")
+    parser.add_function(function, skip={"adata", "copy", *(name for name, _ in between)})
     # In a terminal a minute without a sign of life is long.
-    impute.set_defaults(progress=sys.stderr is not None and sys.stderr.isatty())
-    commands.add_subcommand("began", impute, help="impute with scimpute.tl.began")
+    parser.set_defaults(progress=sys.stderr is not None and sys.stderr.isatty())
     return parser
 
 
@@ -206,6 +232,7 @@ def _one_line(error: object) -> str:
     if bad:
         text = f"argument --{bad[1].replace('_', '-')}: invalid value {bad[2]!r}, see --help"
     text = re.sub(r"\b\w+\.(in|out)_file\b", lambda found: f"{found[1].upper()}.h5ad", text)
+    text = re.sub(r"\bapply\.model\b", "MODEL", text)
     return " ".join(text.split()) or type(error).__name__
 
 

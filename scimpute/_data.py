@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,18 @@ def checked_settings(n_obs: int, *, architecture, block_size, batch_size, **valu
     if checked["adversarial_weight"] == checked["reconstruction_weight"] == 0:
         raise ValueError("adversarial_weight and reconstruction_weight are both 0: the generator would have nothing to learn")
     return Settings(**checked)
+
+
+def target_of(target_batch: str | None, levels: Mapping[str, Sequence[str]]) -> tuple[int, list[int]] | None:
+    """Position of the batch label among the labels, and the levels to impute as."""
+    if target_batch is None or "batch_key" not in levels:
+        return None
+    label, names = list(levels).index("batch_key"), list(levels["batch_key"])
+    if target_batch == "average":
+        return label, list(range(len(names)))
+    if target_batch not in names:
+        raise ValueError(f"target_batch must be 'average' or one of {_check.listing(names)}, got {target_batch!r}")
+    return label, [names.index(target_batch)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from . import _random
 from ._batches import CellBatches, Context, n_batches, shuffled
 from ._blocks import Partition, RunningMoments
 from ._complexity import CONTEXTS, choose
-from ._counts import chunks
+from ._counts import chunks, column_sums, columns
 from ._data import Complexity, Data, Settings, prior_precision
 from ._train import History, fit
 from .models import posterior
@@ -92,7 +92,13 @@ def fit_repeat(
     return module, history
 
 
-def predict(module: Began, batches: CellBatches, rows: np.ndarray, label: int | None = None, level: int | None = None) -> torch.Tensor:
+class Predictor(Protocol):
+    """What a rate is asked of: in training :class:`Began`, later a generator that was loaded."""
+
+    generator: torch.nn.Module
+
+
+def predict(module: Predictor, batches: CellBatches, rows: np.ndarray, label: int | None = None, level: int | None = None) -> torch.Tensor:
     """Rates ``(b, k)`` of some cells, as if they had another level of one of their labels where one is given."""
     codes = list(batches.codes(rows))
     if label is not None and level is not None:
@@ -101,9 +107,31 @@ def predict(module: Began, batches: CellBatches, rows: np.ndarray, label: int | 
         return batches.partition.gather(module.generator(batches.inputs(rows), codes).clamp_(max=0).exp_())
 
 
+def add_rates(
+    module: Predictor,
+    batches: CellBatches,
+    target: tuple[int, Sequence[int]] | None,
+    rates: RunningMoments,
+    own: RunningMoments | None,
+    repeat: int,
+) -> None:
+    """Take in what one repeat says of all cells: as the mean over the target's levels, and in ``own`` as what they are."""
+    partition = batches.partition
+    for rows in chunks(batches.counts.shape[0], partition.blocks * partition.genes_per_block):
+        cells = np.arange(rows.start, rows.stop)
+        if target is None:
+            rate = predict(module, batches, cells)
+        else:
+            label, levels = target
+            rate = torch.stack([predict(module, batches, cells, label, level) for level in levels]).mean(0)
+            if own is not None:
+                own.add(rows, predict(module, batches, cells).cpu(), repeat)
+        rates.add(rows, rate.cpu(), repeat)
+
+
 @dataclass
-class Result:
-    """Rates over repeats and the sizes of the genes.
+class Rates:
+    """Rates over repeats and the sizes of the genes: what the posterior step needs.
 
     Attributes
     ----------
@@ -113,15 +141,28 @@ class Result:
         Mean rate in the cell's own batch where ``rates`` is of another one, else None.
     sizes
         Size of every imputed gene, ``(k,)``.
+    seen
+        Whether the counts trained on have any molecule of the gene, ``(k,)``.
+    """
+
+    rates: RunningMoments
+    own: RunningMoments | None
+    sizes: torch.Tensor
+    seen: torch.Tensor
+
+
+@dataclass
+class Result(Rates):
+    """The rates of a run, and how it went.
+
+    Attributes
+    ----------
     heldout
         Deviance of the held-out molecules, in nats per molecule: gene mean, network, posterior.
     variation
         Largest standard deviation over (at most 256) cells of any gene's log rate: zero where every cell got the same.
     """
 
-    rates: RunningMoments
-    own: RunningMoments | None
-    sizes: torch.Tensor
     heldout: dict[str, float]
     variation: float
 
@@ -140,16 +181,7 @@ class Combiner:
     def add(self, module: Began, context: Context, partition: Partition) -> None:
         """Predict all cells from all their molecules, and the validation cells from their training part."""
         whole, training = self.data.whole(partition, context), self.data.of_training(partition, context)
-        for rows in chunks(self.data.counts.shape[0], partition.blocks * partition.genes_per_block):
-            cells = np.arange(rows.start, rows.stop)
-            if self.target is None:
-                rate = predict(module, whole, cells)
-            else:
-                label, levels = self.target
-                rate = torch.stack([predict(module, whole, cells, label, level) for level in levels]).mean(0)
-                if self.own is not None:
-                    self.own.add(rows, predict(module, whole, cells).cpu(), self.repeats)
-            self.rates.add(rows, rate.cpu(), self.repeats)
+        add_rates(module, whole, self.target, self.rates, self.own, self.repeats)
         for rows in chunks(len(self.data.validation), partition.blocks * partition.genes_per_block):
             self.validation.add(rows, predict(module, training, self.data.validation[rows]).cpu(), self.repeats)
         self.repeats += 1
@@ -176,7 +208,9 @@ class Combiner:
                 sums[name] += float(rate.sum(dtype=torch.float64) - target[hits].double() @ rate[hits].clamp(min=1e-12).double().log())
         log_rates = np.log(np.maximum(self.validation.mean[:256], 1e-12))
         variation = float(log_rates.std(axis=0).max())
-        return Result(self.rates, self.own, sizes.cpu(), {k: data.per_molecule(v, genes) for k, v in sums.items()}, variation)
+        seen = torch.from_numpy(column_sums(columns(data.counts, genes)) > 0)
+        scores = {name: data.per_molecule(value, genes) for name, value in sums.items()}
+        return Result(self.rates, self.own, sizes.cpu(), seen, scores, variation)
 
     def _validation(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         data = self.data
@@ -209,6 +243,6 @@ def run(
             tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
             tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
     result = combiner.finish()
-    tensors |= {"sizes": result.sizes, "share": torch.from_numpy(data.share)}
+    tensors |= {"sizes": result.sizes, "seen": result.seen, "share": torch.from_numpy(data.share)}
     record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": result.sizes.numpy()}
     return complexity, result, record, tensors

@@ -6,17 +6,16 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._counts import TARGET, chunks, column_sums, expected_log1p
+from ._counts import TARGET, chunks, expected_log1p
 from ._counts import columns as columns_of
-from ._engine import Result
+from ._engine import Rates
 from .models import posterior as posterior_of
 
 
 def finish(
-    result: Result, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
+    result: Rates, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
 ) -> None:
     """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations."""
-    unseen = torch.from_numpy(column_sums(columns_of(counts, columns)) == 0)
     for rows in chunks(len(size), len(columns), 2_000_000):
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
@@ -35,8 +34,8 @@ def finish(
             mean = mean * factor
         sd = variance.sqrt()
         # Of a gene without a molecule nothing can be said.
-        mean[:, unseen] = 0
-        sd[:, unseen] = 0
+        mean[:, ~result.seen] = 0
+        sd[:, ~result.seen] = 0
         if fill == "zeros":
             mean = torch.where(x > 0, x, mean)
         if output == "rate":

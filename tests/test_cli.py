@@ -63,6 +63,55 @@ def test_began_writes_the_object_with_its_result(source, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
 
 
+@pytest.fixture
+def model(source, tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    assert _cli.main(["began", source, str(tmp_path / "trained.h5ad"), "--batch-key=batch", f"--save={path}", *QUICK]) == 0
+    capsys.readouterr()
+    return str(path)
+
+
+@pytest.mark.parametrize("key", ["began", "again"])
+def test_apply_writes_the_object_with_its_result(source, model, tmp_path, capsys, key):
+    out = tmp_path / "out.h5ad"
+    named = [] if key == "began" else ["--key-added", key]
+    assert _cli.main(["apply", source, model, str(out), "--unseen=average", "--device=cpu", *named]) == 0
+    assert capsys.readouterr().out == f"Wrote layers['{key}'] (60 x 40), its standard deviation and uns['{key}'] to {out}\n"
+    result, trained = ad.read_h5ad(out), ad.read_h5ad(tmp_path / "trained.h5ad")
+    np.testing.assert_allclose(result.layers[key], trained.layers["began"], rtol=1e-4)
+    assert result.uns[key]["params"]["model"] == model
+
+
+def test_every_parameter_of_apply_is_an_option(capsys):
+    assert _cli.main(["apply", "--help"]) == 0
+    text = capsys.readouterr().out
+    wanted = set(inspect.signature(tl.apply).parameters) - {"adata", "copy", "model"}
+    assert all(f"--{name.replace('_', '-')} " in text for name in wanted), text
+    assert "IN.h5ad MODEL OUT.h5ad" in text
+    assert "--random" not in text
+    assert "never a pickle" in text
+
+
+def test_apply_refuses(fails, source, model, tmp_path):
+    out, cut = tmp_path / "out.h5ad", tmp_path / "cut"
+    cut.write_bytes(Path(model).read_bytes()[:500])
+    before = Path(model).read_bytes()
+    for argv, message in (
+        ((source, "missing", str(out)), "model: 'missing' does not exist"),
+        ((source, str(cut), str(out)), "is cut short or damaged"),
+        (("missing.h5ad", model, str(out)), "IN: 'missing.h5ad' does not exist"),
+        ((source, model, str(tmp_path)), "is a directory"),
+        ((source, model, model), "is the input or the output"),
+        ((source, model, str(out), "--unseen=mean"), "argument --unseen: invalid value 'mean'"),
+        ((source, model, str(out), "--layer=x"), "layer 'x' not found"),
+    ):
+        code, line = fails("apply", *argv)
+        assert code == 2
+        assert message in line
+    assert not out.exists()
+    assert Path(model).read_bytes() == before
+
+
 def test_out_may_be_in_and_genes_may_be_a_list(source, capsys):
     assert _cli.main(["began", source, source, "--genes", "[gene1, gene3]", *QUICK]) == 0
     assert list(ad.read_h5ad(source).obsm["began"]) == ["gene1", "gene3"]
@@ -120,6 +169,7 @@ def test_version_and_help(capsys):
         ([], "command"),
         (["bogus"], "invalid choice: 'bogus'"),
         (["began"], "required: IN.h5ad, OUT.h5ad"),
+        (["apply"], "required: IN.h5ad, MODEL, OUT.h5ad"),
         (["began", "a", "b", "--nope"], "--nope"),
         (["began", "a", "b", "--n-context", "many"], "argument --n-context: invalid value 'many'"),
         (["began", "a", "b", "--output", "x"], "argument --output: invalid value 'x'"),

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 import scimpute
-from scimpute._save import replace_file, save_model
+from scimpute._save import load_model, replace_file, save_model
 
 
 def test_replace_file_replaces(tmp_path):
@@ -63,6 +63,9 @@ def test_save_model_keeps_tensors_and_metadata(tmp_path):
         torch.testing.assert_close(file.get_tensor("a"), weights.T)
         torch.testing.assert_close(file.get_tensor("b"), torch.ones(2))
     assert metadata == {"format": "1", "genes": ["é", "b"], "params": {"x": 1.5, "y": True}}
+    tensors, again = load_model(str(path))
+    assert again == metadata
+    torch.testing.assert_close(tensors, {"a": weights.T.contiguous(), "b": torch.ones(2)})
     with pytest.raises(TypeError):
         save_model(path, {}, {"wrong": object()})
     assert list(tmp_path.iterdir()) == [path]
@@ -91,6 +94,7 @@ def test_saved_began(adata, tmp_path):
     assert {name: params[name] for name in ("max_epochs", "n_repeats", "n_context", "width", "penalty")}.items() <= quick.items()
     assert tensors["loadings"].shape == (40, 5)
     assert tensors["sizes"].shape == (5,)
+    np.testing.assert_array_equal(tensors["seen"], adata.X.toarray()[:, [30, 2, 17, 9, 5]].any(0))
     np.testing.assert_array_equal(tensors["sizes"], adata.uns["began"]["sizes"])
     for repeat in range(2):
         place = tensors[f"repeat{repeat}.place"]

@@ -1,5 +1,8 @@
 """Tools: each imputes an object and writes the result beside the data."""
 
+from ._apply import apply
 from ._began import began
+from ._gain import gain
+from ._pmi import pmi
 
-__all__ = ["began"]
+__all__ = ["apply", "began", "gain", "pmi"]

@@ -11,7 +11,7 @@ import pandas as pd
 from scanpy import settings as scanpy_settings
 
 from .. import _adata, _check, _device, _keys, _random
-from .._data import Data, checked_settings
+from .._data import Data, checked_settings, target_of
 from .._engine import Result, run
 from .._output import finish
 from .._save import save_model
@@ -129,7 +129,8 @@ def began(
     progress
         Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
     save
-        File for the trained model: safetensors, with genes, levels, parameters and version as JSON metadata.
+        File for the trained model, which :func:`scimpute.tl.apply` applies to other cells: safetensors, with genes, levels, parameters and
+        version as JSON metadata.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -216,14 +217,12 @@ def began(
     given = {"batch_key": batch_key, "celltype_key": celltype_key}
     labels = {name: _adata.read_label(adata, column, name) for name, column in given.items() if column is not None}
     used = {name: label for name, label in labels.items() if label is not None}
-    target = _target(target_batch, used)
+    target = target_of(target_batch, {name: label.levels for name, label in used.items()})
     arrays = 2 + (target is not None and posterior)
     _check.memory(arrays * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
     if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
-    empty = int((np.diff(counts.indptr) == 0).sum())
-    if empty:
-        warnings.warn(f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=2)
+    _adata.warn_of_empty_cells(counts)
 
     with _device.session(torch_device):
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
@@ -290,15 +289,3 @@ def _warn_of_a_failed_fit(result: Result) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _target(target_batch: str | None, used: dict[str, _adata.Label]) -> tuple[int, list[int]] | None:
-    """Position of the batch label and the levels to impute as."""
-    if target_batch is None or "batch_key" not in used:
-        return None
-    levels = used["batch_key"].levels
-    if target_batch == "average":
-        return list(used).index("batch_key"), list(range(len(levels)))
-    if target_batch not in levels:
-        raise ValueError(f"target_batch must be 'average' or one of {_check.listing(levels)}, got {target_batch!r}")
-    return list(used).index("batch_key"), [levels.index(target_batch)]

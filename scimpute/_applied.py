@@ -1,0 +1,214 @@
+"""A saved model of `tl.began` on other cells: its generators rebuilt, their rates, the posterior step.
+
+Knows numpy, scipy and torch, not AnnData.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ._batches import CellBatches, Context
+from ._blocks import Partition, RunningMoments
+from ._data import target_of
+from ._engine import Rates, add_rates
+from ._output import finish
+from .models.began import Generator
+from .models.conv import ConvGenerator
+
+
+class AnyLevel(nn.Module):
+    """A generator that takes cells of a level it does not know, code -1: their rate is the mean over all levels of that label.
+
+    Parameters
+    ----------
+    generator
+        Gives log rates ``(P, b, m)`` from ``(P, b, m + c)`` and one ``(b,)`` of codes a label.
+    levels
+        Number of levels of each label.
+    """
+
+    def __init__(self, generator: nn.Module, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.generator, self.levels = generator, levels
+
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        """Log share of every gene, ``(P, b, m)``."""
+        for label, codes in enumerate(labels):
+            unknown = codes < 0
+            if not unknown.any():
+                continue
+            total: Tensor | None = None
+            for level in range(self.levels[label]):
+                told = [other[unknown] for other in labels]
+                told[label] = torch.full_like(told[label], level)
+                # A rate is capped at 1 wherever it is used, so also before the mean.
+                part = self(inputs[:, unknown], told).clamp(max=0)
+                total = part if total is None else torch.logaddexp(total, part)
+            assert total is not None, "a label has levels"
+            mean = total - float(np.log(self.levels[label]))
+            whole = mean.new_empty(mean.shape[0], len(codes), mean.shape[2])
+            whole[:, unknown] = mean
+            if not unknown.all():
+                whole[:, ~unknown] = self(inputs[:, ~unknown], [other[~unknown] for other in labels])
+            return whole
+        return self.generator(inputs, labels)
+
+
+@dataclass
+class Repeat:
+    """The generator of one repeat with the deal of the genes it was trained on."""
+
+    generator: nn.Module
+    place: np.ndarray
+    blocks: int
+    genes_per_block: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a file of `tl.began` holds.
+
+    Attributes
+    ----------
+    genes, imputed
+        Names of the genes that inform the context, and of those that are imputed.
+    params
+        Parameters of the training; the ones of the output hold for the application too.
+    labels
+        For each label its argument (``"batch_key"``), column of obs and levels.
+    """
+
+    genes: list[str]
+    imputed: list[str]
+    params: dict[str, Any]
+    labels: dict[str, tuple[str, list[str]]]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Model:
+        """Raises ValueError where something is missing or does not fit together."""
+        try:
+            labels = {name: (str(label["column"]), list(label["levels"])) for name, label in metadata["conditioned_on"].items()}
+            model = cls(list(metadata["genes"]), list(metadata["imputed"]), dict(metadata["params"]), labels, tensors)
+            model.check()
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the file does not hold a whole model of tl.began ({reason}); save it again with save=...") from error
+        return model
+
+    def check(self) -> None:
+        """Build every repeat once, so that a file that does not fit together is found before the work."""
+        for name in ("output", "fill", "posterior", "n_repeats", "width", "architecture"):
+            if name not in self.params:
+                raise KeyError(f"no params[{name!r}]")
+        for name, length in (("sizes", len(self.imputed)), ("seen", len(self.imputed)), ("loadings", len(self.genes))):
+            if len(self.tensors[name]) != length:
+                raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
+        bad = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise RuntimeError(f"{bad[0]} has values that are NaN or infinite")
+        if not set(self.imputed) <= set(self.genes):
+            raise RuntimeError("a gene is imputed that is not among the genes")
+        imputed = self.positions(self.imputed)
+        for number in range(self.params["n_repeats"]):
+            repeat = self.repeat(number)
+            dealt = repeat.place[imputed] if len(repeat.place) == len(self.genes) else np.array([-1])
+            if dealt.min() < 0 or dealt.max() >= repeat.blocks * repeat.genes_per_block:
+                raise RuntimeError(f"repeat{number}.place does not deal the imputed genes to the blocks")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Number of levels of each label."""
+        return tuple(len(names) for _, names in self.labels.values())
+
+    @property
+    def target(self) -> tuple[int, list[int]] | None:
+        """Position of the batch label and the levels to impute as."""
+        return target_of(self.params.get("target_batch"), {name: levels for name, (_, levels) in self.labels.items()})
+
+    def positions(self, names: Sequence[str]) -> np.ndarray:
+        """Places of some names among the model's genes."""
+        place = {name: i for i, name in enumerate(self.genes)}
+        return np.array([place[name] for name in names], dtype=np.int64)
+
+    def context(self) -> Context:
+        return Context(self.tensors["loadings"].numpy(), float(self.tensors["median_size"]))
+
+    def repeat(self, number: int) -> Repeat:
+        """The generator of one repeat, in evaluation mode."""
+        prefix = f"repeat{number}."
+        state = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        place = state.pop("place").numpy()
+        conv = self.params["architecture"] == "conv"
+        # The bias of the last layer has a value for every place of every block.
+        bias = state["bias" if conv else "output.bias"]
+        blocks, _, size = bias.shape
+        make = ConvGenerator if conv else Generator
+        start = torch.Generator().manual_seed(0)
+        n_context = self.tensors["loadings"].shape[1] + 1
+        generator = make(blocks, size, n_context, self.levels, bias, start, width=self.params["width"])
+        generator.load_state_dict(state)
+        return Repeat(generator.requires_grad_(False).eval(), place, blocks, size)
+
+
+def aligned(counts: sp.csr_matrix, places: np.ndarray) -> sp.csr_matrix:
+    """Columns of a matrix in the model's order; an empty one for a gene the matrix does not have, place -1."""
+    if len(places) == counts.shape[1] and np.array_equal(places, np.arange(len(places))):
+        return counts
+    wider = sp.csr_matrix((counts.data, counts.indices, counts.indptr), shape=(counts.shape[0], counts.shape[1] + 1))
+    found = wider[:, np.where(places < 0, counts.shape[1], places)]
+    found.sort_indices()
+    return found
+
+
+def impute(
+    model: Model,
+    counts: sp.csr_matrix,
+    size: np.ndarray,
+    labels: tuple[np.ndarray, ...],
+    names: Sequence[str],
+    device: torch.device,
+    *,
+    progress: bool,
+) -> Rates:
+    """Values and standard deviations of some genes in all cells, where the rates and their spread were (see `_output.finish`).
+
+    Parameters
+    ----------
+    counts, size
+        Counts in the model's order of the genes, and library sizes.
+    labels
+        Level codes of each of the model's labels, -1 for a level it does not know.
+    names
+        Genes of the result, some of ``model.imputed``.
+    """
+    columns, n_repeats, target = model.positions(names), model.params["n_repeats"], model.target
+    rates = RunningMoments(len(size), len(names))
+    own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None
+    context = model.context()
+    for number in tqdm(range(n_repeats), disable=not progress, desc="applying the model", unit=" repeats"):
+        repeat = model.repeat(number)
+        partition = Partition(columns, repeat.place, repeat.blocks, repeat.genes_per_block)
+        batches = CellBatches(counts, size, labels, partition, context, device)
+        add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
+    place = {name: i for i, name in enumerate(model.imputed)}
+    chosen = torch.tensor([place[name] for name in names])
+    result = Rates(rates, own, model.tensors["sizes"][chosen], model.tensors["seen"][chosen])
+    options = {name: model.params[name] for name in ("posterior", "output", "fill")}
+    finish(result, counts, size, columns, n_repeats, **options)
+    return result
+
+
+@dataclass
+class _Applied:
+    """What `_engine.predict` asks for a rate."""
+
+    generator: nn.Module

@@ -1,0 +1,261 @@
+"""What `tl.pmi` and `tl.gain` do between reading and writing: the networks beside the linear part, their weights, the spread.
+
+Knows numpy and torch, not AnnData.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import _random
+from ._batches import n_batches, shuffled
+from ._linear import Linear, Scale, Table, hidden, rows_of, uniform
+from ._train import History, fit
+from .models.masked import Gain, Network, Pmi, Samples
+
+VALIDATION = 0.1
+"""Fraction of the observed entries hidden to find the weight of the networks and the scale of the spread, in place."""
+STEPS = 600
+PUBLISHED_STEPS = 100
+"""Minibatches an epoch in the published schedule."""
+COVERAGE, NORMAL_QUANTILE = 0.9, 1.6448536
+
+
+@dataclass(frozen=True)
+class BulkSettings:
+    """How a run is to be done. ``linear`` False: the network alone, as published."""
+
+    method: str
+    mode: str
+    linear: bool
+    n_models: int
+    n_layers: int
+    n_hidden: int
+    dropout: float
+    mask_rate: tuple[float, float]
+    max_epochs: int | None
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    one_cycle: bool
+    supervised_weight: float
+    hint_rate: float
+
+
+@dataclass
+class Fitted:
+    """All that is needed to fill samples: saved and loaded by `_save`."""
+
+    scale: Scale
+    levels: tuple[int, ...]
+    linear: Linear | None
+    networks: list[nn.Module]
+    share: Tensor
+    noise: Tensor
+    calibration: float
+    r2: np.ndarray
+    record: dict[str, Any]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and numbers to be saved."""
+        tensors = {f"scale.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in vars(self.scale).items()}
+        tensors |= {"share": self.share, "noise": self.noise}
+        for i, network in enumerate(self.networks):
+            tensors |= {f"network{i}.{name}": value for name, value in network.state_dict().items()}
+        numbers: dict[str, Any] = {"calibration": self.calibration, "levels": list(self.levels)}
+        if self.linear is not None:
+            more, numbers["linear"] = self.linear.state()
+            tensors |= {f"linear.{name}": value for name, value in more.items()}
+        return tensors, numbers
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], settings: BulkSettings, device: torch.device) -> Fitted:
+        """The reverse of :meth:`state`."""
+        scale = Scale(**{name: tensors[f"scale.{name}"].numpy() for name in ("mean", "sd", "number_mean", "number_sd")})
+        levels = tuple(numbers["levels"])
+        networks: list[nn.Module] = []
+        for i in range(settings.n_models):
+            module = build(settings, len(scale.mean), levels, len(scale.number_mean), device, np.random.default_rng(0))
+            prefix = f"network{i}."
+            module.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
+            networks.append(module)
+        linear = None
+        if "linear" in numbers:
+            parts = {name.removeprefix("linear."): value.to(device) for name, value in tensors.items() if name.startswith("linear.")}
+            linear = Linear.load(parts, numbers["linear"], levels)
+        share, noise = tensors["share"].to(device), tensors["noise"].to(device)
+        return cls(scale, levels, linear, networks, share, noise, float(numbers["calibration"]), np.empty(0), {})
+
+    def predict(self, table: Table, device: torch.device, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Expected value and standard deviation of every entry on the input's scale; observed entries as they are, with 0."""
+        samples = self.scale.samples(table, device)
+        rows = None if own is None else torch.from_numpy(own).to(device)
+        with torch.no_grad():
+            members = [_apply(network, samples) for network in self.networks]
+            mean, sd = self._join(samples, members, rows)
+        seen = samples.observed.cpu().numpy()
+        filled = mean.cpu().numpy() * self.scale.sd + self.scale.mean
+        spread = sd.cpu().numpy() * self.scale.sd * self.calibration
+        values = np.where(seen, table.values, filled).astype(np.float32)
+        return values, np.where(seen, 0, spread).astype(np.float32)
+
+    def _join(self, samples: Samples, members: list[Tensor], own: Tensor | None) -> tuple[Tensor, Tensor]:
+        network = torch.stack(members).mean(0) if members else torch.zeros_like(samples.values)
+        if self.linear is None:
+            between = torch.stack(members).var(0) if len(members) > 1 else torch.zeros_like(network)
+            return network, (self.noise.square() + between).sqrt()
+        mean, sd = self.linear.predict(samples, own)
+        return mean + self.share * (network - mean), sd
+
+
+def _apply(network: nn.Module, samples: Samples) -> Tensor:
+    network.eval()
+    parts = torch.arange(len(samples.values), device=samples.values.device).split(512)
+    return torch.cat([network(rows_of(samples, rows)) for rows in parts])
+
+
+def build(
+    settings: BulkSettings, genes: int, levels: tuple[int, ...], n_numbers: int, device: torch.device, rng: np.random.Generator
+) -> Pmi | Gain:
+    """One untrained member."""
+    start = torch.Generator().manual_seed(_random.seed(rng))
+    noise = torch.Generator(device).manual_seed(_random.seed(rng))
+    shape = (genes, levels, n_numbers, start)
+    sizes = {"n_layers": settings.n_layers, "n_hidden": settings.n_hidden, "dropout": settings.dropout}
+    network = Network(*shape, **sizes, rescale=settings.linear, zero=settings.linear)  # type: ignore[arg-type]
+    if settings.method == "pmi":
+        return Pmi(network, settings.mask_rate, noise).to(device)
+    judge = Network(*shape, **sizes, rescale=False, zero=False)  # type: ignore[arg-type]
+    gain = Gain(
+        network,
+        judge,
+        supervised_weight=settings.supervised_weight,
+        hint_rate=settings.hint_rate,
+        mask_rate=settings.mask_rate if settings.linear else None,
+        rng=noise,
+    )
+    return gain.to(device)
+
+
+def _split(samples: Samples, settings: BulkSettings, rng: np.random.Generator) -> tuple[Samples, Samples, Tensor, Tensor, Tensor | None]:
+    """What validation is fitted to, what it is asked (as shown, in truth, which entries), and its rows in the former.
+
+    In place a tenth of the entries is hidden: what is missing then is as dense as in use. For new samples a fifth of the samples is
+    set aside, and shown at the fractions of ``mask_rate``.
+    """
+    n = len(samples.values)
+    draw = uniform(samples.values, rng)
+    if settings.mode == "inplace":
+        mask = samples.observed & (draw < VALIDATION)
+        shown = hidden(samples, mask)
+        return shown, shown, samples.values, mask, torch.arange(n, device=mask.device)
+    order = torch.from_numpy(rng.permutation(n)).to(draw.device)
+    aside, rest = order[: n // 5], order[n // 5 :]
+    query = rows_of(samples, aside)
+    low, high = settings.mask_rate
+    kept = low + (high - low) * torch.from_numpy(rng.random((len(aside), 1), dtype=np.float32)).to(draw.device)
+    mask = query.observed & (draw[aside] > kept)
+    return rows_of(samples, rest), hidden(query, mask), query.values, mask, None
+
+
+def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.random.Generator, on_epoch: Callable[[], None]) -> Fitted:
+    """Fit the linear part and the networks, weigh them per gene on hidden entries, calibrate the spread."""
+    scale = Scale.of(table)
+    samples = scale.samples(table, device)
+    known, query, truth, wanted, own = _split(samples, settings, rng)
+    record: dict[str, Any] = {"history": [], "stopped": []}
+    networks: list[nn.Module] = []
+    with torch.no_grad():
+        if settings.linear:
+            trial = Linear.fit(known, table.levels, rng)
+            tried = trial.choose(query, own, truth, wanted)
+            trial.finish(known, rng)
+            base, sd = trial.predict(query, own)
+            record["chosen"] = {"floor": trial.floor, "strength": trial.strength, "rank": trial.factors.rank, "candidates": tried}
+        else:
+            base, sd = torch.zeros_like(truth), torch.ones_like(truth)
+    for member in range(settings.n_models):
+        module = build(settings, len(scale.mean), table.levels, table.numbers.shape[1], device, rng)
+        trained = _fit_network(module, known, query, truth, wanted, settings, rng, on_epoch)
+        record["history"] += [{"model": member, "epoch": i, **values} for i, values in enumerate(trained.epochs)]
+        record["stopped"].append(trained.stopped)
+        networks.append(module)
+    with torch.no_grad():
+        guess = torch.stack([_apply(network, query) for network in networks]).mean(0) if networks else base
+        share, r2, noise = _shares(base, guess, truth, wanted, linear=settings.linear)
+        mean = base + share * (guess - base)
+        ratio = (mean - truth).abs() / (sd if settings.linear else noise)
+        calibration = float(np.quantile(ratio[wanted].cpu().numpy(), COVERAGE)) / NORMAL_QUANTILE if wanted.any() else 1.0
+        linear = None
+        if settings.linear:
+            linear = Linear.fit(samples, table.levels, rng)
+            linear.floor, linear.strength = trial.floor, trial.strength
+            linear.finish(samples, rng)
+            record["network_share"] = float(share.mean())
+    return Fitted(scale, table.levels, linear, networks, share, noise, calibration, r2.cpu().numpy(), record)
+
+
+def _fit_network(
+    module: Pmi | Gain,
+    known: Samples,
+    query: Samples,
+    truth: Tensor,
+    wanted: Tensor,
+    settings: BulkSettings,
+    rng: np.random.Generator,
+    on_epoch: Callable[[], None],
+) -> History:
+    n, device = len(known.values), known.values.device
+    look = torch.arange(min(256, len(truth)), device=device)
+    glance = rows_of(query, look)
+
+    def evaluate() -> dict[str, float]:
+        with torch.no_grad():
+            error = (_apply(module, glance) - truth[look])[wanted[look]].square().mean()
+        module.train()
+        return {"heldout": float(error)}
+
+    passes = itertools.chain.from_iterable(shuffled(np.arange(n), settings.batch_size, rng) for _ in itertools.count())
+    per_epoch = n_batches(n, settings.batch_size) if settings.one_cycle else PUBLISHED_STEPS
+
+    def epoch() -> Iterator[Samples]:
+        return (rows_of(known, torch.from_numpy(rows).to(device)) for rows in itertools.islice(passes, per_epoch))
+
+    return fit(
+        module,
+        epoch,
+        n_batches=per_epoch,
+        max_epochs=settings.max_epochs or max(10, min(100, math.ceil(STEPS / per_epoch))),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        one_cycle=settings.one_cycle,
+        evaluate=evaluate,
+        watch=() if settings.one_cycle else ("heldout",),
+        patience=30,
+        on_epoch=on_epoch,
+    )
+
+
+def _shares(base: Tensor, guess: Tensor, truth: Tensor, wanted: Tensor, *, linear: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight of the networks for each gene (least squares, held near that of all genes), R2 of the result, its residual sd."""
+    weight = wanted.to(truth)
+    number = weight.sum(0)
+    step, left = (guess - base) * weight, (truth - base) * weight
+    cross, power = (step * left).sum(0), step.square().sum(0)
+    share = torch.ones_like(cross)
+    if linear:
+        common = (cross.sum() / power.sum().clamp(min=1e-12)).clamp(0, 1)
+        hold = 4 * power.mean()
+        share = ((cross + hold * common) / (power + hold).clamp(min=1e-12)).clamp(0, 1)
+    error = left.square().sum(0) - 2 * share * cross + share.square() * power
+    r2 = 1 - error / (truth * weight).square().sum(0).clamp(min=1e-12)
+    pooled = error.sum() / number.sum().clamp(min=1)
+    return share, torch.where(number > 1, r2, torch.nan), ((error + 10 * pooled) / (number + 10)).sqrt()

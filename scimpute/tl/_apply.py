@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scanpy import settings as scanpy_settings
+
+from .. import _adata, _applied, _check, _device, _keys
+from .._save import load_model
+from .._version import __version__
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    import torch
+    from anndata import AnnData
+
+
+def apply(
+    adata: AnnData,
+    model: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    key_added: str | None = None,
+    unseen: Literal["error", "average"] = "error",
+    device: str = "auto",
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Impute other cells with a saved model, without training.
+
+    The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels of labels are matched by name,
+    every cell is imputed by itself (a part of the cells gets what all of them would get), and applied to
+    the cells it was trained on, a model gives what the training gave. Output, fill, posterior, target batch and
+    the columns of ``obs`` are those of the training.
+
+    Parameters
+    ----------
+    adata
+        Object with counts, ``n_obs`` x ``n_vars``; genes in any order. Genes that the model does not know are not imputed. Of
+        genes that ``adata`` lacks the model is told zero counts, with a warning; more than half of its genes must be there.
+    model
+        File of the model: safetensors, never a pickle.
+    layer
+        Layer with the counts; ``X`` where None.
+    key_added
+        Name of the result; where None that of the method that made the model, such as ``"began"``.
+    unseen
+        What to do with cells whose batch or cell type the model does not know: ``"error"``, or ``"average"`` for the mean of its
+        rates over all levels of that label.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    progress
+        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written is what the method writes (see :func:`scimpute.tl.began`), an earlier result of it under
+    the same key is replaced:
+
+    ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
+        Imputed values and their standard deviations, float32, ``n_obs`` x ``n_vars``. Where the model was trained with ``genes`` or
+        does not know all genes of ``adata``, instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames with
+        the imputed genes that ``adata`` has, in the model's order.
+    ``adata.uns[key_added]``
+        ``params`` of the training with ``applied`` (True), the path of the ``model``, the ``layer`` read, ``unseen`` and ``device``,
+        and without ``size_key`` where ``obs`` has no such column; ``conditioned_on``; ``version``; ``seconds``.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file.
+    TypeError, KeyError, ValueError
+        The file is not a whole model, or it does not fit the object; the message says what does. Nothing was written.
+    MemoryError
+        The result would not fit; found before the work.
+
+    Notes
+    -----
+    Library sizes are those of the column ``size_key`` of the training, where ``adata`` has it. Without, they are sums over the genes of the
+    model; where the model was trained with ``size_key``, over all genes of ``adata``, with a warning.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> reference, query = adata[:40].copy(), adata[40:].copy()
+    >>> scimpute.tl.began(reference, max_epochs=2, save="model.safetensors")  # doctest: +SKIP
+    >>> scimpute.tl.apply(query, "model.safetensors")  # doctest: +SKIP
+    """
+    start = time.perf_counter()
+    _adata.check_object(adata)
+    _check.option("unseen", unseen, ("error", "average"))
+    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+    tensors, metadata = load_model(model)
+    method = metadata.get("method")
+    if method not in _METHODS:
+        raise ValueError(f"model: {str(model)!r} is of method {method!r}; this version applies models of {_check.listing(_METHODS)}")
+    key = method if key_added is None else key_added
+    _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes)
+    if not adata.var_names.is_unique:
+        raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
+    options = Options(layer, key, unseen, _device.resolve(device), shown)
+    result = _METHODS[method].function(adata, tensors, metadata, options)
+    ran = {"applied": True, "model": os.fspath(model), "layer": layer or "X", "unseen": unseen, "device": str(options.device)}
+    params = {**result.pop("params", metadata["params"]), **ran}
+    uns = {"params": params, **result.pop("uns", {}), "version": __version__, "seconds": time.perf_counter() - start}
+    return _adata.write(adata, key, method, **result, uns=uns, copy=copy)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is to be applied, checked."""
+
+    layer: str | None
+    key: str
+    unseen: str
+    device: torch.device
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Method:
+    """How models of one method are applied.
+
+    Attributes
+    ----------
+    function
+        Takes the object, the tensors and the metadata of the file and the options. Returns the ``layers`` or ``obsm`` to be written;
+        ``uns``, what is to be recorded beside the parameters; ``params`` where they are not those of the metadata.
+    suffixes
+        Endings of the layers it writes.
+    """
+
+    function: Callable[[Any, Mapping[str, Any], Mapping[str, Any], Options], dict[str, Any]]
+    suffixes: tuple[str, ...] = ("", "_sd")
+
+
+def _began(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    model = _applied.Model.read(tensors, metadata)
+    places = match_genes(adata, model.genes)
+    names = adata.var_names.astype(str)
+    whole = "genes" not in model.params and names.isin(model.imputed).all()
+    found = list(names if whole else pd.Index(model.imputed)[pd.Index(model.imputed).isin(names)])
+    if not found:
+        raise ValueError(f"none of the genes that the model imputes is in adata.var_names: {_check.listing(model.imputed, 5)}")
+    labels = _codes(adata, model, options.unseen)
+    arrays = 2 + (model.target is not None and model.params["posterior"])
+    _check.memory(arrays * 4 * adata.n_obs * len(found), "apply it to fewer cells at a time")
+
+    raw = _adata.read_counts(adata, options.layer)
+    counts = _applied.aligned(raw, places)
+    size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
+    _adata.warn_of_empty_cells(counts, stacklevel=4)
+    _warn_of_genes(model, counts, found)
+    with _device.session(options.device):
+        result = _applied.impute(model, counts, size, labels, found, options.device, progress=options.progress)
+
+    params = {name: value for name, value in model.params.items() if name != "size_key" or size_key}
+    values = {options.key: result.rates.mean, _keys.sd(options.key): result.rates.squares}
+    written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"]}}
+    if whole:
+        return written | {"layers": values}
+    return written | {"obsm": {name: pd.DataFrame(value, index=adata.obs_names, columns=found) for name, value in values.items()}}
+
+
+def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
+    """For every gene of a model its column in the object, -1 where there is none; warned of, refused where most are missing."""
+    places = adata.var_names.astype(str).get_indexer(genes)
+    absent = [gene for gene, place in zip(genes, places, strict=True) if place < 0]
+    if 2 * len(absent) > len(genes):
+        raise ValueError(
+            f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; adata has "
+            f"{_check.listing(adata.var_names, 5)}. Name the genes as in the training, which more than half of the model's genes need"
+        )
+    if absent:
+        warnings.warn(
+            f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; "
+            "the model is told that they have no molecules",
+            UserWarning,
+            stacklevel=4,
+        )
+    return places
+
+
+def _codes(adata: AnnData, model: _applied.Model, unseen: str) -> tuple[np.ndarray, ...]:
+    """Level codes of the model's labels, -1 for a level it does not know."""
+    columns = [column for column, _ in model.labels.values()]
+    lacking = [column for column in columns if column not in adata.obs]
+    if lacking:
+        raise KeyError(
+            f"the model is conditioned on the obs columns {_check.listing(columns)}, adata.obs lacks {_check.listing(lacking)}; "
+            f"available: {_check.listing(adata.obs.columns)}"
+        )
+    found = []
+    for argument, (column, levels) in model.labels.items():
+        codes = _adata.read_codes(adata, column, argument, levels)
+        unknown = codes < 0
+        if unknown.any() and unseen == "error":
+            names = adata.obs[column][unknown].astype(str).unique()
+            raise ValueError(
+                f"{argument}={column!r}: {unknown.sum()} cells have levels that the model does not know: {_check.listing(names, 5)}; "
+                f"known: {_check.listing(levels)}. Rename them, or pass unseen='average'"
+            )
+        found.append(codes)
+    return tuple(found)
+
+
+def _size(adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.csr_matrix) -> tuple[np.ndarray, str | None]:
+    """Library sizes, and the column they are from."""
+    if size_key is None:
+        # Rates are shares of the molecules of the genes that were trained on.
+        return _adata.read_size(adata, None, counts), None
+    if size_key in adata.obs:
+        return _adata.read_size(adata, size_key, raw), size_key
+    warnings.warn(
+        f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
+        "taken as library sizes, which are too small where adata was cut to some of its genes",
+        UserWarning,
+        stacklevel=4,
+    )
+    return _adata.read_size(adata, None, raw), None
+
+
+def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str]) -> None:
+    """Say so where a gene has molecules here but had none where the model was trained."""
+    never = dict(zip(model.imputed, ~model.tensors["seen"].numpy(), strict=True))
+    present = counts.getnnz(axis=0)[model.positions(names)] > 0
+    new = [name for name, here in zip(names, present, strict=True) if here and never[name]]
+    if new:
+        warnings.warn(
+            f"{len(new)} genes have molecules here and had none in the training: {_check.listing(new, 5)}; they are imputed as 0",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+_METHODS = {"began": Method(_began)}

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ._masked import impute
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    import numpy as np
+    from anndata import AnnData
+
+
+def pmi(
+    adata: AnnData,
+    *,
+    categorical_covariates: str | Sequence[str] = (),
+    continuous_covariates: str | Sequence[str] = (),
+    layer: str | None = None,
+    mask_layer: str | None = None,
+    missing: Literal["nan", "zero"] = "nan",
+    empty_genes: Literal["error", "nan"] = "error",
+    mode: Literal["inplace", "inductive"] = "inplace",
+    variant: Literal["default", "published"] = "default",
+    mask_rate: tuple[float, float] | Literal["auto"] = "auto",
+    n_models: int | Literal["auto"] = "auto",
+    n_layers: int | Literal["auto"] = "auto",
+    n_hidden: int | Literal["auto"] = "auto",
+    dropout: float | Literal["auto"] = "auto",
+    max_epochs: int | Literal["auto"] = "auto",
+    batch_size: int = 32,
+    learning_rate: float | Literal["auto"] = "auto",
+    key_added: str = "pmi",
+    random_state: int | np.random.Generator | None = 0,
+    device: str = "auto",
+    progress: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Fill missing bulk expression by pseudo-mask imputation with covariates.
+
+    A network sees a random part of a sample's observed values, its covariates and the mask, and is asked for the rest
+    (Viñas et al. 2021); beside it stands a linear part that finds each sample among its neighbours. Missing values are filled on the
+    scale of the input; observed ones stay as they are.
+
+
+    Parameters
+    ----------
+    adata
+        Samples in rows, log expression (not counts), missing values NaN; dense, CSR, CSC or backed.
+    categorical_covariates, continuous_covariates
+        Columns of ``obs`` (one name or several): tissue, cohort, sex; age. Each categorical one gets an embedding, and samples that
+        share its level are believed to be alike. No sample may lack one.
+    layer
+        Layer with log expression; ``X`` where None.
+    mask_layer
+        Layer that is True where a value was observed.
+    missing
+        ``"nan"``: missing is NaN, and False in ``mask_layer``; zeros are values. ``"zero"``: zeros are missing, too.
+    empty_genes
+        What to do with a gene that no sample has: ``"error"``, or ``"nan"`` to leave it missing.
+    mode
+        ``"inplace"``: fill this object; choices are made on a tenth of its observed entries. ``"inductive"``: train a model for
+        other samples (with ``save`` and :func:`scimpute.tl.apply`); choices are made on a fifth of the samples, shown in part.
+        The object is filled in either case.
+    variant
+        ``"default"``, or ``"published"``: the network alone with the architecture and schedule of the source, for comparison.
+    n_models
+        Networks in the ensemble; ``"auto"``: 2, published 1.
+    n_layers, n_hidden, dropout, learning_rate, max_epochs
+        The network and its training. ``"auto"``: 2 layers of 1,024, 0.2, 0.001, 600 minibatches; or as published, with up to
+        1,000 epochs of 100 minibatches and early stopping.
+    mask_rate
+        Range of the fraction of its observed entries that the network is shown of a sample while it trains. ``"auto"``: 0.3 to
+        0.9, published 0.5 to 0.9.
+    batch_size
+        Samples per minibatch.
+    key_added
+        Name of the result.
+    random_state
+        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    progress
+        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+    save
+        File for the trained model: safetensors with JSON metadata. **The default variant keeps the filled reference expression in
+        it**, as its neighbours are looked for there; the published one keeps weights only.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written are
+
+    ``adata.layers[key_added]``
+        Expression on the scale of the input, float32, dense, ``n_obs`` x ``n_vars``. Observed values are bit-identical (as float32).
+    ``adata.layers[f"{key_added}_sd"]``
+        Standard deviation of every filled value, 0 where observed; scaled so that 90% of hidden entries lie within 1.645 of it.
+    ``adata.uns[key_added]``
+        ``params``; ``r2`` per gene on hidden entries (a DataFrame: which genes to trust); ``history`` per model and epoch; ``chosen``;
+        ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``version``; ``seconds``.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        An argument or the object is not as needed; the message says what exists. Nothing was written.
+    MemoryError
+        The result would not fit; found before the training.
+    RuntimeError
+        The training failed. Nothing was written.
+
+    Notes
+    -----
+    Pseudo-mask :cite:p:`Vinas2021`: :math:`p \sim U(\alpha, \beta)`, :math:`m_2 \sim \mathrm{Bernoulli}(p)`; input
+    :math:`m \cdot m_2`, target :math:`m (1 - m_2)`, mean squared error over the target entries of a sample, mean over samples.
+
+    The default variant joins the network to a linear part, because at the size of most cohorts linear methods win. Values are
+    standardised per gene on observed training entries.
+
+    * *Factor model*: variational PCA with covariates :cite:p:`Ilin2010` fills the reference once.
+    * *Kriging*: a sample is the weighted sum of its nearest 300 other samples that fits its observed genes best, under normal priors on the
+      weights which are larger for samples that share its covariates.
+    * *Partners*: what this misses of the observed genes predicts what it misses of the few genes they go with.
+    * *Network*: takes, for each gene, the weight that helps on hidden entries (``network_share``: 0 is none).
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_bulk()
+    >>> scimpute.pp.hide(adata, of="all")
+    >>> scimpute.tl.pmi(adata, layer="hidden", categorical_covariates=["tissue", "sex"], continuous_covariates="age")  # doctest: +SKIP
+    >>> scimpute.metrics.recovery(adata, "pmi")  # doctest: +SKIP
+    """
+    return impute(
+        adata,
+        "pmi",
+        save=save,
+        copy=copy,
+        progress=progress,
+        categorical_covariates=categorical_covariates,
+        continuous_covariates=continuous_covariates,
+        layer=layer,
+        mask_layer=mask_layer,
+        missing=missing,
+        empty_genes=empty_genes,
+        mode=mode,
+        variant=variant,
+        mask_rate=mask_rate,
+        n_models=n_models,
+        n_layers=n_layers,
+        n_hidden=n_hidden,
+        dropout=dropout,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        key_added=key_added,
+        random_state=random_state,
+        device=device,
+    )
