@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import os
 import re
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
             options = _parser().parse_args(argv)
-            commands: dict[str, Callable[..., None]] = {"demo": demo, "began": _began, "apply": _apply}
+            commands: dict[str, Callable[..., None]] = {"demo": demo, "apply": _apply}
+            commands |= {name: functools.partial(_impute, name) for name in ("began", "pmi", "gain")}
             commands[options.command](**{name: value for name, value in options[options.command].items() if name != "debug"})
         return 0
     except SystemExit as end:  # --help and --version
@@ -112,7 +114,7 @@ def _draw(adata: AnnData, scores: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _began(in_file: str, out_file: str, save: str | None, **options: Any) -> None:
+def _impute(name: str, in_file: str, out_file: str, save: str | None, **options: Any) -> None:
     from . import tl
     from ._save import replace_file
 
@@ -120,7 +122,7 @@ def _began(in_file: str, out_file: str, save: str | None, **options: Any) -> Non
     if save is not None and os.path.realpath(save) in (os.path.realpath(in_file), str(target)):
         raise ValueError(f"--save {save!r} is the input or the output; give the model a file of its own")
     adata = _read(in_file)
-    tl.began(adata, save=save, **options)
+    getattr(tl, name)(adata, save=save, **options)
     replace_file(target, adata.write_h5ad)
     _report(adata, options["key_added"], out_file)
 
@@ -207,7 +209,8 @@ def _parser() -> ArgumentParser:
     run = _Parser(function=demo)
     run.add_function(demo)
     commands.add_subcommand("demo", run, help="try it on real data that come with scanpy")
-    commands.add_subcommand("began", _parser_of(tl.began), help="impute with scimpute.tl.began")
+    for name in ("began", "pmi", "gain"):
+        commands.add_subcommand(name, _parser_of(getattr(tl, name)), help=f"impute with scimpute.tl.{name}")
     commands.add_subcommand("apply", _parser_of(tl.apply, ("model", "MODEL")), help="impute other cells with a model that --save wrote")
     return parser
 
@@ -215,7 +218,7 @@ def _parser() -> ArgumentParser:
 def _parser_of(function: Callable[..., Any], *between: tuple[str, str]) -> _Parser:
     """IN, parameters that come between (name, metavar), OUT, and every other parameter as an option."""
     parser = _Parser(function=function, epilog="A list is written '[CD3D, NKG7]', None is written null.")
-    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts.")
+    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts (pmi, gain: log expression).")
     for name, metavar in between:
         parser.add_argument(name, metavar=metavar)
     parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")

@@ -37,7 +37,8 @@ class Covariates(nn.Module):
         self.size = sum(math.isqrt(n) + 1 for n in levels) + n_numbers
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        parts = [table[codes[:, i]] for i, table in enumerate(self.tables)]
+        # An unknown level (-1) gets the mean of the known ones.
+        parts = [torch.where(codes[:, i, None] < 0, table.mean(0), table[codes[:, i].clamp(min=0)]) for i, table in enumerate(self.tables)]
         return torch.cat([*parts, numbers], dim=1)
 
 

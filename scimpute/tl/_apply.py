@@ -14,6 +14,7 @@ from scanpy import settings as scanpy_settings
 from .. import _adata, _applied, _check, _device, _keys
 from .._save import load_model
 from .._version import __version__
+from . import _masked
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -32,7 +33,7 @@ def apply(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    """Impute other cells with a saved model, without training.
+    """Impute other cells or samples with a saved model, without training.
 
     The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels of labels are matched by name,
     every cell is imputed by itself (a part of the cells gets what all of them would get), and applied to
@@ -42,8 +43,10 @@ def apply(
     Parameters
     ----------
     adata
-        Object with counts, ``n_obs`` x ``n_vars``; genes in any order. Genes that the model does not know are not imputed. Of
-        genes that ``adata`` lacks the model is told zero counts, with a warning; more than half of its genes must be there.
+        Object with counts (for models of ``tl.pmi`` and ``tl.gain`` with expression as in the training), ``n_obs`` x ``n_vars``;
+        genes in any order. Genes that the model does not know are not imputed. Genes that ``adata`` lacks are missing values to ``tl.pmi`` and ``tl.gain``, and
+        are filled: a gene panel becomes a transcriptome. A model of ``tl.began`` is told zero counts of them, with a
+        warning, and needs more than half of its genes.
     model
         File of the model: safetensors, never a pickle.
     layer
@@ -51,8 +54,8 @@ def apply(
     key_added
         Name of the result; where None that of the method that made the model, such as ``"began"``.
     unseen
-        What to do with cells whose batch or cell type the model does not know: ``"error"``, or ``"average"`` for the mean of its
-        rates over all levels of that label.
+        What to do with cells whose batch, cell type or other categorical covariate the model does not know: ``"error"``, or ``"average"``
+        for the mean of its rates over all levels of that label (``tl.pmi``, ``tl.gain``: of its embeddings).
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
@@ -68,7 +71,8 @@ def apply(
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
         Imputed values and their standard deviations, float32, ``n_obs`` x ``n_vars``. Where the model was trained with ``genes`` or
         does not know all genes of ``adata``, instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames with
-        the imputed genes that ``adata`` has, in the model's order.
+        the imputed genes that ``adata`` has, in the model's order. For ``tl.pmi`` and ``tl.gain`` it is a layer where ``adata`` and
+        the model have the same genes, else DataFrames with all genes of the model.
     ``adata.uns[key_added]``
         ``params`` of the training with ``applied`` (True), the path of the ``model``, the ``layer`` read, ``unseen`` and ``device``,
         and without ``size_key`` where ``obs`` has no such column; ``conditioned_on``; ``version``; ``seconds``.
@@ -242,4 +246,4 @@ def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str
         )
 
 
-_METHODS = {"began": Method(_began)}
+_METHODS = {"began": Method(_began), "gain": Method(_masked.apply_saved), "pmi": Method(_masked.apply_saved)}

@@ -18,7 +18,11 @@ from .._save import save_model
 from .._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
+
+    from ._apply import Options
 
 MIN_SAMPLES = 10
 _LOGGED = 50.0
@@ -178,3 +182,35 @@ def _mask_rate(asked: Any, auto: tuple[float, float]) -> tuple[float, float]:
     if low > high:
         raise ValueError(f"mask_rate must be (low, high) with low <= high, got {asked!r}")
     return low, high
+
+
+def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """What `tl.apply` does with a model of `tl.pmi` or `tl.gain`: genes of the query's that the model knows say what the others are."""
+    genes = pd.Index(metadata["genes"])
+    places = adata.var_names.astype(str).get_indexer(genes)
+    found = places >= 0
+    if not found.any():
+        raise ValueError(
+            f"none of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
+            f"adata {_check.listing(adata.var_names, 5)}"
+        )
+    params = dict(metadata["params"])
+    _check.memory(8 * 4 * adata.n_obs * len(genes), "apply it to fewer samples at a time")
+    own_mask = params.get("mask_layer") if params.get("mask_layer") in adata.layers else None
+    read = read_values(adata, options.layer, own_mask, params["missing"])
+    values = np.full((adata.n_obs, len(genes)), np.nan, dtype=np.float32)
+    values[:, found] = read[:, places[found]]
+    _warn_of_values(values, adata)
+    covariates = _covariates.read_known(adata, metadata["covariates"], options.unseen)
+    levels = tuple(map(len, covariates.levels.values()))
+    stored = metadata["settings"]
+    settings = _bulk.BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})
+    with _device.session(options.device):
+        fitted = _bulk.Fitted.load(tensors, metadata["numbers"], settings, options.device)
+        filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
+    results = {options.key: filled, _keys.sd(options.key): spread}
+    written: dict[str, Any] = {"params": params, "uns": {"covariates": metadata["covariates"]}}
+    if found.all() and len(genes) == adata.n_vars:
+        order = genes.get_indexer(adata.var_names.astype(str))
+        return written | {"layers": {name: part[:, order] for name, part in results.items()}}
+    return written | {"obsm": {name: pd.DataFrame(part, index=adata.obs_names, columns=genes) for name, part in results.items()}}

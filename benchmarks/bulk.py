@@ -1,0 +1,252 @@
+"""Accuracy of tl.pmi and tl.gain beside their peers on bulk expression; the bulk tables of docs/benchmarks.md.
+
+    python benchmarks/bulk.py accuracy         tcga_bulk, half of the entries hidden: in place, and for samples set aside
+    python benchmarks/bulk.py fractions        in place, from a tenth to nine tenths of the entries observed
+    python benchmarks/bulk.py cohorts          every cohort filled by a model that has not seen it
+    python benchmarks/bulk.py growth           simulated samples and genes: seconds and memory
+
+R2 of a gene is 1 - squared error / squared error of the mean of its visible values (for new samples: of its training mean), over
+hidden entries; the table shows the mean over genes. Every method with a parameter is tuned on entries or samples of its own training data,
+hidden as in use. Data are read from SCIMPUTE_DATA (default ../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import scimpute
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
+COVARIATES = {"categorical_covariates": ["cohort", "sex"], "continuous_covariates": "age"}
+MODEL = Path(os.environ.get("TMPDIR", "/tmp")) / f"bulk-{os.getpid()}.safetensors"
+
+Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Takes a reference and a query, both standardised, NaN where missing; the filled query. In place both are the same array."""
+
+
+def load() -> ad.AnnData:
+    """log2(x + 1) of the 2,000 most variable genes, samples with all covariates."""
+    adata = ad.read_h5ad(DATA / "tcga_bulk.h5ad")
+    adata = adata[adata.obs["age"].notna()].copy()
+    dense = np.log2(adata.X.toarray().astype(np.float64) + 1)
+    top = np.sort(np.argsort(dense.var(axis=0))[::-1][:2000])
+    return ad.AnnData(dense[:, top].astype(np.float32), obs=adata.obs[["cohort", "sex", "age"]], var=adata.var.iloc[top][[]])
+
+
+def knn(k: int) -> Fill:
+    from sklearn.impute import KNNImputer
+
+    return lambda reference, query: KNNImputer(n_neighbors=k, weights="distance", keep_empty_features=True).fit(reference).transform(query)
+
+
+def soft_svd(strength: float) -> Fill:
+    """Iterative soft-thresholded SVD (Mazumder 2010); new samples are projected on the reference's directions."""
+
+    def fill(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
+        both = reference if query is reference else np.vstack([reference, query])
+        seen, x = ~np.isnan(both), np.nan_to_num(both)
+        low = np.zeros_like(x)
+        for _ in range(60):
+            left, values, right = np.linalg.svd(np.where(seen, x, low), full_matrices=False)
+            low = (left * np.maximum(values - strength * values[0], 0)) @ right
+        return low[len(both) - len(query) :]
+
+    return fill
+
+
+def ridge(strength: float) -> Fill:
+    """Ridge regression of each sample on the others, on the genes it has; gaps of the reference are filled by soft SVD first."""
+
+    def fill(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
+        full = (
+            reference if not np.isnan(reference).any() else np.where(np.isnan(reference), soft_svd(0.05)(reference, reference), reference)
+        )
+        out = np.empty_like(query)
+        for i, row in enumerate(query):
+            others = np.delete(full, i, axis=0) if query is reference else full
+            genes = ~np.isnan(row)
+            part = others[:, genes]
+            weight = np.linalg.solve(part @ part.T + strength * np.eye(len(part)), part @ row[genes])
+            out[i] = weight @ others
+        return out
+
+    return fill
+
+
+def factor_model(codes: np.ndarray) -> Callable[[int], Fill]:
+    """The variational PCA inside tl.pmi alone, with covariates; the last column block of the arrays holds them."""
+    import torch
+
+    from scimpute.models.kriging import FactorModel
+
+    c = codes.shape[1]
+
+    def make(rank: int) -> Fill:
+        def fill(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
+            def tensors(part: np.ndarray) -> tuple:
+                x, covariates = part[:, :-c], part[:, -c:]
+                seen = ~np.isnan(x)
+                return tuple(map(torch.from_numpy, (np.nan_to_num(x).astype(np.float32), seen, covariates.astype(np.float32))))
+
+            model = FactorModel.fit(*tensors(reference), rank, torch.Generator().manual_seed(0))
+            return np.column_stack([model.predict(*tensors(query))[0].numpy(), query[:, -c:]])
+
+        return fill
+
+    return make
+
+
+def tuned(make: Callable[..., Fill], grid: tuple, reference: np.ndarray, query: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The best of the grid on values hidden as in use: a tenth of the entries in place, half of a fifth of the samples else."""
+    errors = []
+    inner = reference.copy()
+    if query is reference:
+        inner[rng.random(reference.shape) < 0.1] = np.nan
+        shown, base, truth = inner, inner, reference
+    else:
+        aside = rng.random(len(reference)) < 0.2
+        base, shown, truth = reference[~aside], inner[aside], reference[aside]
+        shown[rng.random(shown.shape) < 0.5] = np.nan
+    asked = np.isnan(shown) & ~np.isnan(truth)
+    for value in grid:
+        errors.append(np.square(make(value)(base, shown) - truth)[asked].mean())
+    return make(grid[int(np.argmin(errors))])(reference, query)
+
+
+def r2(truth: np.ndarray, filled: np.ndarray, hidden: np.ndarray, mean: np.ndarray) -> float:
+    left = (np.square(truth - filled) * hidden).sum(axis=0)
+    return float(np.mean(1 - left / (np.square(truth - mean) * hidden).sum(axis=0)))
+
+
+def design(obs: pd.DataFrame) -> np.ndarray:
+    parts = [np.ones(len(obs)), *pd.get_dummies(obs[["cohort", "sex"]].astype(str)).to_numpy(float).T]
+    age = obs["age"].to_numpy(float)
+    return np.column_stack([*parts, (age - age.mean()) / age.std()])
+
+
+def score(adata: ad.AnnData, train: np.ndarray | None, hidden: np.ndarray, seed: int, methods: list[str]) -> list[dict]:
+    """R2 of the methods, in place (``train`` None) or for the samples that are not in ``train``."""
+    truth = adata.X.astype(np.float64)
+    shown = np.where(hidden, np.nan, truth)
+    reference = shown if train is None else truth[train]
+    rows = np.arange(len(truth)) if train is None else np.setdiff1d(np.arange(len(truth)), train)
+    mean, sd = np.nanmean(reference, axis=0), np.maximum(np.nanstd(reference, axis=0), 1e-6)
+    z = (reference - mean) / sd
+    query = z if train is None else (shown[rows] - mean) / sd
+    covariates = design(adata.obs)
+    cohort = adata.obs["cohort"].astype(str).to_numpy()
+    out = []
+    for method in methods:
+        rng, start = np.random.default_rng(seed), time.perf_counter()
+        if method == "cohort mean":
+            known = cohort if train is None else cohort[train]
+            means = {c: np.nan_to_num(np.nanmean(z[known == c], axis=0)) for c in np.unique(known)}
+            filled = np.array([means.get(c, np.zeros(z.shape[1])) for c in cohort[rows]]) * sd + mean
+        elif method == "kNN":
+            filled = tuned(knn, (5, 10, 20), z, query, rng) * sd + mean
+        elif method == "soft SVD":
+            filled = tuned(soft_svd, (0.02, 0.05, 0.1, 0.2), z, query, rng) * sd + mean
+        elif method == "ridge over samples":
+            filled = tuned(ridge, (100.0, 300.0, 1000.0), z, query, rng) * sd + mean
+        elif method == "factor model":
+            a = np.column_stack([z, covariates if train is None else covariates[train]])
+            b = a if train is None else np.column_stack([query, covariates[rows]])
+            filled = tuned(factor_model(covariates), (10, 20, 40), a, b, rng)[:, : z.shape[1]] * sd + mean
+        else:
+            filled, cover = ours(method, adata, train, rows, shown, seed, truth)
+        row = {"method": method, "seed": seed, "r2": r2(truth[rows], filled, hidden[rows], mean), "seconds": time.perf_counter() - start}
+        if method.startswith("scimpute"):
+            row["in_90_interval"] = cover
+        out.append(row)
+        print(row, flush=True)
+    return out
+
+
+def ours(method: str, adata: ad.AnnData, train, rows, shown: np.ndarray, seed: int, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    name, *variant = method.removeprefix("scimpute ").split(", ")
+    options = {**COVARIATES, "random_state": seed, "variant": variant[0] if variant else "default"}
+    function = getattr(scimpute.tl, name)
+    query = ad.AnnData(shown.astype(np.float32), obs=adata.obs, var=adata.var)[rows].copy()
+    if train is None:
+        function(query, **options)
+    else:
+        function(adata[train].copy(), mode="inductive", save=MODEL, **options)
+        scimpute.tl.apply(query, MODEL, unseen="average")
+        MODEL.unlink()
+    filled, spread = query.layers[name], query.layers[f"{name}_sd"]
+    gap = np.isnan(query.X)
+    return filled, float((np.abs(filled - truth[rows]) < 1.645 * spread)[gap].mean())
+
+
+LINEAR = ["cohort mean", "kNN", "soft SVD", "factor model", "ridge over samples"]
+
+
+def accuracy(seeds: int, methods: list[str]) -> list[dict]:
+    adata, rows = load(), []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        hidden = rng.random(adata.shape) < 0.5
+        train = np.sort(rng.permutation(adata.n_obs)[: int(0.75 * adata.n_obs)])
+        for label, part in (("in place", None), ("new samples", train)):
+            rows += [{"design": label, **row} for row in score(adata, part, hidden, seed, methods)]
+    return rows
+
+
+def fractions() -> list[dict]:
+    adata, rows = load(), []
+    for fraction in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
+        hidden = np.random.default_rng(0).random(adata.shape) >= fraction
+        for row in score(adata, None, hidden, 0, ["cohort mean", "kNN", "soft SVD", "scimpute pmi"]):
+            rows.append({"observed": fraction, **row})
+    return rows
+
+
+def cohorts() -> list[dict]:
+    adata, rows = load(), []
+    hidden = np.random.default_rng(0).random(adata.shape) < 0.5
+    for cohort in adata.obs["cohort"].unique():
+        train = np.flatnonzero((adata.obs["cohort"] != cohort).to_numpy())
+        rows += [{"cohort": cohort, **row} for row in score(adata, train, hidden, 0, ["kNN", "ridge over samples", "scimpute pmi"])]
+    return rows
+
+
+def growth() -> list[dict]:
+    rows = []
+    for n, g in ((500, 1000), (1000, 1000), (2000, 1000), (500, 2000), (500, 4000)):
+        adata = scimpute.datasets.toy_bulk(n, g, rank=20)
+        scimpute.pp.hide(adata, of="all")
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        scimpute.tl.pmi(adata, layer="hidden", categorical_covariates="tissue", continuous_covariates="age")
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rows.append({"samples": n, "genes": g, "seconds": seconds, "peak_above_GB": max(0, after - before) / 2**20})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=["accuracy", "fractions", "cohorts", "growth"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=[*LINEAR, "scimpute pmi", "scimpute gain"])
+    asked = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    found = accuracy(asked.seeds, asked.methods) if asked.table == "accuracy" else globals()[asked.table]()
+    frame = pd.DataFrame(found)
+    frame.to_csv(ROOT / "docs" / "benchmarks" / f"bulk_{asked.table}.csv", index=False, float_format="%.5g")
+    if asked.table == "accuracy":
+        print(frame.groupby(["design", "method"], sort=False)["r2"].agg(["mean", "std"]).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()
