@@ -107,17 +107,20 @@ def factor_model(codes: np.ndarray) -> Callable[[int], Fill]:
     return make
 
 
-def tuned(make: Callable[..., Fill], grid: tuple, reference: np.ndarray, query: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def tuned(
+    make: Callable[..., Fill], grid: tuple, reference: np.ndarray, query: np.ndarray, rng: np.random.Generator, n_genes: int | None = None
+) -> np.ndarray:
     """The best of the grid on values hidden as in use: a tenth of the entries in place, half of a fifth of the samples else."""
+    genes = slice(None, n_genes)
     errors = []
     inner = reference.copy()
     if query is reference:
-        inner[rng.random(reference.shape) < 0.1] = np.nan
+        inner[:, genes][rng.random(reference[:, genes].shape) < 0.1] = np.nan
         shown, base, truth = inner, inner, reference
     else:
         aside = rng.random(len(reference)) < 0.2
         base, shown, truth = reference[~aside], inner[aside], reference[aside]
-        shown[rng.random(shown.shape) < 0.5] = np.nan
+        shown[:, genes][rng.random(shown[:, genes].shape) < 0.5] = np.nan
     asked = np.isnan(shown) & ~np.isnan(truth)
     for value in grid:
         errors.append(np.square(make(value)(base, shown) - truth)[asked].mean())
@@ -162,7 +165,7 @@ def score(adata: ad.AnnData, train: np.ndarray | None, hidden: np.ndarray, seed:
         elif method == "factor model":
             a = np.column_stack([z, covariates if train is None else covariates[train]])
             b = a if train is None else np.column_stack([query, covariates[rows]])
-            filled = tuned(factor_model(covariates), (10, 20, 40), a, b, rng)[:, : z.shape[1]] * sd + mean
+            filled = tuned(factor_model(covariates), (10, 20, 40), a, b, rng, z.shape[1])[:, : z.shape[1]] * sd + mean
         else:
             filled, cover = ours(method, adata, train, rows, shown, seed, truth)
         row = {"method": method, "seed": seed, "r2": r2(truth[rows], filled, hidden[rows], mean), "seconds": time.perf_counter() - start}

@@ -1,4 +1,4 @@
-"""The door: the only file that reads from or writes to an AnnData.
+"""The door: with `_annotations` (which reads obs and var) the only file that reads from an AnnData, and the only one that writes to it.
 
 Reading gives plain numpy and scipy data, checked; writing happens last and whole.
 """
@@ -6,31 +6,17 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from scanpy import logging as logg
 
 from . import _check, _keys
-from ._counts import chunks, row_sums
+from ._counts import chunks
 from ._matrix import check_kind, some_rows, to_csr
-
-_FLOAT_LEVELS = 50
-
-
-@dataclass(frozen=True)
-class Label:
-    """A categorical column of obs: level names in order of appearance, level codes ``(n,)``."""
-
-    column: str
-    levels: list[str]
-    codes: np.ndarray
 
 
 def check_object(adata: Any) -> None:
@@ -164,6 +150,8 @@ def read_finite(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
 def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
     """Real numbers of ``X`` or a layer, or NaN where there is none, as a dense float32 array of its own."""
     matrix = read_matrix(adata, layer)
+    if sp.issparse(matrix) and not matrix.dtype.isnative:
+        matrix = matrix.astype(matrix.dtype.newbyteorder("="))  # scipy slices no other
     dense = np.empty(adata.shape, dtype=np.float32)
     n_bad, first = 0, (0, 0)
     for rows in chunks(*adata.shape):
@@ -218,100 +206,6 @@ def warn_of_empty_cells(counts: sp.csr_matrix, stacklevel: int = 3) -> None:
         warnings.warn(
             f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=stacklevel
         )
-
-
-def _label_values(adata: ad.AnnData, column: str, argument: str) -> pd.Series:
-    """A column of obs in which every cell has a value."""
-    if column not in adata.obs:
-        raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
-    values = adata.obs[column]
-    empty = values.isna().to_numpy()
-    if empty.any():
-        first = adata.obs_names[int(np.flatnonzero(empty)[0])]
-        raise ValueError(
-            f"{argument}={column!r} is missing in {empty.sum()} cells (first: {first!r}); fill them, e.g. with 'unknown', or drop the cells"
-        )
-    return values
-
-
-def read_codes(adata: ad.AnnData, column: str, argument: str, levels: Sequence[str]) -> np.ndarray:
-    """Place among ``levels``, by name, of every cell's value in a column of obs; -1 for a value that is none of them."""
-    names = np.asarray(_label_values(adata, column, argument).astype(str), dtype=object)
-    return pd.Index(levels, dtype=object).get_indexer(names).astype(np.int64)
-
-
-def read_label(adata: ad.AnnData, column: str, argument: str) -> Label | None:
-    """A categorical column of obs, or None where all cells have the same level."""
-    values = _label_values(adata, column, argument)
-    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
-        raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
-    # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
-    codes, names = pd.factorize(np.asarray(values.astype(str), dtype=object))
-    if len(names) == 1:
-        logg.info(f"{argument}={column!r} has one level only ({names[0]!r}); it is left out")
-        return None
-    few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
-    if few:
-        warnings.warn(
-            f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them", UserWarning, stacklevel=3
-        )
-    return Label(column, [str(n) for n in names], codes.astype(np.int64))
-
-
-def read_size(adata: ad.AnnData, size_key: str | None, counts: sp.csr_matrix) -> np.ndarray:
-    """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes."""
-    totals = row_sums(counts)
-    if size_key is None:
-        return totals
-    if size_key not in adata.obs:
-        raise _check.missing("size_key: obs column", size_key, adata.obs.columns)
-    size = pd.to_numeric(adata.obs[size_key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = ~(np.isfinite(size) & (size > 0))
-    if wrong.any():
-        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
-        raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {first!r})")
-    short = size < totals * (1 - 1e-4) - 1
-    if short.any():
-        i = int(np.flatnonzero(short)[0])
-        raise ValueError(
-            f"size_key={size_key!r} is below the cell's own number of molecules in {short.sum()} cells "
-            f"(first: {adata.obs_names[i]!r}, {size[i]:g} < {totals[i]:g}); give the size over all genes"
-        )
-    return np.maximum(size, totals)
-
-
-def read_genes(adata: ad.AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
-    """Positions of the genes asked for: a boolean column of var, or names."""
-    if genes is None:
-        return None
-    if isinstance(genes, str):
-        if genes not in adata.var:
-            raise _check.missing("genes: var column", genes, adata.var.columns)
-        column = adata.var[genes]
-        if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
-            raise ValueError(f"genes={genes!r}: the var column is of dtype {column.dtype}, a boolean one is needed")
-        places = np.flatnonzero(column.to_numpy(dtype=bool))
-        if not places.size:
-            raise ValueError(f"genes={genes!r}: the var column selects no gene")
-        return places
-    if not isinstance(genes, Iterable):
-        raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")
-    wanted = [str(g) for g in genes]
-    if not wanted:
-        raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
-    if not adata.var_names.is_unique:
-        raise ValueError("genes was given but adata.var_names are not unique; call adata.var_names_make_unique() first")
-    repeated = sorted(name for name, times in Counter(wanted).items() if times > 1)
-    if repeated:
-        raise ValueError(f"genes names some genes more than once: {_check.listing(repeated, 5)}")
-    places = adata.var_names.get_indexer(wanted)
-    unknown = [g for g, p in zip(wanted, places, strict=True) if p < 0]
-    if unknown:
-        lower = {str(v).lower(): str(v) for v in adata.var_names}
-        close = lower.get(unknown[0].lower()) or _check.closest(unknown[0], adata.var_names)
-        hint = f"; did you mean {close!r}?" if close else ""
-        raise KeyError(f"{len(unknown)} of {len(wanted)} genes not found in adata.var_names: {_check.listing(unknown, 5)}{hint}")
-    return places
 
 
 def _check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str]) -> None:

@@ -129,7 +129,7 @@ def build(
     start = torch.Generator().manual_seed(_random.seed(rng))
     noise = torch.Generator(device).manual_seed(_random.seed(rng))
     shape = (genes, levels, n_numbers, start)
-    sizes = {"n_layers": settings.n_layers, "n_hidden": settings.n_hidden, "dropout": settings.dropout}
+    sizes = {"n_layers": settings.n_layers, "n_hidden": settings.n_hidden, "dropout": settings.dropout, "rng": noise}
     network = Network(*shape, **sizes, rescale=settings.linear, zero=settings.linear)  # type: ignore[arg-type]
     if settings.method == "pmi":
         return Pmi(network, settings.mask_rate, noise).to(device)

@@ -13,7 +13,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scimpute import __version__, _cli, datasets, tl
+from scimpute import __version__, _cli, datasets, pp, tl
 
 QUICK = ["--n-repeats=1", "--max-epochs=2", "--n-context=5", "--width=16", "--penalty=200", "--device=cpu"]
 
@@ -61,6 +61,25 @@ def test_began_writes_the_object_with_its_result(source, tmp_path, capsys):
     assert np.array_equal(result.X.toarray(), before.X.toarray())
     assert capsys.readouterr().out == f"Wrote layers['began'] (60 x 40), its standard deviation and uns['began'] to {out}\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
+
+
+@pytest.mark.parametrize("method", ["pmi", "gain"])
+def test_bulk_methods_and_their_models(method, tmp_path, capsys):
+    cohort, panel, out, model = (str(tmp_path / name) for name in ("cohort.h5ad", "panel.h5ad", "out.h5ad", "model.safetensors"))
+    adata = datasets.toy_bulk(40, 30)
+    pp.hide(adata, of="all")
+    adata.write_h5ad(cohort)
+    adata[:8, :10].copy().write_h5ad(panel)
+    quick = ["--n-models=1", "--n-hidden=8", "--max-epochs=1", "--device=cpu"]
+    covariates = ["--categorical-covariates", "[tissue, sex]", "--continuous-covariates", "age", "--mask-rate", "[0.4, 0.8]"]
+    assert _cli.main([method, cohort, out, "--layer", "hidden", "--save", model, *covariates, *quick]) == 0
+    result = ad.read_h5ad(out)
+    assert np.isfinite(result.layers[method]).all()
+    assert result.uns[method]["params"]["categorical_covariates"].tolist() == ["tissue", "sex"]
+    assert result.uns[method]["params"]["mask_rate"].tolist() == [0.4, 0.8]
+    assert _cli.main(["apply", panel, model, out]) == 0
+    assert ad.read_h5ad(out).obsm[method].shape == (8, 30)
+    assert f"Wrote obsm['{method}'] (8 x 30)" in capsys.readouterr().out
 
 
 @pytest.fixture

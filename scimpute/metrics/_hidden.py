@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check, _keys
+from .. import _adata, _annotations, _check, _keys
 from .._counts import chunks
 from .._matrix import some_rows
 
@@ -65,7 +65,7 @@ def predictions(hidden: Hidden, names: Sequence[str], *, grouped: bool) -> dict[
     return found | {name: _of_layer(hidden, name) for name in names}
 
 
-def read(adata: AnnData, key: str, label: _adata.Label | None) -> Hidden:
+def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
     """The first pass: means and variances of the visible values."""
     name, of = _require(adata, key)
     truth, visible = _in_rows(_adata.read_matrix(adata, name)), _in_rows(_adata.read_matrix(adata, key))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _check
+from .. import _adata, _annotations, _check
 from .._counts import TARGET
 from . import _hidden
 
@@ -85,7 +85,7 @@ def recovery(
     if by is not None:
         _check.option("by", by, ("gene",))
     names = check_names(layers)
-    label = _adata.read_label(adata, groupby, "groupby") if groupby is not None else None
+    label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
     sums = add_up(adata, names, key, label)
     if by == "gene":
         return pd.DataFrame({name: sums.r2(name) for name in sums.methods}, index=adata.var_names)
@@ -215,7 +215,7 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else np.nan
 
 
-def add_up(adata: AnnData, names: Sequence[str], key: str, label: _adata.Label | None) -> Sums:
+def add_up(adata: AnnData, names: Sequence[str], key: str, label: _annotations.Label | None) -> Sums:
     """The sums of the baselines and of the layers."""
     hidden = _hidden.read(adata, key, label)
     predictions = _hidden.predictions(hidden, names, grouped=label is not None)

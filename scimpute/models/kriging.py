@@ -63,7 +63,8 @@ class FactorModel:
             start = torch.linalg.qr(values.T @ (values @ start)).Q
         latent = values @ start
         latent = latent / latent.square().mean(0).sqrt().clamp(min=1e-6)
-        spread = torch.zeros(n, rank, rank, device=values.device)
+        spread = values.new_zeros(n, rank, rank)
+        one = torch.eye(rank, dtype=values.dtype, device=values.device)
         noise = values.new_full((g,), 0.5)
         prior = values.new_ones(k)
         number = mask.sum(0)
@@ -86,7 +87,7 @@ class FactorModel:
             latent, spread = model.latent(values, observed, covariates)
             if turn < iterations - 1:
                 root = torch.linalg.cholesky((latent.T @ latent + spread.sum(0)) / n)
-                inverse = torch.linalg.solve_triangular(root, torch.eye(rank, device=values.device), upper=False)
+                inverse = torch.linalg.solve_triangular(root, one, upper=False)
                 latent, spread = latent @ inverse.T, inverse @ spread @ inverse.T
         return model
 
@@ -96,7 +97,7 @@ class FactorModel:
         precision = observed.to(values) @ (self.second / self.noise[:, None, None]).reshape(g, -1)
         precision = precision.view(len(values), *self.second.shape[1:])
         pull = (values / self.noise) @ self.weights[:, :r] - torch.einsum("nrc,nc->nr", precision[:, :r, r:], covariates)
-        lower = torch.linalg.cholesky(precision[:, :r, :r] + torch.eye(r, device=values.device))
+        lower = torch.linalg.cholesky(precision[:, :r, :r] + torch.eye(r, dtype=values.dtype, device=values.device))
         return torch.cholesky_solve(pull[:, :, None], lower)[:, :, 0], torch.cholesky_inverse(lower)
 
     def predict(self, values: Tensor, observed: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Network(nn.Module):
     """``[values, covariates, mask] -> n_layers x (Linear, BatchNorm, ReLU, Dropout) -> Linear``.
 
     ``rescale`` divides the values by the observed fraction of the sample, so that the first layer sees the same scale
-    whatever is missing. ``zero`` starts the last layer at the mean of every gene.
+    whatever is missing. ``zero`` starts the last layer at the mean of every gene. ``rng``, on the network's device, draws the dropout.
     """
 
     def __init__(
@@ -61,10 +61,11 @@ class Network(nn.Module):
         dropout: float,
         rescale: bool,
         zero: bool,
+        rng: torch.Generator,
     ) -> None:
         super().__init__()
         self.covariates = Covariates(levels, n_numbers, generator)
-        self.dropout, self.rescale = dropout, rescale
+        self.dropout, self.rescale, self.rng = dropout, rescale, rng
         sizes = [2 * genes + self.covariates.size, *[n_hidden] * n_layers, genes]
         self.layers = nn.ModuleList(_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, dtype=torch.float32) for _ in range(n_layers))
@@ -77,12 +78,20 @@ class Network(nn.Module):
             values = values / mask.mean(1, keepdim=True).clamp(min=1e-3)
         hidden = torch.cat([values, self.covariates(samples.codes, samples.numbers), mask], dim=1)
         for layer, norm in zip(self.layers, self.norms, strict=False):
-            hidden = F.dropout(F.relu(norm(layer(hidden))), self.dropout, self.training)
+            hidden = self._drop(F.relu(norm(layer(hidden))))
         return self.layers[-1](hidden)
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        """Dropout from a generator of its own: torch's draws from the global one."""
+        if not self.training or not self.dropout:
+            return hidden
+        kept = torch.rand(hidden.shape, generator=self.rng, device=hidden.device, dtype=torch.float32) >= self.dropout
+        return hidden * kept / (1 - self.dropout)
 
 
 def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(n_in, n_out, dtype=torch.float32)
+    # Its own weights would be drawn from the global generator.
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)  # type: ignore[assignment]
     bound = 1 / math.sqrt(n_in)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

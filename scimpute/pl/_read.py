@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .. import _adata, _check, _keys
+from .. import _adata, _annotations, _check, _keys
 from .._counts import TARGET
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def positions(adata: AnnData, basis: str) -> np.ndarray:
 
 def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
     """log1p(CP10k) of some genes as counted and as imputed, both ``(n, genes)``."""
-    places = _adata.read_genes(adata, genes)
+    places = _annotations.read_genes(adata, genes)
     result = _result(adata, genes, places, key)
     entry = adata.uns.get(key)
     params: Mapping[str, Any] = entry.get("params", {}) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
@@ -46,7 +46,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     source = None if params.get("layer", "X") == "X" else params["layer"]
 
     counts = _adata.read_counts(adata, source if layer is None else layer)
-    per_molecule = TARGET / np.maximum(_adata.read_size(adata, params.get("size_key"), counts), 1)[:, None]
+    per_molecule = TARGET / np.maximum(_annotations.read_size(adata, params.get("size_key"), counts), 1)[:, None]
     before = np.log1p(counts[:, places].toarray() * per_molecule)
     if scale == "log1p":
         return before, result
@@ -55,7 +55,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     if layer not in (None, source):
         # Imputed counts are at the depth of the counts they were made from.
         counts = _adata.read_counts(adata, source)
-        per_molecule = TARGET / np.maximum(_adata.read_size(adata, params.get("size_key"), counts), 1)[:, None]
+        per_molecule = TARGET / np.maximum(_annotations.read_size(adata, params.get("size_key"), counts), 1)[:, None]
     return before, np.log1p(result * per_molecule)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-from .. import _adata
+from .. import _adata, _annotations
 from ..metrics._recovery import add_up, check_names
 from . import _figure
 
@@ -86,7 +86,7 @@ def recovery(
     """
     _adata.check_object(adata)
     names = check_names(layers)
-    label = _adata.read_label(adata, groupby, "groupby") if groupby is not None else None
+    label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
     sums = add_up(adata, names, key, label)
     methods = [name for name in sums.methods if name != "gene_mean"]
     if not methods:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scanpy import settings as scanpy_settings
 
-from .. import _adata, _applied, _check, _device, _keys
+from .. import _adata, _annotations, _applied, _check, _device, _keys
 from .._save import load_model
 from .._version import __version__
 from . import _masked
@@ -44,9 +44,9 @@ def apply(
     ----------
     adata
         Object with counts (for models of ``tl.pmi`` and ``tl.gain`` with expression as in the training), ``n_obs`` x ``n_vars``;
-        genes in any order. Genes that the model does not know are not imputed. Genes that ``adata`` lacks are missing values to ``tl.pmi`` and ``tl.gain``, and
-        are filled: a gene panel becomes a transcriptome. A model of ``tl.began`` is told zero counts of them, with a
-        warning, and needs more than half of its genes.
+        genes in any order. Genes that the model does not know are not imputed. Genes that ``adata`` lacks are missing values to
+        ``tl.pmi`` and ``tl.gain``, and are filled: a gene panel becomes a transcriptome. A model of ``tl.began`` is told zero
+        counts of them, with a warning, and needs more than half of its genes.
     model
         File of the model: safetensors, never a pickle.
     layer
@@ -205,7 +205,7 @@ def _codes(adata: AnnData, model: _applied.Model, unseen: str) -> tuple[np.ndarr
         )
     found = []
     for argument, (column, levels) in model.labels.items():
-        codes = _adata.read_codes(adata, column, argument, levels)
+        codes = _annotations.read_codes(adata, column, argument, levels)
         unknown = codes < 0
         if unknown.any() and unseen == "error":
             names = adata.obs[column][unknown].astype(str).unique()
@@ -221,16 +221,16 @@ def _size(adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.c
     """Library sizes, and the column they are from."""
     if size_key is None:
         # Rates are shares of the molecules of the genes that were trained on.
-        return _adata.read_size(adata, None, counts), None
+        return _annotations.read_size(adata, None, counts), None
     if size_key in adata.obs:
-        return _adata.read_size(adata, size_key, raw), size_key
+        return _annotations.read_size(adata, size_key, raw), size_key
     warnings.warn(
         f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
         "taken as library sizes, which are too small where adata was cut to some of its genes",
         UserWarning,
         stacklevel=4,
     )
-    return _adata.read_size(adata, None, raw), None
+    return _annotations.read_size(adata, None, raw), None
 
 
 def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str]) -> None:

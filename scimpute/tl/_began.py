@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scanpy import settings as scanpy_settings
 
-from .. import _adata, _check, _device, _keys, _random
+from .. import _adata, _annotations, _check, _device, _keys, _random
 from .._data import Data, checked_settings, target_of
 from .._engine import Result, run
 from .._output import finish
@@ -211,11 +211,11 @@ def began(
     counts = _adata.read_counts(adata, layer)
     if adata.n_obs < MIN_CELLS:
         raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
-    size = _adata.read_size(adata, size_key, counts)
-    chosen_genes = _adata.read_genes(adata, genes)
+    size = _annotations.read_size(adata, size_key, counts)
+    chosen_genes = _annotations.read_genes(adata, genes)
     columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     given = {"batch_key": batch_key, "celltype_key": celltype_key}
-    labels = {name: _adata.read_label(adata, column, name) for name, column in given.items() if column is not None}
+    labels = {name: _annotations.read_label(adata, column, name) for name, column in given.items() if column is not None}
     used = {name: label for name, label in labels.items() if label is not None}
     target = target_of(target_batch, {name: label.levels for name, label in used.items()})
     arrays = 2 + (target is not None and posterior)

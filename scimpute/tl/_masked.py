@@ -12,7 +12,7 @@ import pandas as pd
 from scanpy import settings as scanpy_settings
 from tqdm.auto import tqdm
 
-from .. import _adata, _bulk, _check, _covariates, _device, _keys, _random
+from .. import _adata, _annotations, _bulk, _check, _device, _keys, _random
 from .._linear import Table
 from .._save import save_model
 from .._version import __version__
@@ -54,7 +54,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
     _check.memory(8 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
     values = read_values(adata, asked["layer"], asked["mask_layer"], asked["missing"])
-    covariates = _covariates.read(adata, asked["categorical_covariates"], asked["continuous_covariates"])
+    covariates = _annotations.read_covariates(adata, asked["categorical_covariates"], asked["continuous_covariates"])
     kept = _nonempty_genes(adata, values, asked["empty_genes"])
     _warn_of_values(values, adata)
     table = Table(values[:, kept], covariates.codes, tuple(map(len, covariates.levels.values())), covariates.numbers)
@@ -70,6 +70,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     used = {name: value for name, value in asdict(settings).items() if name in asked and value is not None}
     params |= {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
     genes = adata.var_names[kept].astype(str)
+    layers = spread_out(key, filled, spread, kept, adata.n_vars)
     if path is not None:
         tensors, numbers = fitted.state()
         metadata = {"method": method, "version": __version__, "genes": list(genes), "params": params, "settings": asdict(settings)}
@@ -85,7 +86,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     }
     if "chosen" in uns:
         uns["chosen"] = {**uns["chosen"], "candidates": pd.DataFrame(uns["chosen"]["candidates"])}
-    return _adata.write(adata, key, method, layers=spread_out(key, filled, spread, kept, adata.n_vars), uns=uns, copy=copy)
+    return _adata.write(adata, key, method, layers=layers, uns=uns, copy=copy)
 
 
 def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, n_vars: int) -> dict[str, np.ndarray]:
@@ -201,7 +202,7 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     values = np.full((adata.n_obs, len(genes)), np.nan, dtype=np.float32)
     values[:, found] = read[:, places[found]]
     _warn_of_values(values, adata)
-    covariates = _covariates.read_known(adata, metadata["covariates"], options.unseen)
+    covariates = _annotations.read_known_covariates(adata, metadata["covariates"], options.unseen)
     levels = tuple(map(len, covariates.levels.values()))
     stored = metadata["settings"]
     settings = _bulk.BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})

@@ -1,0 +1,224 @@
+"""Labels, covariates, library sizes and genes, read from obs and var: the other half of the door."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scanpy import logging as logg
+
+from . import _check
+from ._counts import row_sums
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+_FLOAT_LEVELS = 50
+
+
+@dataclass(frozen=True)
+class Label:
+    """A categorical column of obs: level names in order of appearance, level codes ``(n,)``."""
+
+    column: str
+    levels: list[str]
+    codes: np.ndarray
+
+
+def _label_values(adata: AnnData, column: str, argument: str) -> pd.Series:
+    """A column of obs in which every cell has a value."""
+    if column not in adata.obs:
+        raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
+    values = adata.obs[column]
+    empty = values.isna().to_numpy()
+    if empty.any():
+        first = adata.obs_names[int(np.flatnonzero(empty)[0])]
+        raise ValueError(
+            f"{argument}={column!r} is missing in {empty.sum()} cells (first: {first!r}); fill them, e.g. with 'unknown', or drop the cells"
+        )
+    return values
+
+
+def read_codes(adata: AnnData, column: str, argument: str, levels: Sequence[str]) -> np.ndarray:
+    """Place among ``levels``, by name, of every cell's value in a column of obs; -1 for a value that is none of them."""
+    names = np.asarray(_label_values(adata, column, argument).astype(str), dtype=object)
+    return pd.Index(levels, dtype=object).get_indexer(names).astype(np.int64)
+
+
+def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
+    """A categorical column of obs, or None where all cells have the same level."""
+    values = _label_values(adata, column, argument)
+    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
+        raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
+    # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
+    codes, names = pd.factorize(np.asarray(values.astype(str), dtype=object))
+    if len(names) == 1:
+        logg.info(f"{argument}={column!r} has one level only ({names[0]!r}); it is left out")
+        return None
+    few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
+    if few:
+        warnings.warn(
+            f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them", UserWarning, stacklevel=3
+        )
+    return Label(column, [str(n) for n in names], codes.astype(np.int64))
+
+
+def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix) -> np.ndarray:
+    """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes."""
+    totals = row_sums(counts)
+    if size_key is None:
+        return totals
+    if size_key not in adata.obs:
+        raise _check.missing("size_key: obs column", size_key, adata.obs.columns)
+    size = pd.to_numeric(adata.obs[size_key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~(np.isfinite(size) & (size > 0))
+    if wrong.any():
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {first!r})")
+    short = size < totals * (1 - 1e-4) - 1
+    if short.any():
+        i = int(np.flatnonzero(short)[0])
+        raise ValueError(
+            f"size_key={size_key!r} is below the cell's own number of molecules in {short.sum()} cells "
+            f"(first: {adata.obs_names[i]!r}, {size[i]:g} < {totals[i]:g}); give the size over all genes"
+        )
+    return np.maximum(size, totals)
+
+
+def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
+    """Positions of the genes asked for: a boolean column of var, or names."""
+    if genes is None:
+        return None
+    if isinstance(genes, str):
+        if genes not in adata.var:
+            raise _check.missing("genes: var column", genes, adata.var.columns)
+        column = adata.var[genes]
+        if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
+            raise ValueError(f"genes={genes!r}: the var column is of dtype {column.dtype}, a boolean one is needed")
+        places = np.flatnonzero(column.to_numpy(dtype=bool))
+        if not places.size:
+            raise ValueError(f"genes={genes!r}: the var column selects no gene")
+        return places
+    if not isinstance(genes, Iterable):
+        raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")
+    wanted = [str(g) for g in genes]
+    if not wanted:
+        raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
+    if not adata.var_names.is_unique:
+        raise ValueError("genes was given but adata.var_names are not unique; call adata.var_names_make_unique() first")
+    repeated = sorted(name for name, times in Counter(wanted).items() if times > 1)
+    if repeated:
+        raise ValueError(f"genes names some genes more than once: {_check.listing(repeated, 5)}")
+    places = adata.var_names.get_indexer(wanted)
+    unknown = [g for g, p in zip(wanted, places, strict=True) if p < 0]
+    if unknown:
+        lower = {str(v).lower(): str(v) for v in adata.var_names}
+        close = lower.get(unknown[0].lower()) or _check.closest(unknown[0], adata.var_names)
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise KeyError(f"{len(unknown)} of {len(wanted)} genes not found in adata.var_names: {_check.listing(unknown, 5)}{hint}")
+    return places
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """Level names by categorical column, names of the continuous columns, and their values for every sample.
+
+    ``codes`` ``(n, a)`` has -1 for an unknown level, ``numbers`` is ``(n, c)``.
+    """
+
+    levels: dict[str, list[str]]
+    continuous: list[str]
+    codes: np.ndarray
+    numbers: np.ndarray
+
+    def describe(self) -> dict[str, Any]:
+        return {"categorical": self.levels, "continuous": self.continuous}
+
+
+def column_names(argument: str, columns: Any) -> list[str]:
+    """Names of obs columns: one, or several."""
+    if isinstance(columns, str):
+        columns = [columns]
+    if not isinstance(columns, Sequence) or not all(isinstance(column, str) for column in columns):
+        raise TypeError(f"{argument} must be the name of an obs column or several, got {columns!r}")
+    twice = sorted({column for column in columns if list(columns).count(column) > 1})
+    if twice:
+        raise ValueError(f"{argument} names {_check.listing(twice)} more than once")
+    return list(columns)
+
+
+def read_covariates(adata: AnnData, categorical: Any, continuous: Any) -> Covariates:
+    """Covariates of samples to be trained on; a column with one value only is left out with an info line."""
+    found = [column_names("categorical_covariates", categorical), column_names("continuous_covariates", continuous)]
+    both = sorted(set(found[0]) & set(found[1]))
+    if both:
+        raise ValueError(f"{_check.listing(both)} named in both categorical_covariates and continuous_covariates; choose one")
+    found_labels = [read_label(adata, column, "categorical_covariates") for column in found[0]]
+    labels = [label for label in found_labels if label is not None]
+    numbers, kept = [], []
+    for column in found[1]:
+        values = _numbers(adata, column)
+        if np.ptp(values) == 0:
+            logg.info(f"continuous_covariates={column!r} is {values[0]:g} in all samples; it is left out")
+            continue
+        numbers.append(values)
+        kept.append(column)
+    return _joined({label.column: label.levels for label in labels}, kept, [label.codes for label in labels], numbers, adata.n_obs)
+
+
+def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str) -> Covariates:
+    """Covariates of new samples, by the names and levels of a trained model.
+
+    A level the model has not seen is refused, or with ``unseen="average"`` taken as unknown.
+    """
+    codes = []
+    for column, levels in known["categorical"].items():
+        if column not in adata.obs:
+            raise _check.missing("the model's covariate: obs column", column, adata.obs.columns)
+        values = adata.obs[column]
+        if values.isna().any() and unseen == "error":
+            first = adata.obs_names[int(np.flatnonzero(values.isna().to_numpy())[0])]
+            raise ValueError(
+                f"covariate {column!r} is missing in {values.isna().sum()} samples (first: {first!r}); fill it, or pass unseen='average'"
+            )
+        code = pd.Index(levels).get_indexer(np.asarray(values.astype(str), dtype=object))
+        if unseen == "error" and (code < 0).any():
+            new = sorted(set(values.astype(str)[code < 0]))
+            raise ValueError(
+                f"covariate {column!r} has levels the model was not trained on: {_check.listing(new)}; known: {_check.listing(levels)}. "
+                "Pass unseen='average' to take them as unknown"
+            )
+        codes.append(code.astype(np.int64))
+    numbers = [_numbers(adata, column) for column in known["continuous"]]
+    return _joined(dict(known["categorical"]), list(known["continuous"]), codes, numbers, adata.n_obs)
+
+
+def _numbers(adata: AnnData, column: str) -> np.ndarray:
+    if column not in adata.obs:
+        raise _check.missing("continuous_covariates: obs column", column, adata.obs.columns)
+    values = pd.to_numeric(adata.obs[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(
+            f"continuous_covariates={column!r} is missing or not a finite number in {wrong.sum()} samples (first: {first!r}); "
+            "fill it, e.g. with the median, or drop the samples"
+        )
+    return values
+
+
+def _joined(
+    levels: dict[str, list[str]], continuous: list[str], codes: list[np.ndarray], numbers: list[np.ndarray], n_obs: int
+) -> Covariates:
+    return Covariates(
+        levels,
+        continuous,
+        np.column_stack(codes) if codes else np.zeros((n_obs, 0), np.int64),
+        np.column_stack(numbers) if numbers else np.zeros((n_obs, 0)),
+    )
