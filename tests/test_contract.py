@@ -935,7 +935,9 @@ def test_the_door_knows_no_torch(path):
 
 
 @pytest.mark.parametrize(
-    "path", sources("tl", "pp", "metrics", "pl", "_engine", "_bulk", "_linear", "_annotations", "_cli"), ids=lambda p: f"{p.parent.stem}-{p.stem}"
+    "path",
+    sources("tl", "pp", "metrics", "pl", "_engine", "_bulk", "_linear", "_annotations", "_cli"),
+    ids=lambda p: f"{p.parent.stem}-{p.stem}",
 )
 def test_only_the_door_writes(path):
     """No ``adata.layers[...] = ...`` or ``adata.X = ...`` outside ``_adata.py``."""

@@ -86,6 +86,10 @@ class FactorModel:
             model = cls(weights, second, noise, rank)
             latent, spread = model.latent(values, observed, covariates)
             if turn < iterations - 1:
+                # What covariates explain belongs to them, so that a sample without genes gets their effects; held back, so that a
+                # level with few samples does not take the factors of those samples.
+                held = covariates.T @ covariates + 5 * torch.eye(covariates.shape[1], dtype=torch.float32, device=values.device)
+                latent = latent - covariates @ torch.linalg.solve(held, covariates.T @ latent)
                 root = torch.linalg.cholesky((latent.T @ latent + spread.sum(0)) / n)
                 inverse = torch.linalg.solve_triangular(root, one, upper=False)
                 latent, spread = latent @ inverse.T, inverse @ spread @ inverse.T

@@ -42,9 +42,8 @@ def gain(
 ) -> AnnData | None:
     r"""Fill missing bulk expression by a generative adversarial imputation network with covariates.
 
-    As :func:`scimpute.tl.pmi`, with an adversary: a discriminator that is told half of the mask guesses which of the other entries
-    were filled in, and the generator learns to deceive it (GAIN, Yoon et al. 2018; GAIN-GTEx, Viñas et al. 2021).
-
+    As :func:`scimpute.tl.pmi`, with an adversary: a discriminator that is told a part of the mask (``hint_rate``) guesses which of the
+    other entries were filled in, and the generator learns to deceive it (GAIN, Yoon et al. 2018; GAIN-GTEx, Viñas et al. 2021).
 
     Parameters
     ----------

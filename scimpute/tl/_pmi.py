@@ -44,7 +44,6 @@ def pmi(
     (Viñas et al. 2021); beside it stands a linear part that finds each sample among its neighbours. Missing values are filled on the
     scale of the input; observed ones stay as they are.
 
-
     Parameters
     ----------
     adata

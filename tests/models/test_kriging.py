@@ -197,6 +197,7 @@ def test_residual_correlation_finds_what_goes_together():
     noise = normal(n, g, seed=1)
     noise[:, 1] = 0.8 * noise[:, 0] + 0.6 * noise[:, 1]
     noise[:, 3] = -0.8 * noise[:, 2] + 0.6 * noise[:, 3]
+    noise /= noise.std(0)
     observed = uniform(n, g, seed=2) < 0.8
     found = kriging.residual_correlation(noise * observed, observed).to_dense()
     torch.testing.assert_close(found, found.T)
