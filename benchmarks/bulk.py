@@ -112,7 +112,6 @@ def tuned(
 ) -> np.ndarray:
     """The best of the grid on values hidden as in use: a tenth of the entries in place, half of a fifth of the samples else."""
     genes = slice(None, n_genes)
-    errors = []
     inner = reference.copy()
     if query is reference:
         inner[:, genes][rng.random(reference[:, genes].shape) < 0.1] = np.nan
@@ -122,8 +121,7 @@ def tuned(
         base, shown, truth = reference[~aside], inner[aside], reference[aside]
         shown[:, genes][rng.random(shown[:, genes].shape) < 0.5] = np.nan
     asked = np.isnan(shown) & ~np.isnan(truth)
-    for value in grid:
-        errors.append(np.square(make(value)(base, shown) - truth)[asked].mean())
+    errors = [np.square(make(value)(base, shown) - truth)[asked].mean() for value in grid]
     return make(grid[int(np.argmin(errors))])(reference, query)
 
 
@@ -210,8 +208,8 @@ def fractions() -> list[dict]:
     adata, rows = load(), []
     for fraction in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
         hidden = np.random.default_rng(0).random(adata.shape) >= fraction
-        for row in score(adata, None, hidden, 0, ["cohort mean", "kNN", "soft SVD", "scimpute pmi"]):
-            rows.append({"observed": fraction, **row})
+        found = score(adata, None, hidden, 0, ["cohort mean", "kNN", "soft SVD", "scimpute pmi"])
+        rows += [{"observed": fraction, **row} for row in found]
     return rows
 
 
