@@ -65,7 +65,7 @@ def _problem_with_counts(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
     if not np.isfinite(data).all():
         bad = np.flatnonzero(~np.isfinite(data))
         row = int(np.searchsorted(csr.indptr, bad[0], side="right") - 1)
-        where = f"cell {adata.obs_names[row]!r}, gene {adata.var_names[csr.indices[bad[0]]]!r}"
+        where = entry_name(adata, row, csr.indices[bad[0]])
         return f"has {bad.size} values that are NaN or infinite (first: {where}); counts have none. Remove or fill them"
     if data.size == 0:
         return "has no non-zero entry"
@@ -84,7 +84,7 @@ def read_counts(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
     KeyError, TypeError, ValueError
         The layer does not exist; the matrix is of the wrong kind; it does not hold counts (the message names the layers that do).
     """
-    source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    source = source_name(layer)
     csr = to_csr(_matrix(adata, layer), source)
     problem = _problem_with_counts(csr, adata)
     if problem is not None:

@@ -108,7 +108,7 @@ class Fitted:
         return values, np.where(seen, 0, spread).astype(np.float32)
 
     def _join(self, samples: Samples, members: list[Tensor], own: Tensor | None) -> tuple[Tensor, Tensor]:
-        network = torch.stack(members).mean(0) if members else torch.zeros_like(samples.values)
+        network = torch.stack(members).mean(0)
         if self.linear is None:
             between = torch.stack(members).var(0) if len(members) > 1 else torch.zeros_like(network)
             return network, (self.noise.square() + between).sqrt()
@@ -189,7 +189,7 @@ def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.ra
         record["stopped"].append(trained.stopped)
         networks.append(module)
     with torch.no_grad():
-        guess = torch.stack([_apply(network, query) for network in networks]).mean(0) if networks else base
+        guess = torch.stack([_apply(network, query) for network in networks]).mean(0)
         share, r2, noise = _shares(base, guess, truth, wanted, linear=settings.linear)
         mean = base + share * (guess - base)
         ratio = (mean - truth).abs() / (sd if settings.linear else noise)

@@ -73,9 +73,13 @@ def hidden(samples: Samples, mask: Tensor) -> Samples:
 def design(samples: Samples, levels: Sequence[int]) -> Tensor:
     """Ones, indicators of the levels (none for an unknown one), continuous covariates: ``(n, c)``."""
     parts = [samples.values.new_ones(len(samples.values), 1)]
-    for column, n in enumerate(levels):
-        parts.append((samples.codes[:, column, None] == torch.arange(n, device=samples.codes.device)).to(samples.values))
+    parts += [_members(samples, column, n) for column, n in enumerate(levels)]
     return torch.cat([*parts, samples.numbers], dim=1)
+
+
+def _members(samples: Samples, column: int, n: int) -> Tensor:
+    """1 where a sample is of a level of a covariate, ``(n, levels)``."""
+    return (samples.codes[:, column, None] == torch.arange(n, device=samples.codes.device)).to(samples.values)
 
 
 @dataclass
@@ -198,7 +202,7 @@ def _importance(samples: Samples, levels: Sequence[int]) -> Tensor:
     total = float(samples.values.square().sum())
     explained = []
     for column, n in enumerate(levels):
-        member = (samples.codes[:, column, None] == torch.arange(n, device=samples.codes.device)).to(samples.values)
+        member = _members(samples, column, n)
         number = (member.T @ mask).clamp(min=1)
         sums = member.T @ samples.values
         # What random groups of this number would explain is taken off.

@@ -180,7 +180,7 @@ def krige(
 
 
 def residual_correlation(residual: Tensor, observed: Tensor) -> Tensor:
-    """Correlation between genes of what kriging misses, soft-thresholded at its own standard error: sparse CSR ``(g, g)``.
+    """Correlation between genes of what kriging misses, soft-thresholded at its own standard error: sparse ``(g, g)``.
 
     ``residual`` of shape ``(n, g)`` is divided by each gene's standard deviation, zero where not observed.
     """
