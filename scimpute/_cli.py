@@ -129,12 +129,12 @@ def _impute(name: str, in_file: str, out_file: str, save: str | None, **options:
 
 def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     from . import tl
-    from ._save import load_model, replace_file
+    from ._save import load_metadata, replace_file
 
     target = _output(out_file)
     if os.path.realpath(model) in (os.path.realpath(in_file), str(target)):
         raise ValueError(f"MODEL: {model!r} is the input or the output; give the file that was written with --save")
-    method = str(load_model(model)[1].get("method"))
+    method = str(load_metadata(model).get("method"))
     adata = _read(in_file)
     tl.apply(adata, model, **options)
     replace_file(target, adata.write_h5ad)

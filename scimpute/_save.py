@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from . import _device
 from ._version import __version__
 
 FORMAT = "1"
@@ -39,7 +41,9 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 def save_model(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors with their metadata; each value of the metadata is stored as JSON."""
     text = {name: json.dumps(value) for name, value in {"format": FORMAT, **metadata}.items()}
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies of large tensors run in parallel, as they may in a forked child within a session only.
+    with _device.session(torch.device("cpu")):
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     replace_file(path, lambda temporary: save_file(whole, temporary, metadata=text))
 
 
@@ -53,6 +57,19 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     ValueError
         The file is a pickle, no safetensors, cut short, not ours, or of a newer version.
     """
+    with _opened(path) as (file, metadata):
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Metadata alone, whatever the size of the tensors. Raises as :func:`load_model`."""
+    with _opened(path) as (_, metadata):
+        return metadata
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[safe_open, dict[str, Any]]]:
+    """The file, of which the header was read and compared with the length, and its metadata."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"model must be the path of a file written with save=..., got {path!r} of type {type(path).__name__}")
     name = repr(os.fspath(path))
@@ -62,8 +79,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
         raise IsADirectoryError(f"model: {name} is a directory; give the file that was written with save=...")
     try:
         with safe_open(path, "pt") as file:
-            metadata = _read_metadata(name, file.metadata() or {})
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+            yield file, _read_metadata(name, file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"model: {name} {_damage(Path(path))}") from error
 

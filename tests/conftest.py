@@ -113,6 +113,33 @@ def fingerprint() -> Callable[[Any], dict[str, str]]:
 
 
 @pytest.fixture
+def edited() -> Callable[..., Any]:
+    """``edited(adata, edit)``: what ``edit(adata)`` returned, or else the object it has changed; for tables of faults, None is no edit."""
+
+    def change(adata: ad.AnnData, edit: Callable[[ad.AnnData], Any] | None) -> Any:
+        other = None if edit is None else edit(adata)
+        return adata if other is None else other
+
+    return change
+
+
+@pytest.fixture
+def refused(fingerprint: Callable[[Any], dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``refused(adata, call, error, message)``: the call raises this, before any training, and leaves the object as it was."""
+
+    def check(adata: Any, call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
+        for training in ("tl._began.run", "_bulk.train"):
+            monkeypatch.setattr(f"scimpute.{training}", lambda *_, **__: pytest.fail("training had begun"))
+        before = fingerprint(adata)
+        with pytest.raises(error, match=message) as caught:
+            call(adata)
+        assert caught.type is error
+        assert fingerprint(adata) == before
+
+    return check
+
+
+@pytest.fixture
 def states() -> Callable[[], tuple[Any, ...]]:
     """A function that gives all global state a run might change: generators, gradients, threads, dtype."""
 

@@ -6,12 +6,15 @@ A new method joins the battery by an entry in ``IMPUTERS``.
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import inspect
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 import scimpute
+from scimpute._save import load_metadata
 
 PACKAGE = Path(scimpute.__file__).parent
 
@@ -836,6 +840,132 @@ def test_failure_of_any_single_write_changes_nothing(imputer, adata, monkeypatch
     assert failures >= len(imputer.suffixes) + (where == "object") + (earlier == "obsm") * len(imputer.suffixes)
 
 
+# Disks, threads and forks. The numbers are rows of the fault table of the project (see test_faults.py)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"an earlier model")
+    return path
+
+
+def test_77_disk_full(imputer, adata, target, fingerprint, monkeypatch):
+    before = fingerprint(adata)
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("scimpute._save.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        imputer.run(adata, save=target)
+    assert fingerprint(adata) == before
+    assert target.read_bytes() == b"an earlier model"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_77_read_only(imputer, adata, target, fingerprint, monkeypatch):
+    before = fingerprint(adata)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("scimpute._save.tempfile.mkstemp", refuse)
+    with pytest.raises(PermissionError):
+        imputer.run(adata, save=target)
+    assert fingerprint(adata) == before
+    assert target.read_bytes() == b"an earlier model"
+
+
+# Python 3.12 warns of any fork of a process with threads; these children touch none of them.
+FORK = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+FORKED = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Exit code of a forked process that does ``work``."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    if child.is_alive():
+        child.kill()
+        pytest.fail("the child hangs")
+    return child.exitcode or 0
+
+
+@FORK
+@FORKED
+def test_78_killed_while_writing(imputer, adata, target, monkeypatch):
+    def die(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half")
+        os._exit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scimpute._save.save_file", die)
+        assert in_child(lambda: imputer.run(adata, save=target)) == 9
+    assert target.read_bytes() == b"an earlier model"
+    imputer.run(adata, save=target)
+    assert load_metadata(target)["method"] == imputer.name
+
+
+def test_80_threads_give_the_serial_results(imputer, adata):
+    serial = [imputer.result(adata, random_state=seed) for seed in range(4)]
+    found: dict[int, dict[str, np.ndarray]] = {}
+    threads = [threading.Thread(target=lambda s=s: found.update({s: imputer.result(adata, random_state=s)})) for s in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for seed, expected in enumerate(serial):
+        assert_same(found[seed], expected)
+
+
+@FORK
+@FORKED
+def test_80_forked_worker_gives_the_serial_result(imputer, adata, tmp_path):
+    expected = imputer.result(adata)[""]
+    assert in_child(lambda: np.save(tmp_path / "child.npy", imputer.result(adata)[""])) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "child.npy"), expected)
+
+
+FORK_OF_MANY_THREADS = """
+import faulthandler, json, multiprocessing, sys
+import anndata, torch, scimpute
+name, source, model, settings = sys.argv[1:]
+adata = anndata.read_h5ad(source)
+torch.set_num_threads(2)
+torch.ones(1_000_000).exp()  # now they run
+
+def work():
+    faulthandler.dump_traceback_later(30)  # says where it hangs
+    getattr(scimpute.tl, name)(adata, save=model, **json.loads(settings))
+    scimpute.tl.apply(adata, model, key_added="again")
+    sys.exit(0 if "again" in adata.layers and torch.get_num_threads() == 2 else 3)
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join(40)
+hangs = child.is_alive()
+child.kill()
+sys.exit(99 if hangs else child.exitcode)
+"""
+
+
+@FORKED
+def test_80_fork_of_a_process_with_many_threads(imputer, tmp_path):
+    """The threads of the parent's OpenMP pool do not exist in the child. Arrays are of a size at which torch would use them."""
+    adata = scimpute.datasets.toy_counts(60, 2000)
+    imputer.prepare(adata)
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    arguments = [imputer.name, str(tmp_path / "in.h5ad"), str(tmp_path / "model.safetensors"), json.dumps(imputer.quick)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_OF_MANY_THREADS, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # The package as a whole
 
 MODULES = ("tl", "pp", "metrics", "pl", "datasets")
@@ -966,10 +1096,11 @@ filters = list(warnings.filters)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import anndata, scanpy
+before_us = set(sys.modules)
 import scimpute
 after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype()
 print(json.dumps({"untouched": before == after, "filters": filters == warnings.filters, "torchvision": "torchvision" in sys.modules,
-                  "matplotlib": "matplotlib.pyplot" in sys.modules, "version": scimpute.__version__}))
+                  "matplotlib": "matplotlib.pyplot" in sys.modules, "tqdm.auto": "tqdm.auto" in set(sys.modules) - before_us, "version": scimpute.__version__}))
 """
 
 
@@ -994,6 +1125,11 @@ def imported(tmp_path_factory) -> dict[str, Any]:
 def test_import_is_silent(imported):
     assert imported["stderr"] == ""
     assert imported["version"] == scimpute.__version__
+
+
+def test_import_leaves_what_warns_in_a_notebook(imported):
+    """``tqdm.auto`` asks for ipywidgets as soon as it is imported by a notebook."""
+    assert not imported["tqdm.auto"]
 
 
 def test_import_does_not_need_torchvision(imported):

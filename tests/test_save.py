@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import scimpute
-from scimpute._save import load_model, replace_file, save_model
+from scimpute._save import load_metadata, load_model, replace_file, save_model
 
 
 def test_replace_file_replaces(tmp_path):
@@ -69,6 +73,45 @@ def test_save_model_keeps_tensors_and_metadata(tmp_path):
     with pytest.raises(TypeError):
         save_model(path, {}, {"wrong": object()})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metadata_are_read_without_the_tensors(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_model(path, {"a": torch.ones(3)}, {"method": "began", "genes": ["é"]})
+    assert load_metadata(str(path)) == load_model(path)[1] == {"format": "1", "method": "began", "genes": ["é"]}
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    # A file that has metadata and nothing else to ask for.
+    monkeypatch.setattr("scimpute._save.safe_open", lambda *_: contextlib.nullcontext(SimpleNamespace(metadata=lambda: header)))
+    assert load_metadata(path)["method"] == "began"
+    with pytest.raises(AttributeError):
+        load_model(path)
+
+
+NO_MODEL = {
+    "missing": (lambda path: path.unlink(), FileNotFoundError, "does not exist"),
+    "directory": (lambda path: (path.unlink(), path.mkdir()), IsADirectoryError, "is a directory"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-1]), ValueError, "is cut short or damaged"),
+    "text": (lambda path: path.write_text("gene,cell"), ValueError, "is not a safetensors file"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps([1])), ValueError, "is a pickle"),
+    "of others": (lambda path: save_file({"x": torch.ones(2)}, path), ValueError, "has no metadata of scimpute"),
+    "newer": (lambda path: save_file({"x": torch.ones(2)}, path, metadata={"format": "2"}), ValueError, "format 2, written by"),
+}
+
+
+@pytest.mark.parametrize("case", NO_MODEL)
+def test_metadata_are_refused_as_the_whole_is(tmp_path, case):
+    """The messages themselves: test_apply.py."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, {"a": torch.ones(3)}, {"method": "began"})
+    damage, error, message = NO_MODEL[case]
+    damage(path)
+    said = []
+    for read in (load_metadata, load_model):
+        with pytest.raises(error, match=message) as caught:
+            read(path)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 def test_saved_began(adata, tmp_path):

@@ -112,7 +112,8 @@ def apply(
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
     options = Options(layer, key, unseen, _device.resolve(device), shown)
-    result = _METHODS[method].function(adata, tensors, metadata, options)
+    with _device.session(options.device):
+        result = _METHODS[method].function(adata, tensors, metadata, options)
     ran = {"applied": True, "model": os.fspath(model), "layer": layer or "X", "unseen": unseen, "device": str(options.device)}
     params = {**result.pop("params", metadata["params"]), **ran}
     uns = {"params": params, **result.pop("uns", {}), "version": __version__, "seconds": time.perf_counter() - start}
@@ -164,8 +165,7 @@ def _began(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, An
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
     _adata.warn_of_empty_cells(counts, stacklevel=4)
     _warn_of_genes(model, counts, found)
-    with _device.session(options.device):
-        result = _applied.impute(model, counts, size, labels, found, options.device, progress=options.progress)
+    result = _applied.impute(model, counts, size, labels, found, options.device, progress=options.progress)
 
     params = {name: value for name, value in model.params.items() if name != "size_key" or size_key}
     values = {options.key: result.rates.mean, _keys.sd(options.key): result.rates.squares}
