@@ -13,7 +13,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
@@ -190,6 +189,8 @@ def impute(
     names
         Genes of the result, some of ``model.imputed``.
     """
+    from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
+
     columns, n_repeats, target = model.positions(names), model.params["n_repeats"], model.target
     rates = RunningMoments(len(size), len(names))
     own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None

@@ -79,7 +79,7 @@ class Fitted:
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], settings: BulkSettings, device: torch.device) -> Fitted:
         """The reverse of :meth:`state`."""
-        scale = Scale(**{name: tensors[f"scale.{name}"].numpy() for name in ("mean", "sd", "number_mean", "number_sd")})
+        scale = Scale(**{name: tensors[f"scale.{name}"].numpy() for name in ("mean", "sd", "number_mean", "number_sd", "lowest")})
         levels = tuple(numbers["levels"])
         networks: list[nn.Module] = []
         for i in range(settings.n_models):
@@ -102,7 +102,7 @@ class Fitted:
             members = [_apply(network, samples) for network in self.networks]
             mean, sd = self._join(samples, members, rows)
         seen = samples.observed.cpu().numpy()
-        filled = mean.cpu().numpy() * self.scale.sd + self.scale.mean
+        filled = np.maximum(mean.cpu().numpy() * self.scale.sd + self.scale.mean, self.scale.lowest)
         spread = sd.cpu().numpy() * self.scale.sd * self.calibration
         values = np.where(seen, table.values, filled).astype(np.float32)
         return values, np.where(seen, 0, spread).astype(np.float32)

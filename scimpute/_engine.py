@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from . import _random
 from ._batches import CellBatches, Context, n_batches, shuffled
@@ -224,6 +223,8 @@ def run(
     data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool, keep_own: bool
 ) -> tuple[Complexity, Result, dict[str, Any], dict[str, torch.Tensor]]:
     """Choose the complexity, fit and combine the repeats."""
+    from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
+
     n_scores = settings.n_context or max(CONTEXTS)
     context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
     record: dict[str, Any] = {}

@@ -37,12 +37,16 @@ class Table:
 
 @dataclass
 class Scale:
-    """Mean and standard deviation of every gene and continuous covariate, from what was observed in training only."""
+    """Mean and standard deviation of every gene and continuous covariate, from what was observed in training only.
+
+    ``lowest``, ``(1,)``, is what no value can be below: 0 where none is negative, as in log expression.
+    """
 
     mean: np.ndarray
     sd: np.ndarray
     number_mean: np.ndarray
     number_sd: np.ndarray
+    lowest: np.ndarray
 
     @classmethod
     def of(cls, table: Table) -> Scale:
@@ -50,7 +54,8 @@ class Scale:
         sd = np.asarray(np.nanstd(table.values, axis=0, dtype=np.float64))
         constant = sd <= 1e-6 * np.maximum(1, np.abs(mean))
         number_sd = table.numbers.std(axis=0)
-        return cls(mean, np.where(constant, 1, sd), table.numbers.mean(axis=0), np.where(number_sd > 0, number_sd, 1))
+        lowest = np.array([0.0 if np.nanmin(table.values) >= 0 else -np.inf])
+        return cls(mean, np.where(constant, 1, sd), table.numbers.mean(axis=0), np.where(number_sd > 0, number_sd, 1), lowest)
 
     def samples(self, table: Table, device: torch.device) -> Samples:
         observed = ~np.isnan(table.values)
@@ -182,9 +187,20 @@ class Linear:
         noise = self.strength * float(self.factors.noise.mean())
         return kriging.krige(self.reference, self.precision, samples.values, samples.observed, prior, noise, own=own)
 
+    def _rows_in_reference(self, samples: Samples) -> Tensor:
+        """Row of each sample that is itself in the reference, else -1, ``(q,)``: a neighbour that knew the answers."""
+        rows = torch.full((len(samples.values),), -1, device=samples.values.device)
+        for i, (values, observed) in enumerate(zip(samples.values, samples.observed, strict=True)):
+            genes = observed.nonzero()[:, 0]
+            same = (self.reference[:, genes[:FEW]] == values[genes[:FEW]]).all(1).nonzero()[:, 0]
+            same = same[(self.reference[same][:, genes] == values[genes]).all(1)]
+            if len(genes) and len(same):
+                rows[i] = same[0]
+        return rows
+
     def predict(self, samples: Samples, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every entry; ``own`` are the rows of the samples in the reference."""
-        mean = self._krige(samples, own)
+        """Mean and standard deviation of every entry; ``own`` are the rows of the samples in the reference, looked for where None."""
+        mean = self._krige(samples, self._rows_in_reference(samples) if own is None else own)
         residual = (samples.values - mean) / self.residual_sd * samples.observed
         mean += kriging.from_partners(self.partners, residual, samples.observed) * self.residual_sd
         factors, variance = self.factors.predict(samples.values, samples.observed, design(samples, self.levels))

@@ -59,6 +59,19 @@ def test_scale_is_of_observed_entries_and_back():
     torch.testing.assert_close(samples.numbers.mean(0), torch.zeros(1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("lowest", [0.0, -1.0])
+def test_nothing_negative_is_filled_in_where_nothing_is(lowest, tmp_path):
+    adata = scimpute.datasets.toy_bulk(80, 40)
+    adata.X = np.maximum(adata.X - 5, lowest)
+    scimpute.pp.hide(adata, 0.5, of="all")
+    path = tmp_path / "model.safetensors"
+    scimpute.tl.pmi(adata, layer="hidden", n_models=1, n_hidden=16, max_epochs=2, save=path)
+    scimpute.tl.apply(adata, path, layer="hidden", key_added="again")
+    for key in ("pmi", "again"):
+        smallest = adata.layers[key][adata.layers["hidden_mask"]].min()
+        assert smallest == 0 if lowest == 0 else smallest < 0
+
+
 def test_design_by_hand():
     table = replace(make_table(4, 12), codes=np.array([[2], [0], [-1], [3]]))
     samples = Scale.of(table).samples(table, CPU)

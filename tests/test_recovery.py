@@ -179,6 +179,7 @@ def test_against_the_dense_formulas(hidden):
         assert list(table.columns) == list(expected)
         for column, value in expected.items():
             assert table.loc[name, column] == pytest.approx(value, rel=1e-6, abs=1e-9), (name, column)
+    assert table.loc["group_mean", "r2_within"] == 0, "not a rounding error"
     assert table.loc["good", "r2"] > table.loc["mine", "r2"]
 
 

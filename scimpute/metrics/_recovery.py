@@ -207,7 +207,9 @@ class Sums:
 
 def _r2(n: np.ndarray, scale: np.ndarray, null: np.ndarray, error: np.ndarray) -> np.ndarray:
     defined = (n >= 2) & (null > _ROUNDING * scale)
-    return np.where(defined, 1 - error / np.where(defined, null, 1), np.nan)
+    # Two orders of summing the same numbers differ by rounding: 0 is to be 0.
+    found = np.where(np.abs(null - error) <= _ROUNDING * null, 0, 1 - error / np.where(defined, null, 1))
+    return np.where(defined, found, np.nan)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -152,7 +152,7 @@ def krige(
     prior
         Prior variance of each reference sample's weight, ``(q, n)``.
     own
-        Row of each sample in the reference, ``(q,)``, which it must not use.
+        Row of each sample in the reference, ``(q,)``, which it must not use; -1 for one that is not there.
     """
     out = torch.empty_like(values)
     root = precision.sqrt()
@@ -162,7 +162,8 @@ def krige(
         rows = slice(first, first + 256)
         allowance = prior[rows].clone()
         if own is not None:
-            allowance.scatter_(1, own[rows, None], 0)
+            member = own[rows] >= 0
+            allowance[member, own[rows][member]] = 0
         target = values[rows] * root
         if n > NEIGHBOURS:
             distance = observed[rows].to(values) @ scaled.square().T - 2 * (target @ scaled.T)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scanpy import settings as scanpy_settings
-from tqdm.auto import tqdm
 
 from .. import _adata, _annotations, _bulk, _check, _device, _keys, _random
 from .._linear import Table
@@ -39,6 +38,8 @@ _PUBLISHED = {
 
 def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool | None, **asked: Any) -> AnnData | None:
     """Everything but the docstring of `tl.pmi` and `tl.gain`."""
+    from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
+
     start = time.perf_counter()
     key = asked["key_added"]
     _adata.check_target(adata, method, key, layer=asked["layer"], copy=copy)
@@ -206,9 +207,8 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     levels = tuple(map(len, covariates.levels.values()))
     stored = metadata["settings"]
     settings = _bulk.BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})
-    with _device.session(options.device):
-        fitted = _bulk.Fitted.load(tensors, metadata["numbers"], settings, options.device)
-        filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
+    fitted = _bulk.Fitted.load(tensors, metadata["numbers"], settings, options.device)
+    filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
     results = {options.key: filled, _keys.sd(options.key): spread}
     written: dict[str, Any] = {"params": params, "uns": {"covariates": metadata["covariates"]}}
     if found.all() and len(genes) == adata.n_vars:

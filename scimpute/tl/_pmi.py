@@ -95,6 +95,7 @@ def pmi(
 
     ``adata.layers[key_added]``
         Expression on the scale of the input, float32, dense, ``n_obs`` x ``n_vars``. Observed values are bit-identical (as float32).
+        Where none of them is negative, none is filled in.
     ``adata.layers[f"{key_added}_sd"]``
         Standard deviation of every filled value, 0 where observed; scaled so that 90% of hidden entries lie within 1.645 of it.
     ``adata.uns[key_added]``

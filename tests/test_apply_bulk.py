@@ -1,0 +1,166 @@
+"""Saved models of ``tl.pmi`` and ``tl.gain`` on other samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import scimpute
+from scimpute import tl
+
+QUICK = {"n_models": 1, "n_hidden": 16, "max_epochs": 2}
+COVARIATES = {"categorical_covariates": ["tissue", "sex"], "continuous_covariates": "age"}
+VARIANTS = [
+    {},
+    {"mode": "inductive"},
+    {"variant": "published", "mode": "inductive", "max_epochs": 1},
+]
+
+
+@pytest.fixture(params=["pmi", "gain"])
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def cohort() -> ad.AnnData:
+    adata = scimpute.datasets.toy_bulk(90, 60)
+    scimpute.pp.hide(adata, 0.3, of="all")
+    return adata
+
+
+@pytest.fixture
+def train(method: str, tmp_path: Path) -> Callable[..., Path]:
+    """Trains on the visible values and gives the file of the model."""
+
+    def run(adata: ad.AnnData, **changes: Any) -> Path:
+        path = tmp_path / "model.safetensors"
+        getattr(tl, method)(adata, layer="hidden", key_added="trained", save=path, **QUICK | COVARIATES | changes)
+        return path
+
+    return run
+
+
+def result(adata: ad.AnnData, path: Path, **options: Any) -> Any:
+    done = tl.apply(adata, path, key_added="again", copy=True, **{"layer": "hidden"} | options)
+    return done.layers["again"] if "again" in done.layers else done.obsm["again"]
+
+
+@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
+def test_the_samples_of_the_training(cohort, train, arguments):
+    path = train(cohort, **arguments)
+    tl.apply(cohort, path, layer="hidden", key_added="again")
+    for suffix in ("", "_sd"):
+        np.testing.assert_allclose(cohort.layers["again" + suffix], cohort.layers["trained" + suffix], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["inplace", "inductive"])
+def test_a_sample_of_the_training_does_not_know_its_own_answers(method, mode, tmp_path):
+    """Values that the training saw and that are hidden now are in the reference: the sample itself must not be its neighbour."""
+    adata = scimpute.datasets.toy_bulk(120, 200)
+    path = tmp_path / "model.safetensors"
+    reference, others = adata[:80].copy(), adata[80:].copy()
+    getattr(tl, method)(reference, mode=mode, save=path, **QUICK)
+    scores = []
+    for query in (reference, others):
+        scimpute.pp.hide(query, 0.4, of="all")
+        tl.apply(query, path, layer="hidden", key_added="again")
+        scores.append(scimpute.metrics.recovery(query, "again").loc["again", "r2_pooled"])
+    assert scores[0] < scores[1] + 0.05
+
+
+@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
+def test_each_sample_is_filled_by_itself(cohort, train, arguments):
+    """Neither the other samples of the query nor their number say anything: statistics are the reference's."""
+    path = train(cohort[:60].copy(), **arguments)
+    query = cohort[60:].copy()
+    whole = result(query, path)
+    for rows in ([3], [5, 3, 11]):
+        np.testing.assert_allclose(result(query[rows].copy(), path), whole[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_new_samples_are_filled_better_than_by_the_mean(cohort, train):
+    query = cohort[60:].copy()
+    path = train(cohort[:60].copy(), mode="inductive")
+    tl.apply(query, path, layer="hidden", key_added="again")
+    table = scimpute.metrics.recovery(query, "again", groupby="tissue")
+    assert table.loc["again", "r2_pooled"] > table.loc["group_mean", "r2_pooled"] + 0.1
+    seen = ~query.layers["hidden_mask"]
+    np.testing.assert_array_equal(query.layers["again"][seen], query.X[seen])
+
+
+def test_genes_are_matched_by_name(cohort, train):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    order = np.random.default_rng(3).permutation(query.n_vars)
+    found = result(query[:, order].copy(), path)
+    np.testing.assert_allclose(found, result(query, path)[:, order], rtol=1e-4, atol=1e-4)
+
+
+def test_a_panel_becomes_a_transcriptome(cohort, train):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    panel = query[:, 10:40].copy()
+    found = result(panel, path)
+    assert isinstance(found, pd.DataFrame)
+    assert list(found.columns) == list(cohort.var_names)
+    assert list(found.index) == list(panel.obs_names)
+    as_missing = query.copy()
+    as_missing.layers["hidden"][:, :10] = np.nan
+    as_missing.layers["hidden"][:, 40:] = np.nan
+    np.testing.assert_allclose(found, result(as_missing, path), rtol=1e-4, atol=1e-4)
+
+
+def test_genes_the_model_does_not_know_change_nothing(cohort, train):
+    path, query = train(cohort[:60, :50].copy()), cohort[60:].copy()
+    found = result(query, path)
+    assert list(found.columns) == list(cohort.var_names[:50])
+    np.testing.assert_allclose(found, result(query[:, :50].copy(), path), rtol=1e-4, atol=1e-4)
+
+
+def test_unseen_levels_are_refused_by_name_or_unknown(cohort, train, fingerprint):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    query.obs["tissue"] = query.obs["tissue"].astype(str)
+    query.obs.iloc[4, query.obs.columns.get_loc("tissue")] = "moon"
+    before = fingerprint(query)
+    with pytest.raises(ValueError, match=r"levels the model was not trained on: \['moon'\]; known: .*'tissue0'"):
+        tl.apply(query, path, layer="hidden")
+    assert fingerprint(query) == before
+    found = result(query, path, unseen="average")
+    known = np.delete(np.arange(30), 4)
+    np.testing.assert_allclose(found[known], result(cohort[60:].copy(), path)[known], rtol=1e-4, atol=1e-4)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("column", ["tissue", "age"])
+def test_covariates_that_are_absent_are_named(cohort, train, fingerprint, column):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    del query.obs[column]
+    before = fingerprint(query)
+    with pytest.raises(KeyError, match=column):
+        tl.apply(query, path, layer="hidden")
+    assert fingerprint(query) == before
+
+
+def test_other_genes_are_refused(cohort, train):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    query.var_names = [f"other{i}" for i in range(query.n_vars)]
+    with pytest.raises(ValueError, match="none of the 60 genes of the model is in adata.var_names"):
+        tl.apply(query, path, layer="hidden")
+
+
+def test_what_is_written(cohort, train, method, fingerprint):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    before = fingerprint(query)
+    assert tl.apply(query, path, layer="hidden") is None
+    after = fingerprint(query)
+    assert set(after) - set(before) == {f"layers/{method}", f"layers/{method}_sd", f"uns/{method}"}
+    assert {name: after[name] for name in before} == before
+    params = query.uns[method]["params"]
+    assert params["applied"]
+    assert params["model"] == str(path)
+    assert params["categorical_covariates"] == ["tissue", "sex"]
