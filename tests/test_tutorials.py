@@ -1,0 +1,160 @@
+"""The notebooks run as they are, their committed outputs are those of a clean run, and what they say about the outputs is true.
+
+``SCIMPUTE_TUTORIALS=write`` in the environment writes the outputs of this run into the notebooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+import anndata as ad
+import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+import scimpute
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+WRITE = os.environ.get("SCIMPUTE_TUTORIALS") == "write"
+
+# What the text of a notebook says about its numbers, in its own variables.
+CLAIMS = {
+    "02_bulk": """
+assert 0.2 < scores.loc["group_mean", "r2"] < 0.4
+assert scores.loc["pmi", "r2"] > scores.loc["group_mean", "r2"] + 0.3
+assert scores.loc["pmi", "r2_within"] > 0.5
+assert abs(scores.loc["pmi", "r2"] - scores.loc["gain", "r2"]) < 0.01
+assert adata.uns["pmi"]["network_share"] < 0.1
+new_samples = scimpute.metrics.recovery(query, "pmi", groupby=group)
+assert abs(new_samples.loc["pmi", "r2"] - scores.loc["pmi", "r2"]) < 0.1
+assert r2["pmi"].mean() > r2["group mean of the reference"].mean() + 0.2
+assert (shares["all"] - shares.index).abs().max() < 0.05
+assert (shares["few values"] < shares["many values"]).all()
+medians = genes.groupby(quarters, observed=True)["truth"].median()
+assert medians.iloc[0] == medians.min()
+assert medians.iloc[-1] > medians.iloc[0] + 0.05
+assert abs(rows["at random"]["mean error"]) < 0.1 < 0.5 < rows["the low values"]["mean error"]
+assert rows["the low values"]["inside the 90% interval"] < 0.7
+assert rows["the low values"]["median of its own R2"] > 0.5
+assert found["observed values only"]["unchanged genes"] < 0.15 < found["filled, arm as a covariate"]["unchanged genes"]
+assert found["observed values only"]["raised genes"] < found["filled, arm as a covariate"]["raised genes"]
+""",
+}
+REAL_CLAIMS = """
+assert adata.n_vars == 150 and adata.X.max() < 30
+assert scores.loc["pmi", "r2"] > scores.loc["group_mean", "r2"] + 0.05
+assert r2["pmi"].mean() > r2["group mean of the reference"].mean()
+assert rows["the low values"]["mean error"] > 1
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[Any], Any]:
+    """A function that runs a notebook in a folder of its own, with the package that is tested, and returns it."""
+
+    def execute(notebook: Any) -> Any:
+        env = dict(os.environ)
+        env |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "IPYTHONDIR": str(tmp_path / "ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(scimpute.__file__).parent.parent), env.get("PYTHONPATH")]))
+        (tmp_path / "work").mkdir()
+        # Sockets of the file system, which the rest of the machine does not see; their paths must be short.
+        with tempfile.TemporaryDirectory(prefix="nb-") as sockets:
+            manager = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=f"{sockets}/kernel.json")
+            # The machine may be busy.
+            patience = {"timeout": 300, "startup_timeout": 300, "iopub_timeout": 60}
+            resources = {"metadata": {"path": str(tmp_path / "work")}}
+            client = NotebookClient(notebook, km=manager, record_timing=False, resources=resources, **patience)
+            return asyncio.run(client.async_execute(env=env, cleanup_kc=True))
+
+    return execute
+
+
+def code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def kinds(notebook: Any) -> list[list[str]]:
+    """What every cell shows, without the content."""
+    return [
+        [out.get("name") or "+".join(sorted(out.get("data", {}))) or out.output_type for out in cell.outputs] for cell in code(notebook)
+    ]
+
+
+def complaints(notebook: Any) -> list[str]:
+    """Errors and all that was written to stderr: warnings, progress bars."""
+    outputs = [out for cell in code(notebook) for out in cell.outputs]
+    return [str(out) for out in outputs if out.output_type == "error" or out.get("name") == "stderr"]
+
+
+def with_claims(notebook: Any, name: str) -> Any:
+    notebook.cells.append(nbformat.v4.new_code_cell(CLAIMS.get(name, "")))
+    return notebook
+
+
+def with_parameters(notebook: Any, **values: Any) -> Any:
+    (cell,) = (cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", []))
+    assert set(values) == set(re.findall(r"^(\w+) = ", cell.source, flags=re.MULTILINE))
+    cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    return notebook
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_and_says_the_truth(path, run):
+    committed = nbformat.read(path, as_version=4)
+    notebook = run(with_claims(nbformat.read(path, as_version=4), path.stem))
+    del notebook.cells[-1]
+    assert complaints(notebook) == []
+    if WRITE:
+        notebook.metadata.language_info = {"name": "python"}
+        nbformat.write(notebook, path)
+    else:
+        assert kinds(committed) == kinds(notebook), "the outputs are not those of the notebook; see the head of this file"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_outputs_are_those_of_a_clean_run(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    assert any(kinds(notebook))
+    assert complaints(notebook) == []
+    outputs = [out for cell in code(notebook) for out in cell.outputs]
+    texts = [cell.source for cell in notebook.cells] + [out.text for out in outputs if out.output_type == "stream"]
+    texts += [str(value) for out in outputs for kind, value in out.get("data", {}).items() if kind.startswith("text/")]
+    # A path from the root or from a home, but not an address, an end tag, or what follows a name.
+    absolute = re.compile(r"(?<![\w.:/<])(?:/[\w.-]+){2,}|(?<!\w)~/\w|\b[A-Z]:\\")
+    assert [found for text in texts for found in absolute.findall(text)] == []
+
+
+@pytest.mark.skipif(not (DATA / "tcga_bulk.h5ad").exists(), reason=f"no tcga_bulk.h5ad in {DATA}; set SCIMPUTE_DATA")
+def test_bulk_runs_on_real_data(run, tmp_path):
+    """Three cohorts and few genes: the time grows with both."""
+    adata = ad.read_h5ad(DATA / "tcga_bulk.h5ad")
+    adata = adata[adata.obs["cohort"].isin(["ACC", "CHOL", "STAD"])]
+    assert adata.obs["age"].isna().any()
+    adata.write_h5ad(tmp_path / "tcga.h5ad")
+    notebook = with_parameters(
+        nbformat.read(ROOT / "tutorials" / "02_bulk.ipynb", as_version=4),
+        path=str(tmp_path / "tcga.h5ad"),
+        categorical=["cohort", "sex"],
+        continuous=["age"],
+        group="cohort",
+        log=True,
+        n_top_genes=150,
+        quick={"n_models": 1, "n_hidden": 64, "max_epochs": 10},
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS))
+    assert complaints(run(notebook)) == []
