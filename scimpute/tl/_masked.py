@@ -148,7 +148,7 @@ def _settings(method: str, asked: dict[str, Any]) -> _bulk.BulkSettings:
     mode = _check.option("mode", asked["mode"], ("inplace", "inductive"))
     variant = _check.option("variant", asked["variant"], ("default", "published"))
     published = variant == "published"
-    layers, hidden, dropout, rate = _PUBLISHED[method, mode] if published else (2, 1024, 0.2, 1e-3)
+    layers, hidden, dropout, rate = _PUBLISHED[method, mode] if published else (2, 256, 0.2, 1e-3)
 
     def whole(name: str, auto: Any, low: int = 1) -> Any:
         return auto if _check.auto(name, asked[name]) else _check.integer(name, asked[name], low)
