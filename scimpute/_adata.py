@@ -6,7 +6,7 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import anndata as ad
@@ -37,12 +37,17 @@ def check_object(adata: Any) -> None:
 
 def check_target(adata: Any, method: str, key_added: str, *, layer: str | None, copy: bool, suffixes: Sequence[str] = ("", "_sd")) -> None:
     """Refuse before the work an object or a key that could not take the result."""
+    check_writable(adata, copy)
+    _check_key(adata, key_added, method, layer, suffixes)
+
+
+def check_writable(adata: Any, copy: bool) -> None:
+    """Refuse before the work what is no object or could not take any result."""
     check_object(adata)
     _check.boolean("copy", copy)
     if adata.isbacked and (copy or adata.is_view):
         what = "copy=True is not possible for a backed object" if copy else "adata is a view of a backed object, which cannot hold a result"
         raise ValueError(f"{what}; read it into memory with adata.to_memory() first")
-    _check_key(adata, key_added, method, layer, suffixes)
 
 
 def layer_names(adata: ad.AnnData) -> list[str]:
@@ -186,14 +191,17 @@ def read_mask(adata: ad.AnnData, layer: str) -> np.ndarray:
     return dense
 
 
-def read_neighbours(adata: ad.AnnData) -> sp.csr_matrix | None:
+def read_neighbours(adata: ad.AnnData, key: str = _keys.SPATIAL) -> sp.csr_matrix | None:
     """Who is next to whom in space: ones, none on the diagonal; None where the object has no such graph."""
-    if _keys.SPATIAL_CONNECTIVITIES not in adata.obsp:
+    if _keys.connectivities(key) not in adata.obsp:
         return None
-    name = f"adata.obsp[{_keys.SPATIAL_CONNECTIVITIES!r}]"
-    graph = to_csr(adata.obsp[_keys.SPATIAL_CONNECTIVITIES], name)
+    name = f"adata.obsp[{_keys.connectivities(key)!r}]"
+    graph = to_csr(adata.obsp[_keys.connectivities(key)], name)
+    again = "delete it and make it again, e.g. with scimpute.pp.spatial_rings"
     if not np.isfinite(graph.data).all():
-        raise ValueError(f"{name} has NaN or infinite values; make it again, e.g. with squidpy.gr.spatial_neighbors")
+        raise ValueError(f"{name} has NaN or infinite values; {again}")
+    if graph.nnz and graph.data.min() < 0:
+        raise ValueError(f"{name} has negative values (min {graph.data.min():g}), which no graph of neighbours has; {again}")
     rows = np.repeat(np.arange(adata.n_obs), np.diff(graph.indptr))
     other = graph.indices != rows
     return sp.csr_matrix((np.ones(other.sum()), (rows[other], graph.indices[other])), shape=graph.shape)
@@ -217,7 +225,7 @@ def _check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suff
     if written_by(adata, key) == method:
         return
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
-    taken += [f"obsm[{n!r}]" for n in names if n in adata.obsm]
+    taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
     taken += [f"uns[{key!r}]"] if key in adata.uns else []
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
@@ -236,12 +244,17 @@ def write(
     *,
     layers: Mapping[str, Any] | None = None,
     obsm: Mapping[str, Any] | None = None,
+    varm: Mapping[str, Any] | None = None,
+    obsp: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any],
+    more_uns: Mapping[str, Mapping[str, Any]] | None = None,
+    earlier: Mapping[str, Collection[str]] | None = None,
     copy: bool = False,
 ) -> ad.AnnData | None:
     """Write a result, all or nothing, and log what was written.
 
-    An earlier result of the same function under the same key goes, also where it was in the other of layers and obsm.
+    ``uns`` goes to ``uns[key]``, each entry of ``more_uns`` to its own key. An earlier result of the same function under the same key
+    goes, also where it was in the other of layers and obsm; of other slots, what ``earlier`` names.
     """
     if adata.isbacked:
         warnings.warn(
@@ -250,9 +263,11 @@ def write(
             stacklevel=3,
         )
     target = adata.copy() if copy else adata
-    new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "uns": {key: {_keys.METHOD: method, **uns}}}
+    new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "varm": varm or {}, "obsp": obsp or {}}
+    new["uns"] = {name: {_keys.METHOD: method, **entry} for name, entry in {key: uns, **(more_uns or {})}.items()}
     arrays = {*new["layers"], *new["obsm"]} if written_by(target, key) == method else set()
-    names = {slot: {*new[slot], *arrays} if slot != "uns" else {key} for slot in new}
+    old = {"layers": arrays, "obsm": arrays, **(earlier or {})}
+    names = {slot: {*new[slot], *old.get(slot, ())} for slot in new}
     before = {slot: {name: getattr(target, slot)[name] for name in names[slot] if name in getattr(target, slot)} for slot in new}
     try:
         for slot, entries in new.items():
@@ -268,7 +283,7 @@ def write(
                 elif name in getattr(target, slot):
                     del getattr(target, slot)[name]
         raise
-    for slot in ("layers", "obsm"):
+    for slot in ("layers", "obsm", "varm", "obsp"):
         for name in new[slot]:
             logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
     logg.info(f"    adata.uns[{key!r}] with parameters and history")

@@ -23,8 +23,40 @@ def mask(key: str) -> str:
     return f"{key}_mask"
 
 
-SPATIAL_CONNECTIVITIES = "spatial_connectivities"
-"""Graph in ``obsp`` of the cells or spots that are next to each other, as squidpy names it."""
+SPATIAL = "spatial"
+"""Positions in ``obsm``, images in ``uns``, and what the graph of neighbours is called by, as in scanpy and squidpy."""
+
+ARRAY_ROW, ARRAY_COL = "array_row", "array_col"
+"""Columns of ``obs``: the place of a spot in the array it was printed in, as Space Ranger names it."""
+
+
+def connectivities(key: str) -> str:
+    """Graph in ``obsp`` of the cells or spots that are next to each other, as squidpy names it."""
+    return f"{key}_connectivities"
+
+
+def distances(key: str) -> str:
+    """Distances in ``obsp`` that belong to it, as squidpy names them."""
+    return f"{key}_distances"
+
+
+def neighbors(key: str) -> str:
+    """Entry of ``uns`` that describes it, as squidpy names it."""
+    return f"{key}_neighbors"
+
+
+def ring(key: str, number: int) -> str:
+    """Graph in ``obsp`` of the spots that are exactly ``number`` >= 2 steps apart."""
+    return f"{key}_ring{number}"
+
+
+def rings(key: str) -> str:
+    """Entry of ``uns`` that describes what :func:`scimpute.pp.spatial_rings` wrote."""
+    return f"{key}_rings"
+
+
+SPATIAL_CONNECTIVITIES = connectivities(SPATIAL)
+"""The graph that is read where no other is named."""
 
 METHOD = "method"
 """Entry of ``uns[key]`` that says which function wrote it."""

@@ -1,6 +1,8 @@
 """Preprocessing: what is done to an object before imputing it."""
 
 from ._hide import hide
+from ._spatial_rings import spatial_rings
 from ._thin import thin
+from ._tiles import tiles
 
-__all__ = ["hide", "thin"]
+__all__ = ["hide", "spatial_rings", "thin", "tiles"]

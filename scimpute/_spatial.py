@@ -1,0 +1,156 @@
+"""Positions, sections and rings of neighbours: the half of the door for what lies in space."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from . import _adata, _annotations, _check, _graph, _keys
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+COORD_TYPES = ("grid", "generic")
+N_NEIGHS = 6
+"""Neighbours of a spot where nothing else is asked for."""
+
+_ON_A_GRID = (4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Names of the sections, code of every spot's section ``(n,)``; one without a name where they are not told apart."""
+
+    names: list[str]
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """First ring: connectivities and distances ``(n, n)``, as squidpy has them, and the lattice it was found on.
+
+    That is ``"hexagonal"`` or ``"square"`` by the array of the spots, ``"measured"`` by their positions, or None where on no lattice.
+    """
+
+    connectivities: sp.csr_matrix
+    distances: sp.csr_matrix
+    lattice: str | None
+
+    @property
+    def coord_type(self) -> str:
+        return "generic" if self.lattice is None else "grid"
+
+
+def read_coordinates(adata: AnnData) -> np.ndarray:
+    """Positions of the spots ``(n, 2)`` or ``(n, 3)`` as float64: x to the right, y downwards, in whatever unit they are in."""
+    if _keys.SPATIAL not in adata.obsm:
+        raise _check.missing("positions of the spots: obsm key", _keys.SPATIAL, list(adata.obsm))
+    name, stored = f"adata.obsm[{_keys.SPATIAL!r}]", adata.obsm[_keys.SPATIAL]
+    values = stored.to_numpy() if isinstance(stored, pd.DataFrame) else np.asarray(stored)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} has dtype {values.dtype}, expected numbers; convert it, e.g. with .astype(float)")
+    if values.ndim != 2 or values.shape[1] not in (2, 3):
+        raise ValueError(f"{name} has shape {values.shape}, expected ({adata.n_obs}, 2) or ({adata.n_obs}, 3): x, y and perhaps z")
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(f"{name} is NaN or infinite for {wrong.sum()} spots (first: {first!r}); remove these spots")
+    return values.astype(np.float64)
+
+
+def read_array(adata: AnnData) -> np.ndarray | None:
+    """Row and column of every spot in the array it was printed in ``(n, 2)``; None where obs does not say, or not in whole numbers."""
+    columns = [adata.obs.get(name) for name in (_keys.ARRAY_ROW, _keys.ARRAY_COL)]
+    if any(column is None or not pd.api.types.is_numeric_dtype(column.dtype) for column in columns):
+        return None
+    values = np.column_stack([column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns])
+    return values if np.isfinite(values).all() and np.array_equal(values, np.rint(values)) else None
+
+
+def read_sections(adata: AnnData, library_key: str | None) -> Sections:
+    """The section of every spot; one for all without a key, with a warning where there is more than one image."""
+    if library_key is not None:
+        label = _annotations.read_label(adata, library_key, "library_key")
+        if label is not None:
+            return Sections(label.levels, label.codes)
+    else:
+        images = adata.uns.get(_keys.SPATIAL)
+        if hasattr(images, "keys") and len(images) > 1:
+            warnings.warn(
+                f"uns[{_keys.SPATIAL!r}] has {len(images)} sections, {_check.listing(images)}, but without library_key all spots are "
+                "taken to lie in one: some will be neighbours of spots in other sections. Pass the column of obs that tells them apart",
+                UserWarning,
+                stacklevel=3,
+            )
+    return Sections([""], np.zeros(adata.n_obs, dtype=np.int64))
+
+
+def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS, coord_type: str | None = None) -> Neighbours:
+    """The first ring of neighbours, by where the spots are."""
+    coordinates, array = read_coordinates(adata), read_array(adata)
+    if coord_type is None:
+        coord_type = "grid" if _is_grid(adata, coordinates, array, sections) else "generic"
+    if coord_type == "generic":
+        _warn_of_small_sections(sections, n_neighs)
+        return Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs), None)
+    if coordinates.shape[1] == 3:
+        raise ValueError("coord_type='grid' is for positions in two dimensions, adata.obsm['spatial'] has 3; pass coord_type='generic'")
+    if n_neighs not in _ON_A_GRID:
+        raise ValueError(
+            f"n_neighs={n_neighs}, but on a grid a spot has 4 or 8 neighbours (square) or 6 (hexagonal); these spots are on a grid. "
+            f"Pass coord_type='generic' for the {n_neighs} nearest spots"
+        )
+    if array is None:
+        return Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square"), "measured")
+    lattice = "hexagonal" if _is_hexagonal(array) else "square"
+    if lattice == "hexagonal" and n_neighs != 6:
+        raise ValueError(
+            f"n_neighs={n_neighs}, but by obs['array_row'] and obs['array_col'] the spots are on Visium's hexagonal grid, where a "
+            f"spot has 6 neighbours; pass n_neighs=6, or coord_type='generic' for the {n_neighs} nearest spots"
+        )
+    return Neighbours(*_graph.neighbours(array, sections.codes, n_neighs=n_neighs, lattice=lattice, spacing=1.0), lattice)
+
+
+def _is_grid(adata: AnnData, coordinates: np.ndarray, array: np.ndarray | None, sections: Sections) -> bool:
+    if coordinates.shape[1] == 3:
+        return False
+    return array is not None or (_keys.SPATIAL in adata.uns and _graph.is_regular(coordinates, sections.codes))
+
+
+def _is_hexagonal(array: np.ndarray) -> bool:
+    """Whether every other column is empty, in odd rows the others than in even ones, as in Visium's array."""
+    rows, both = array[:, 0] % 2, array.sum(axis=1) % 2
+    return bool(np.ptp(rows) == 1 and np.ptp(both) == 0)
+
+
+def _warn_of_small_sections(sections: Sections, n_neighs: int) -> None:
+    sizes = np.bincount(sections.codes, minlength=len(sections.names))
+    # Sections of 1 or 2 spots were named when they were read.
+    small = [name for name, size in zip(sections.names, sizes, strict=True) if (3 if name else 1) <= size <= n_neighs]
+    if small:
+        where = f"sections {_check.listing(small)} have" if small[0] else f"the object has {len(sections.codes)} spots,"
+        warnings.warn(
+            f"n_neighs={n_neighs}, but {where} no more than that many spots: there, each has all others for neighbours",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def read_rings(adata: AnnData, n_rings: int, library_key: str | None = None, key: str = _keys.SPATIAL) -> list[sp.csr_matrix]:
+    """Rings 1 to ``n_rings`` of neighbours as symmetric graphs of ones without a diagonal; written is nothing.
+
+    The first is the object's graph, whoever made it, without edges between sections where ``library_key`` is given, or else
+    is found from the positions. The others always belong to it as it is now: what the object has of them may be older.
+    """
+    first = _adata.read_neighbours(adata, key)
+    if first is None:
+        first = find_neighbours(adata, read_sections(adata, library_key)).connectivities
+    elif library_key is not None:
+        first = _graph.within(first, read_sections(adata, library_key).codes)
+    first = _graph.symmetric(first)
+    return [first, *_graph.further_rings(first, n_rings)]

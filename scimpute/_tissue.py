@@ -1,0 +1,265 @@
+"""Images of the tissue and where the spots are in them: the part of the door that reads ``uns["spatial"]``."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from . import _annotations, _check, _image, _keys
+from ._spatial import read_coordinates
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Picture: TypeAlias = np.ndarray | str | os.PathLike[str]
+"""An image given by the user: an array, or the path of a file."""
+
+MIN_TILE = 8
+"""Least side, in pixels, of a tile whose size follows from the diameter of the spots."""
+
+_MOST_OUTSIDE = 0.05
+_ONE = "all"
+"""Name of the section where there is one only and it has none."""
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """One image and its spots.
+
+    Attributes
+    ----------
+    section
+        Its name.
+    source
+        The image.
+    described
+        Its key in ``uns``, its path, or "array".
+    rows
+        Places of its spots in the object, ``(m,)``.
+    centres
+        Their positions as x, y in pixels of the image, ``(m, 2)``.
+    scale
+        Pixels of the image for one unit of the coordinates.
+    tile_size
+        Side of a tile in pixels of the image.
+    """
+
+    section: str
+    source: _image.Source
+    described: str
+    rows: np.ndarray
+    centres: np.ndarray
+    scale: float
+    tile_size: int
+
+
+def read_tissues(
+    adata: AnnData,
+    image_key: str = "hires",
+    library_key: str | None = None,
+    tile_size: float | None = None,
+    image: Picture | Mapping[str, Picture] | None = None,
+    scale: float | Mapping[str, float] | None = None,
+) -> list[Tissue]:
+    """The images that have spots, each with them, checked; for the arguments and errors see :func:`scimpute.pp.tiles`."""
+    if image is not None and image_key != "hires":
+        raise ValueError(f"image= and image_key={image_key!r} name two images; pass one of them")
+    size = None if tile_size is None else _whole("tile_size", tile_size)
+    coordinates = read_coordinates(adata)[:, :2]
+    stored = _stored(adata)
+    names, codes = _sections(adata, stored, library_key, image)
+    images, scales = _by_section(image, names), _by_section(scale, names)
+    tissues: list[Tissue] = []
+    diameters = []
+    for place, section in enumerate(names):
+        rows = np.flatnonzero(codes == place)
+        if not rows.size:
+            continue
+        entry = stored.get(section, {})
+        if image is None:
+            source, described = _stored_image(entry, section, image_key), image_key
+        else:
+            source, described = _given_image(images[section], section)
+        factor = _scale(entry, section, image_key, image is not None, scales)
+        _check_inside(coordinates[rows], factor, source.shape, entry, f"image {described!r} of section {section!r}")
+        tissues.append(Tissue(section, source, described, rows, coordinates[rows] * factor, factor, size or 0))
+        if not size:
+            diameters.append(factor * _factor(entry, section, "spot_diameter_fullres", "pass tile_size= in pixels of the image"))
+    return tissues if size else [replace(tissue, tile_size=each) for tissue, each in zip(tissues, _sizes(diameters), strict=True)]
+
+
+def spot_tiles(
+    adata: AnnData,
+    image_key: str = "hires",
+    library_key: str | None = None,
+    tile_size: float | None = None,
+    image: Picture | Mapping[str, Picture] | None = None,
+    scale: float | Mapping[str, float] | None = None,
+    pixels: int | None = None,
+) -> np.ndarray:
+    """The tile around every spot: uint8 ``(n_obs, pixels, pixels, 3)``.
+
+    ``pixels`` is the side of the tiles that are returned, whatever the side of those that are cut; None leaves them as they are cut
+    (where sections differ, the largest). The other arguments and the errors are those of :func:`scimpute.pp.tiles`.
+    """
+    tissues = read_tissues(adata, image_key, library_key, tile_size, image, scale)
+    pixels = max(tissue.tile_size for tissue in tissues) if pixels is None else _check.integer("pixels", pixels)
+    _check.memory(3 * adata.n_obs * pixels**2, "take smaller tiles or fewer spots")
+    tiles = np.empty((adata.n_obs, pixels, pixels, 3), dtype=np.uint8)
+    for tissue in tissues:
+        tiles[tissue.rows] = _image.cut(tissue.source, tissue.centres, tissue.tile_size, pixels)
+    return tiles
+
+
+def _whole(name: str, value: Any) -> int:
+    """A positive whole number; a float that is one will do, as sizes come out of products with scale factors."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    return _check.integer(name, value)
+
+
+def _stored(adata: AnnData) -> dict[str, Mapping[str, Any]]:
+    """Entries of ``uns["spatial"]`` by section; some objects have flags beside them."""
+    entries = adata.uns.get(_keys.SPATIAL)
+    return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
+
+
+def _sections(
+    adata: AnnData, stored: Mapping[str, Any], library_key: str | None, image: Picture | Mapping[str, Picture] | None
+) -> tuple[list[str], np.ndarray]:
+    """Names of the sections, and of every spot the place of its own among them."""
+    if isinstance(image, Mapping) and not image:
+        raise ValueError("image={} has no image")
+    if image is None and not stored:
+        raise KeyError(f"adata.uns[{_keys.SPATIAL!r}] has no section with images; pass image=..., an array or a file")
+    names = [str(name) for name in image] if isinstance(image, Mapping) else list(stored)
+    where = "image=" if isinstance(image, Mapping) else f"adata.uns[{_keys.SPATIAL!r}]"
+    if library_key is None:
+        more = max((names, list(stored)), key=len)
+        if len(more) > 1:
+            raise ValueError(
+                f"there are {len(more)} sections, {_check.listing(more)}, and nothing says which spot is in which; "
+                f"pass library_key=, the column of obs that does{_candidates(adata, more)}"
+            )
+        return names or [_ONE], np.zeros(adata.n_obs, dtype=np.int64)
+    if image is not None and not isinstance(image, Mapping):
+        label = _annotations.read_label(adata, library_key, "library_key")
+        if label is not None:
+            raise ValueError(
+                f"image= is one image, library_key={library_key!r} has {len(label.levels)} sections; pass image={{section: image}}"
+            )
+        return [str(adata.obs[library_key].iloc[0])], np.zeros(adata.n_obs, dtype=np.int64)
+    codes = _annotations.read_codes(adata, library_key, "library_key", names)
+    if (codes < 0).any():
+        without = list(dict.fromkeys(adata.obs[library_key].astype(str)[codes < 0]))
+        raise KeyError(
+            f"library_key={library_key!r}: {(codes < 0).sum()} spots are in sections without an image, {_check.listing(without)}; "
+            f"{where} has {_check.listing(names)}"
+        )
+    return names, codes
+
+
+def _candidates(adata: AnnData, names: list[str]) -> str:
+    """Columns of obs that have no other values than the sections."""
+    known = set(names)
+    found = [str(column) for column in adata.obs if set(adata.obs[column].astype(str)) <= known]
+    return f", such as {_check.listing(found)}" if found else ""
+
+
+def _by_section(value: Any, names: list[str]) -> dict[str, Any]:
+    """What was given for each section, or once for all; nothing where nothing was."""
+    if value is None:
+        return {}
+    return {str(name): each for name, each in value.items()} if isinstance(value, Mapping) else dict.fromkeys(names, value)
+
+
+def _stored_image(entry: Mapping[str, Any], section: str, image_key: str) -> _image.Source:
+    images = entry.get("images", {})
+    if image_key not in images:
+        raise _check.missing(f"image_key: adata.uns[{_keys.SPATIAL!r}][{section!r}]['images']:", image_key, images)
+    return _image.from_array(images[image_key], f"image {image_key!r} of section {section!r}")
+
+
+def _given_image(image: Picture, section: str) -> tuple[_image.Source, str]:
+    """The image, and where it is from."""
+    if isinstance(image, str | os.PathLike):
+        return _image.open_image(image), os.fspath(image)
+    return _image.from_array(image, f"image= of section {section!r}"), "array"
+
+
+def _factor(entry: Mapping[str, Any], section: str, name: str, instead: str) -> float:
+    """A number among the scale factors of a section."""
+    factors = entry.get("scalefactors", {})
+    where = f"adata.uns[{_keys.SPATIAL!r}][{section!r}]['scalefactors']"
+    if name not in factors:
+        raise KeyError(f"{where} has no {name!r}, only {_check.listing(factors)}; {instead}")
+    value = _number(factors[name])
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{where}[{name!r}] must be a positive number, got {factors[name]!r}; {instead}")
+    return value
+
+
+def _scale(entry: Mapping[str, Any], section: str, image_key: str, has_image: bool, scales: dict[str, Any]) -> float:
+    """Pixels of the image for one unit of the coordinates."""
+    if section in scales:
+        return _check.number("scale", scales[section], 0, open_low=True)
+    if scales:
+        raise _check.missing("scale=: section", section, scales)
+    if has_image:
+        return 1.0
+    return _factor(entry, section, f"tissue_{image_key}_scalef", "pass scale=, the pixels of the image for one unit of the coordinates")
+
+
+def _sizes(diameters: list[float]) -> list[int]:
+    """Sides of tiles as wide as the spots; sections whose spots differ by less than a pixel get the same, and none is resized for that."""
+    largest = max(MIN_TILE, round(max(diameters)))
+    return [largest if abs(diameter - largest) < 1 else max(MIN_TILE, round(diameter)) for diameter in diameters]
+
+
+def _share_outside(points: np.ndarray, shape: tuple[int, int]) -> float:
+    return float(1 - ((points >= 0) & (points <= shape[::-1])).all(axis=1).mean())
+
+
+def _check_inside(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any], name: str) -> None:
+    """Refuse coordinates that are not those of this image, and say what they look like; warn of single spots outside."""
+    points = coordinates * scale
+    outside = _share_outside(points, shape)
+    if not outside:
+        return
+    (x, y), (height, width) = points.max(axis=0), shape
+    found = (
+        f"{round(outside * len(points))} of {len(points)} spots are outside of {name}, which is {width} pixels wide and {height} high: "
+        f"with scale={scale:.4g} they lie from {points.min():.6g} to x={x:.6g}, y={y:.6g}"
+    )
+    if outside > _MOST_OUTSIDE:
+        raise ValueError(f"{found}. {_remedy(coordinates, scale, shape, entry)}")
+    warnings.warn(f"{found}. They get the tile of the nearest point of the image", UserWarning, stacklevel=4)
+
+
+def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any]) -> str:
+    if _share_outside(coordinates[:, ::-1] * scale, shape) <= _MOST_OUTSIDE:
+        return f"x and y look swapped: adata.obsm[{_keys.SPATIAL!r}] must hold x (column), y (row)"
+    factors = {name: _number(value) for name, value in entry.get("scalefactors", {}).items() if name.endswith("_scalef")}
+    known = {name: factor for name, factor in factors.items() if factor > 0}
+    # The largest factor that fits: one that is too small leaves the spots in a corner.
+    for name, factor in sorted(known.items(), key=lambda item: -item[1]):
+        if _share_outside(coordinates * factor, shape) <= _MOST_OUTSIDE:
+            return f"The coordinates look like pixels of the full resolution: pass scale={factor:.6g} ({name})"
+    most = coordinates.max(axis=0)
+    if (most <= 0).any() or coordinates.min() < 0:
+        return f"adata.obsm[{_keys.SPATIAL!r}] has negative positions, which are in no image"
+    fits = min(shape[1] / most[0], shape[0] / most[1])
+    return f"The coordinates may be of another resolution: scale= would have to be about {fits:.3g} or less"
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import _adata, _check, _device, _image, _tissue
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_FIELDS = (1, 2, 4)
+"""Sides of the fields that are described, in tiles."""
+_MOST_PIXELS = 64
+"""Side, in pixels, above which a field is reduced before it is described."""
+_STATISTICS = (
+    *(f"{colour}_{statistic}" for statistic in ("mean", "sd") for colour in ("red", "green", "blue")),
+    *(f"{stain}_{statistic}" for statistic in ("mean", "sd") for stain in ("haematoxylin", "eosin")),
+    "gradient_fine",
+    "gradient_coarse",
+)
+
+_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
+"""Optical density of the 256 values of a channel."""
+# Densities of red, green and blue for one unit of haematoxylin, of eosin and of what is neither (Ruifrok and Johnston 2001).
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_UNMIX = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)).T[:2].astype(np.float32)
+
+
+def tiles(
+    adata: AnnData,
+    *,
+    image_key: str = "hires",
+    library_key: str | None = None,
+    tile_size: float | None = None,
+    encoder: torch.nn.Module | None = None,
+    key_added: str = "tiles",
+    image: _tissue.Picture | Mapping[str, _tissue.Picture] | None = None,
+    scale: float | Mapping[str, float] | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    copy: bool = False,
+) -> AnnData | None:
+    """Describe what the image of the tissue shows around every spot.
+
+    A square tile is cut around each spot, mirrored at the border of the image. Without an encoder it is described by 36 numbers:
+    colour, the two stains of an H&E section, and texture, each over the tile and over fields 2 and 4 times as wide.
+
+    Parameters
+    ----------
+    adata
+        Object with positions in ``obsm["spatial"]``: x (column), y (row), in pixels of the full resolution. A third is not used.
+    image_key
+        Which image of ``uns["spatial"][section]["images"]``. A position times ``scalefactors[f"tissue_{image_key}_scalef"]`` is
+        a pixel of it.
+    library_key
+        Column of ``obs`` with the section of every spot, by its name in ``uns["spatial"]``; not needed where there is one only.
+    tile_size
+        Side of a tile in pixels of the image that is read. None takes the diameter of the spots in it, and 8 at least.
+    encoder
+        Module that turns float32 images ``(b, 3, tile_size, tile_size)`` with values from 0 to 1 into features ``(b, d)``. It runs in
+        evaluation mode without gradients, on ``device``, and is put back as it was. One that was trained on another size or
+        on standardised channels takes these steps itself, e.g. ``Sequential(Upsample(224), model)``. None describes the tile as said above.
+    key_added
+        Name of the result.
+    image
+        Image to be used instead of that in ``uns``: an array (grey, RGB or RGBA; uint8, uint16, or float from 0 to 1 or 0 to 255), the
+        path of a PNG, JPEG, TIFF or whole-slide file, or a mapping of section to these. Its pixels are taken for those of the full
+        resolution where ``scale`` is None. TIFF needs ``pip install "scimpute[image]"``, whole slides need
+        ``pip install "scimpute[wsi]"``; these, and tiled TIFF with the latter, are read region by region.
+    scale
+        Pixels of the image for one unit of the positions, or a mapping of section to it, instead of the factor in ``uns``.
+    batch_size
+        Tiles at a time.
+    device
+        Where the encoder runs: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written are
+
+    ``adata.obsm[key_added]``
+        Features, float32 ``n_obs`` x ``d``. Without an encoder: for each of the fields ``1x``, ``2x``, ``4x`` mean and standard
+        deviation of red, green and blue (0 to 1) and of haematoxylin and eosin (optical density, by colour deconvolution
+        :cite:p:`Ruifrok2001`), and the root mean square of the difference in brightness between neighbouring pixels and between
+        neighbouring blocks of 2 x 2 pixels. Fields wider than 64 pixels are reduced to 64 first.
+    ``adata.uns[key_added]``
+        The parameters; without an encoder, ``features`` with their names, such as ``1x_red_mean``.
+
+    Raises
+    ------
+    KeyError
+        There are no positions, no such section, image or scale factor, or a section has no image; the message lists what exists.
+    ValueError
+        More than 5 of 100 spots lie outside of the image; there are several sections and no ``library_key``; ``tile_size`` is not a
+        positive whole number; an image has another shape, or a file cannot be read; the encoder returns another shape, or
+        NaN; arguments contradict each other.
+    TypeError, FileNotFoundError, ImportError
+        An image or the encoder is of the wrong type; there is no such file; a package that reads it is missing.
+
+    Notes
+    -----
+    Whether the positions belong to the image shows best in a picture of both, such as ``scanpy.pl.spatial`` draws: positions whose x
+    and y are swapped may all lie inside.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> scimpute.pp.tiles(adata, library_key="section")  # doctest: +SKIP
+    """
+    _adata.check_target(adata, "tiles", key_added, layer=None, copy=copy, suffixes=("",))
+    batch_size = _check.integer("batch_size", batch_size)
+    where = _encoder_device(encoder, device)
+    tissues = _tissue.read_tissues(adata, image_key, library_key, tile_size, image, scale)
+    features = _by_batches(tissues, batch_size, _describe) if encoder is None else _encode(encoder, tissues, batch_size, where)
+    params: dict[str, Any] = {
+        "image": [tissue.described for tissue in tissues],
+        "sections": [tissue.section for tissue in tissues],
+        "tile_size": [tissue.tile_size for tissue in tissues],
+        "scale": [tissue.scale for tissue in tissues],
+        "encoder": "statistics" if encoder is None else type(encoder).__name__,
+    }
+    if library_key is not None:
+        params["library_key"] = library_key
+    names = {"features": [f"{field}x_{name}" for field in _FIELDS for name in _STATISTICS]} if encoder is None else {}
+    return _adata.write(adata, key_added, "tiles", obsm={key_added: features}, uns={"params": params, **names}, copy=copy)
+
+
+def _encoder_device(encoder: Any, device: str) -> torch.device:
+    where = _device.resolve(device)
+    if encoder is None:
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"device={device!r} is where an encoder runs, and encoder is None; pass an encoder or leave device out")
+    elif not isinstance(encoder, torch.nn.Module):
+        raise TypeError(f"encoder must be a torch.nn.Module or None, got {encoder!r} of type {type(encoder).__name__}")
+    return where
+
+
+def _by_batches(tissues: list[_tissue.Tissue], batch_size: int, describe: Callable[[_tissue.Tissue, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Features of all spots in the order of the object, a batch of centres at a time."""
+    rows, features = [], []
+    for tissue in tissues:
+        for start in range(0, len(tissue.rows), batch_size):
+            batch = slice(start, start + batch_size)
+            rows.append(tissue.rows[batch])
+            features.append(describe(tissue, tissue.centres[batch]))
+    widths = sorted({part.shape[1] for part in features})
+    if len(widths) > 1:
+        raise ValueError(f"the encoder returned different numbers of features for different batches: {widths}")
+    joined = np.concatenate(features)
+    table = np.empty_like(joined)
+    table[np.concatenate(rows)] = joined
+    return table
+
+
+def _describe(tissue: _tissue.Tissue, centres: np.ndarray) -> np.ndarray:
+    sizes = [field * tissue.tile_size for field in _FIELDS]
+    return np.column_stack([_statistics(_image.cut(tissue.source, centres, size, min(size, _MOST_PIXELS))) for size in sizes])
+
+
+def _statistics(cut: np.ndarray) -> np.ndarray:
+    """Colour, stains and texture of tiles ``(b, p, p, 3)``: ``(b, 12)``."""
+    b, pixels = cut.shape[:2]
+    channels = np.ascontiguousarray(cut.reshape(b, -1, 3).transpose(0, 2, 1))  # sums along the last axis are the fast ones
+    colour = channels.astype(np.float32) / 255
+    stains = _UNMIX @ _DENSITY[channels]
+    grey = colour.mean(axis=1).reshape(b, pixels, pixels)
+    moments = [statistic(axis=2) for values in (colour, stains) for statistic in (values.mean, values.std)]
+    return np.column_stack([*moments, _gradient(grey), _gradient(_halved(grey))])
+
+
+def _gradient(grey: np.ndarray) -> np.ndarray:
+    """Root mean square of the difference between neighbouring pixels; 0 where there is one pixel only."""
+    if grey.shape[1] < 2:
+        return np.zeros(len(grey), dtype=np.float32)
+    down, right = np.diff(grey, axis=1), np.diff(grey, axis=2)
+    return np.sqrt(np.square(down).mean(axis=(1, 2)) + np.square(right).mean(axis=(1, 2)))
+
+
+def _halved(grey: np.ndarray) -> np.ndarray:
+    """Means of blocks of 2 x 2 pixels; of an odd number, the last is left out."""
+    even = grey[:, : grey.shape[1] // 2 * 2, : grey.shape[2] // 2 * 2]
+    return (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
+
+
+def _encode(encoder: torch.nn.Module, tissues: list[_tissue.Tissue], batch_size: int, device: torch.device) -> np.ndarray:
+    pixels = max(tissue.tile_size for tissue in tissues)
+
+    def encode(tissue: _tissue.Tissue, centres: np.ndarray) -> np.ndarray:
+        cut = torch.from_numpy(_image.cut(tissue.source, centres, tissue.tile_size, pixels))
+        images = cut.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous, as a module may call .view
+        return _checked(encoder(images), images)
+
+    with _device.session(device), torch.no_grad(), _borrowed(encoder, device):
+        return _by_batches(tissues, batch_size, encode)
+
+
+def _checked(code: Any, images: torch.Tensor) -> np.ndarray:
+    """What the encoder returned as float32 ``(b, d)``."""
+    if not isinstance(code, torch.Tensor):
+        raise TypeError(f"the encoder returned {type(code).__name__}; a tensor (b, d) is needed: wrap it in a module that returns one")
+    b = len(images)
+    if code.ndim != 2 or len(code) != b or not code.shape[1] or code.is_complex():
+        raise ValueError(
+            f"the encoder returned {code.dtype} of shape {tuple(code.shape)} for images of shape {tuple(images.shape)}; "
+            f"real numbers ({b}, d) are needed, as with torch.nn.Flatten at its end"
+        )
+    values = code.float().cpu().numpy()
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise ValueError(
+            f"the encoder returned {wrong} values that are NaN or infinite in a batch of shape {values.shape}; "
+            "look at its weights, and whether it takes images with values from 0 to 1"
+        )
+    return values
+
+
+@contextlib.contextmanager
+def _borrowed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """The module in evaluation mode on the device; afterwards in the modes and on the device it was found in."""
+    homes = {tensor.device for tensor in chain(module.parameters(), module.buffers())}
+    if len(homes) > 1:
+        raise ValueError(f"the encoder is spread over {', '.join(sorted(map(str, homes)))}; move it to one device")
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        module.eval().to(device)
+        yield
+    finally:
+        for home in homes:
+            module.to(home)
+        for each, training in modes:
+            each.training = training
