@@ -1046,7 +1046,8 @@ def sources(*names: str) -> list[Path]:
 @pytest.mark.parametrize(
     "path",
     sources(
-        "models", "_train", "_batches", "_blocks", "_engine", "_complexity", "_data", "_output", "_counts", "_applied", "_bulk", "_linear"
+        *("models", "_train", "_batches", "_blocks", "_engine", "_complexity", "_data", "_output", "_counts", "_applied"),
+        *("_bulk", "_linear", "_graph", "_image"),
     ),
     ids=lambda p: p.stem,
 )
@@ -1059,14 +1060,18 @@ def test_models_import_nothing_of_ours(path):
     assert not [name for name in imports(path) if name.startswith("scimpute") and not name.startswith("scimpute.models")]
 
 
-@pytest.mark.parametrize("path", sources("_adata", "_annotations", "_check", "_keys", "_counts", "_random"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    sources("_adata", "_annotations", "_spatial", "_tissue", "_image", "_check", "_keys", "_counts", "_random"),
+    ids=lambda p: p.stem,
+)
 def test_the_door_knows_no_torch(path):
     assert not [name for name in imports(path) if name.split(".")[0] == "torch"]
 
 
 @pytest.mark.parametrize(
     "path",
-    sources("tl", "pp", "metrics", "pl", "_engine", "_bulk", "_linear", "_annotations", "_cli"),
+    sources("tl", "pp", "metrics", "pl", "_engine", "_bulk", "_linear", "_annotations", "_spatial", "_tissue", "_graph", "_image", "_cli"),
     ids=lambda p: f"{p.parent.stem}-{p.stem}",
 )
 def test_only_the_door_writes(path):

@@ -1,6 +1,8 @@
 """Scores of an imputation: what was gained, and what was invented."""
 
+from ._autocorrelation import spatial_autocorrelation
+from ._clusters import cluster_agreement
 from ._heldout import heldout
 from ._recovery import recovery
 
-__all__ = ["heldout", "recovery"]
+__all__ = ["cluster_agreement", "heldout", "recovery", "spatial_autocorrelation"]

@@ -69,7 +69,7 @@ def gain(
     n_models
         Networks in the ensemble; ``"auto"``: 2, published 1.
     n_layers, n_hidden, dropout, learning_rate, max_epochs
-        The network and its training. ``"auto"``: 2 layers of 1,024, 0.2, 0.001, 600 minibatches; or as published, with up to
+        The network and its training. ``"auto"``: 2 layers of 256, 0.2, 0.001, 600 minibatches; or as published, with up to
         1,000 epochs of 100 minibatches and early stopping.
     mask_rate
         Range of the fraction of its observed entries that the network is shown of a sample while it trains; ``"auto"``: 0.3 to

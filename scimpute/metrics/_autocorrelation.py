@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+
+from .. import _adata, _annotations, _check, _graph, _keys, _random
+from .._counts import chunks
+from . import _profiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_PERMUTED = "permuted"
+# A spread below a hundred-thousandth of the values themselves is float32's rounding: such a gene is constant.
+_ROUNDING = 1e-10
+# A layer that differs from the counts by rounding only has not inflated anything.
+_SAME = 1e-6
+
+
+def spatial_autocorrelation(
+    adata: AnnData,
+    layers: str | Sequence[str],
+    *,
+    key: str = _keys.SPATIAL,
+    genes: str | Sequence[str] | None = None,
+    by: str | None = None,
+    library_key: str | None = None,
+    layer: str | None = None,
+    output: str | None = None,
+    random_state: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    r"""Whether the spatial structure of the genes is kept, or inflated, by an imputation: Moran's I before and after.
+
+    Of log1p(CP10k) of a gene, less its mean, :math:`z`, over the :math:`n` spots that have a neighbour,
+
+    .. math:: I = \frac{n}{\sum_{ik} w_{ik}} \frac{\sum_{ik} w_{ik} z_i z_k}{\sum_i z_i^2}
+
+    with :math:`w_{ik} = 1` where ``obsp[f"{key}_connectivities"]`` says that they are neighbours. Where the spots of a gene are
+    permuted, :math:`I` is :math:`-1 / (n - 1)` on average.
+
+    Parameters
+    ----------
+    adata
+        Object with the counts, the layers and the graph of :func:`scimpute.pp.spatial_rings` (or of squidpy).
+    layers
+        Name or names of the layers to score.
+    key
+        ``key_added`` of :func:`scimpute.pp.spatial_rings`.
+    genes
+        Names of genes, or a boolean column of ``var``; all where None.
+    by
+        ``"gene"`` for :math:`I` of every gene instead of the table.
+    library_key
+        Column of ``obs`` with the section (slide) of each spot. Edges between sections are left out, and a gene's mean is its mean
+        in the section: that one section has more of it than another is no spatial structure.
+    layer
+        Layer with the counts to compare with; ``X`` where None.
+    output
+        Scale of the layers that another package wrote: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k);
+        those of this package say it themselves. Where None they are taken as counts, unless they look like logarithms.
+    random_state
+        Seed of the permutation, generator, or None for a fresh one.
+
+    Returns
+    -------
+    A row for each layer, after one for ``"raw"`` (the counts) and one for ``"permuted"`` (the counts with the spots permuted, within
+    their section with ``library_key``: no structure). Genes that are constant in the counts or in the layer are left out. The columns:
+
+    ``mean``
+        Mean of :math:`I` over genes.
+    ``difference``
+        Mean of :math:`I` less that of the counts, over the same genes.
+    ``inflated``
+        Share of the genes whose :math:`I` is higher than in the counts.
+    ``correlation``
+        Pearson correlation, over genes, of :math:`I` and :math:`I` of the counts: whether the same genes are the structured ones.
+    ``genes``
+        Number of genes.
+
+    With ``by="gene"``, a row for each gene and, for each row above, a column with :math:`I`, NaN where the gene is constant.
+
+    Raises
+    ------
+    KeyError
+        There is no graph; a layer, a gene or the column of ``obs`` does not exist.
+    ValueError
+        The graph has no edge; the counts are none; a layer has NaN, infinite or negative values, or looks like logarithms and
+        ``output`` is None; a layer is named twice, or as a baseline is.
+
+    Notes
+    -----
+    The noise of the counts lowers :math:`I`, so that an honest denoising raises it; but the mean over a spot's neighbours, of which
+    nothing is learnt, raises it most, and may keep the highest ``correlation``. Neither is a gain by itself: read them beside scores
+    that reward truth (:func:`heldout`, :func:`recovery`, :func:`cluster_agreement`). Works through chunks of genes; no dense copy of
+    a matrix is made.
+    """
+    _adata.check_object(adata)
+    if by is not None:
+        _check.option("by", by, ("gene",))
+    names = _profiles.check_names(layers, [_profiles.RAW, _PERMUTED])
+    places = _annotations.read_genes(adata, genes)
+    places = np.arange(adata.n_vars) if places is None else places
+    section = np.zeros(adata.n_obs, dtype=np.int64)
+    if library_key is not None:
+        label = _annotations.read_label(adata, library_key, "library_key")
+        section = section if label is None else label.codes
+    rng = _random.generator(random_state)
+    graph, spots = _edges(adata, key, section)
+    profiles = _profiles.read(adata, names, layer, output)
+
+    order = _permutation(section[spots], rng)
+    found = {name: _morans_i(graph, profiles[name], places, spots, section) for name in profiles}
+    # A permutation within sections changes no section's mean.
+    found[_PERMUTED] = _morans_i(graph[order][:, order], profiles[_profiles.RAW], places, spots, section)
+    rows = [_profiles.RAW, _PERMUTED, *names]
+    if by == "gene":
+        return pd.DataFrame({name: found[name] for name in rows}, index=adata.var_names[places])
+    table = pd.DataFrame.from_dict({name: _scores(found[name], found[_profiles.RAW]) for name in rows}, orient="index")
+    return table.astype({"genes": int})
+
+
+def _edges(adata: AnnData, key: str, section: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
+    """The graph of the spots that have a neighbour, and their places."""
+    name = f"obsp[{_keys.connectivities(key)!r}]"
+    graph = _adata.read_neighbours(adata, key)
+    if graph is None:
+        call = "scimpute.pp.spatial_rings(adata" + (f", key_added={key!r})" if key != _keys.SPATIAL else ")")
+        raise KeyError(f"{name} not found; call {call} first. obsp: {_check.listing(adata.obsp)}")
+    graph = _graph.within(graph, section)
+    spots = np.flatnonzero(np.asarray(graph.sum(axis=0)).ravel() + np.asarray(graph.sum(axis=1)).ravel())
+    if not spots.size:
+        raise ValueError(f"{name} has no edge between two spots (of one section); there is nothing to compare")
+    return graph[spots][:, spots], spots
+
+
+def _permutation(section: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another place in its section for every spot."""
+    order = np.arange(len(section))
+    for level in np.unique(section):
+        some = np.flatnonzero(section == level)
+        order[some] = rng.permutation(some)
+    return order
+
+
+def _morans_i(graph: sp.csr_matrix, profiles: _profiles.Profiles, genes: np.ndarray, spots: np.ndarray, section: np.ndarray) -> np.ndarray:
+    """Moran's I of every gene, NaN where it is constant within the sections."""
+    _, codes = np.unique(section[spots], return_inverse=True)
+    member = sp.csr_matrix((np.ones(len(spots)), (codes, np.arange(len(spots)))))
+    sizes = np.asarray(member.sum(axis=1))
+    result = np.full(len(genes), np.nan)
+    for some, values in _by_gene(profiles, genes):
+        z = values[spots].astype(np.float64)
+        level = np.square(z).sum(axis=0)
+        z -= (member @ z / sizes)[codes]
+        varies = np.square(z).sum(axis=0) > _ROUNDING * level
+        if varies.any():
+            result[some][varies] = sc.metrics.morans_i(graph, np.ascontiguousarray(z[:, varies].T))
+    return result
+
+
+def _by_gene(profiles: _profiles.Profiles, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """log1p(CP10k), dense, of as many genes at a time as make a chunk."""
+    for some in chunks(len(genes), profiles.matrix.shape[0]):
+        values = profiles.of(genes[some])
+        yield some, values if isinstance(values, np.ndarray) else values.toarray()
+
+
+def _scores(after: np.ndarray, before: np.ndarray) -> dict[str, float]:
+    """A row of the table."""
+    both = ~np.isnan(after) & ~np.isnan(before)
+    after, before = after[both], before[both]
+    if not both.any():
+        return {"mean": np.nan, "difference": np.nan, "inflated": np.nan, "correlation": np.nan, "genes": 0}
+    spread = min(np.ptp(after), np.ptp(before))
+    return {
+        "mean": float(after.mean()),
+        "difference": float((after - before).mean()),
+        "inflated": float((after > before + _SAME).mean()),
+        "correlation": float(np.corrcoef(after, before)[0, 1]) if spread > _SAME else np.nan,
+        "genes": int(both.sum()),
+    }

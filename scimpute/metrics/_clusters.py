@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+
+from .. import _adata, _check, _random
+from . import _profiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+METHODS = ("kmeans", "leiden")
+# Starts of k-means, of which the best is taken.
+_RESTARTS = 50
+# Between these Leiden looks for the resolution that gives the number of clusters asked for, in at most so many steps.
+_RESOLUTIONS = (1e-3, 1e1)
+_STEPS = 15
+# What is left of a layer that has no differences between cells is rounding, below this.
+_DECIMALS = 3
+
+
+def cluster_agreement(
+    adata: AnnData,
+    layers: str | Sequence[str],
+    labels: str,
+    *,
+    method: str | Sequence[str] = "kmeans",
+    unlabelled: str | Sequence[str] = (),
+    layer: str | None = None,
+    output: str | None = None,
+    n_clusters: int | None = None,
+    resolution: float | None = None,
+    n_top_genes: int = 2000,
+    n_pcs: int = 30,
+    n_neighbors: int = 15,
+    random_state: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    """How well clusters of the cells agree with labels that are known, before and after an imputation.
+
+    The counts and each layer are clustered in the same way: log1p(CP10k) of the same genes, the ``n_top_genes`` most variable ones of
+    the counts; their first principal components; k-means or Leiden. Labels are only compared with, never used.
+
+    Parameters
+    ----------
+    adata
+        Object with the counts, the layers and the labels.
+    layers
+        Name or names of the layers to score.
+    labels
+        Categorical column of ``obs``, known independently of the counts. Cells where it is missing are clustered but not scored.
+    method
+        ``"kmeans"``, ``"leiden"``, or both. k-means takes the best of 50 starts. Leiden (of igraph) runs on the graph of
+        :func:`scanpy.pp.neighbors`.
+    unlabelled
+        Levels of ``labels`` that stand for a missing label, such as ``"unannotated"``.
+    layer
+        Layer with the counts to compare with; ``X`` where None.
+    output
+        Scale of the layers that another package wrote: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k);
+        those of this package say it themselves. Where None they are taken as counts, unless they look like logarithms.
+    n_clusters
+        Number of clusters; that of the levels of ``labels`` where None.
+    resolution
+        Resolution of Leiden; where None the first one found that gives ``n_clusters`` clusters, or the nearest number
+        to it. That makes the layers comparable; with one resolution for all, a smoother layer has fewer clusters.
+    n_top_genes
+        Number of variable genes (:func:`scanpy.pp.highly_variable_genes` of the counts); all where there are no more.
+    n_pcs
+        Number of principal components, at most one less than cells or genes.
+    n_neighbors
+        Neighbours of a cell in the graph of Leiden.
+    random_state
+        Seed, generator, or None for a fresh one. The same seeds are used for every layer.
+
+    Returns
+    -------
+    A row for each layer, after one for ``"raw"`` (the counts themselves), and for each method the columns
+
+    ``{method}_ari``
+        Adjusted Rand index of clusters and labels: 1 where they are the same, about 0 where they have nothing to do with each other.
+    ``{method}_nmi``
+        Normalised mutual information: 1 where they are the same, 0 where they are independent. Not adjusted for chance.
+    ``leiden_clusters``
+        Number of clusters that Leiden found.
+
+    Raises
+    ------
+    KeyError
+        A layer or the column of ``obs`` does not exist.
+    ValueError
+        The counts are none; a layer has NaN, infinite or negative values, or looks like logarithms and ``output`` is None; the labels
+        have fewer than two levels; a layer is named twice; an argument is out of its range or says nothing to the methods asked for.
+    ImportError
+        Leiden was asked for and igraph is not installed.
+
+    Notes
+    -----
+    A difference of a few hundredths is within what another ``random_state`` or ``n_pcs`` gives, above all with Leiden: compare
+    several. No dense copy of a sparse layer is made.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> scimpute.metrics.cluster_agreement(adata, "rate", "cell_type").index.to_list()
+    ['raw', 'rate']
+    """
+    _adata.check_object(adata)
+    names = _profiles.check_names(layers, [_profiles.RAW])
+    known = read_known(adata, labels, unlabelled)
+    methods = [method] if isinstance(method, str) or not isinstance(method, Sequence) else list(method)
+    settings = Settings(methods, n_clusters, resolution, n_top_genes, n_pcs, n_neighbors, _random.seed(_random.generator(random_state)))
+    settings = settings.checked(adata, len(known.levels))
+    rows = {}
+    for name, clusters in cluster(_profiles.read(adata, names, layer, output), settings).items():
+        row: dict[str, float] = {}
+        for how, found in clusters.items():
+            row |= {f"{how}_ari": known.ari(found), f"{how}_nmi": known.nmi(found)}
+            if how == "leiden":
+                row["leiden_clusters"] = len(np.unique(found))
+        rows[name] = row
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.astype({"leiden_clusters": int}) if "leiden" in methods else table
+
+
+@dataclass(frozen=True)
+class Known:
+    """Labels: level names in order, level codes ``(n,)`` with -1 where a cell has none."""
+
+    column: str
+    levels: list[str]
+    codes: np.ndarray
+
+    def ari(self, clusters: np.ndarray) -> float:
+        # scikit-learn is imported where it is used: what its import draws from Python's generator, `import scimpute` must not.
+        from sklearn.metrics import adjusted_rand_score
+
+        some = self.codes >= 0
+        return float(adjusted_rand_score(self.codes[some], clusters[some]))
+
+    def nmi(self, clusters: np.ndarray) -> float:
+        from sklearn.metrics import normalized_mutual_info_score
+
+        some = self.codes >= 0
+        return float(normalized_mutual_info_score(self.codes[some], clusters[some]))
+
+
+def read_known(adata: AnnData, column: str, unlabelled: str | Sequence[str], argument: str = "labels") -> Known:
+    """A categorical column of obs in which not every cell has a label."""
+    if column not in adata.obs:
+        raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
+    values = adata.obs[column]
+    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > 50:
+        raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
+    names = np.asarray(values.astype(str), dtype=object)
+    none = [unlabelled] if isinstance(unlabelled, str) else [str(level) for level in unlabelled]
+    unknown = sorted(set(none) - set(names))
+    if unknown:
+        raise ValueError(
+            f"unlabelled: {_check.listing(unknown)} are not in {argument}={column!r}; its levels: {_check.listing(set(names))}"
+        )
+    names[values.isna().to_numpy() | np.isin(names, none)] = None
+    codes, levels = pd.factorize(names, sort=True)
+    if len(levels) < 2:
+        raise ValueError(f"{argument}={column!r} has {len(levels)} level(s) beside missing ones; at least 2 are needed to compare with")
+    return Known(column, [str(level) for level in levels], codes)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are clustered; ``n_clusters`` may be None where a resolution is given and k-means was not asked for."""
+
+    methods: Sequence[str]
+    n_clusters: int | None
+    resolution: float | None
+    n_top_genes: int
+    n_pcs: int
+    n_neighbors: int
+    seed: int
+
+    def checked(self, adata: AnnData, n_levels: int | None) -> Settings:
+        """With the number of clusters, where it was left to the labels; refused where something is wrong."""
+        for method in self.methods:
+            _check.option("method", method, METHODS)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"method must be one or several of {_check.listing(METHODS)}, each once; got {list(self.methods)}")
+        if self.resolution is not None:
+            _check.number("resolution", self.resolution, 0, open_low=True)
+            if "leiden" not in self.methods:
+                raise ValueError("resolution is Leiden's, and method='leiden' was not asked for; leave one of them out")
+            if self.n_clusters is not None and "kmeans" not in self.methods:
+                raise ValueError("resolution and n_clusters both say how many clusters Leiden finds; give one of them")
+        for name, low in (("n_top_genes", 1), ("n_pcs", 1), ("n_neighbors", 2)):
+            _check.integer(name, getattr(self, name), low)
+        if "leiden" in self.methods:
+            if self.n_neighbors >= adata.n_obs:
+                raise ValueError(f"n_neighbors={self.n_neighbors} must be below the number of cells, {adata.n_obs}")
+            _require_igraph()
+        n_clusters = n_levels if self.n_clusters is None else self.n_clusters
+        if n_clusters is None:
+            if "kmeans" in self.methods or self.resolution is None:
+                raise ValueError("the number of clusters is not known; give labels or n_clusters")
+        elif _check.integer("n_clusters", n_clusters, 2) > adata.n_obs:
+            raise ValueError(f"n_clusters={n_clusters} is more than there are cells, {adata.n_obs}")
+        return replace(self, n_clusters=n_clusters)
+
+
+def _require_igraph() -> None:
+    try:
+        import igraph  # noqa: F401
+    except ImportError as error:
+        raise ImportError("method='leiden' needs the package igraph: pip install igraph; or use method='kmeans'") from error
+
+
+def cluster(profiles: dict[str, _profiles.Profiles], settings: Settings) -> dict[str, dict[str, np.ndarray]]:
+    """Codes of the clusters ``(n,)`` by layer and method; the variable genes are those of the first layer."""
+    genes = _variable_genes(next(iter(profiles.values())), settings.n_top_genes)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, layer in profiles.items():
+        scores = _scores(layer, genes, settings)
+        by_method = {"kmeans": _kmeans, "leiden": _leiden}
+        found[name] = {method: by_method[method](scores, settings) for method in settings.methods}
+    return found
+
+
+def _variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
+    """Those that vary most, of all genes with a count."""
+    n_genes = counts.matrix.shape[1]
+    genes = np.flatnonzero(np.bincount(counts.matrix.indices, minlength=n_genes))
+    if len(genes) <= n_top_genes:
+        return genes
+    table = sc.pp.highly_variable_genes(ad.AnnData(counts.of(genes)), n_top_genes=n_top_genes, inplace=False)
+    return genes[table["highly_variable"].to_numpy()]
+
+
+def _scores(layer: _profiles.Profiles, genes: np.ndarray, settings: Settings) -> np.ndarray:
+    """Principal components, ``(n, n_pcs)``."""
+    values = layer.of(genes)
+    n_pcs = min(settings.n_pcs, min(values.shape) - 1)
+    if n_pcs < 1:
+        raise ValueError(f"{values.shape[0]} cells and {len(genes)} genes with counts are too few for a principal component")
+    return np.round(sc.pp.pca(values, n_comps=n_pcs, random_state=settings.seed), _DECIMALS)
+
+
+def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # Fewer different cells than clusters, as in a layer that is the same for all: the score says it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(settings.n_clusters, n_init=_RESTARTS, random_state=settings.seed).fit_predict(scores)
+
+
+def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
+    if not scores.any():
+        return np.zeros(len(scores), dtype=np.int64)
+    graph = ad.AnnData(scores)
+    with warnings.catch_warnings():
+        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
+        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
+        sc.pp.neighbors(graph, n_neighbors=settings.n_neighbors, use_rep="X", random_state=settings.seed)
+
+    def at(resolution: float) -> np.ndarray:
+        sc.tl.leiden(graph, resolution, random_state=settings.seed, flavor="igraph", n_iterations=2, directed=False)
+        return graph.obs["leiden"].cat.codes.to_numpy()
+
+    if settings.resolution is not None:
+        return at(settings.resolution)
+    wanted, (low, high) = settings.n_clusters or 0, _RESOLUTIONS
+    best, off = np.zeros(len(scores), dtype=np.int64), np.inf
+    for _ in range(_STEPS):
+        middle = float(np.sqrt(low * high))
+        found = at(middle)
+        number = int(found.max()) + 1
+        if abs(number - wanted) < off:
+            best, off = found, abs(number - wanted)
+        if number == wanted:
+            break
+        low, high = (middle, high) if number < wanted else (low, middle)
+    return best

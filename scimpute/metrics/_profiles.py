@@ -1,0 +1,116 @@
+"""Layers as log1p(CP10k), whatever scale they were written on: what the scores that compare them with the counts work on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _adata, _check
+from .._counts import TARGET, chunks, row_sums
+from .._matrix import some_rows, to_csr
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+RAW = "raw"
+"""Row or panel of the counts themselves."""
+
+_OUTPUTS = ("counts", "rate", "log1p")
+# No value of log1p(CP10k) is above log1p(10,000); counts that reach twice as far, imputed, seldom stay below it.
+_HIGHEST_LOG = np.log1p(TARGET) + 0.01
+_HIGH_COUNT = 20
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """A matrix (CSR or dense), and the sum of each of its rows; None where it is log1p(CP10k) already."""
+
+    matrix: Any
+    sums: np.ndarray | None
+
+    def of(self, genes: np.ndarray) -> sp.csr_matrix | np.ndarray:
+        """log1p(CP10k) of some genes, ``(n, genes)`` float32; sparse where the layer is. CP10k is of the sum over all genes."""
+        scale = None if self.sums is None else (TARGET / np.where(self.sums > 0, self.sums, 1)).astype(np.float32)
+        if sp.issparse(self.matrix):
+            part = self.matrix[:, genes]
+            if scale is not None:
+                part.data = np.log1p(part.data * np.repeat(scale, np.diff(part.indptr)))
+            return part
+        dense = np.empty((self.matrix.shape[0], len(genes)), dtype=np.float32)
+        for rows in chunks(*self.matrix.shape):
+            part = some_rows(self.matrix, rows)
+            dense[rows] = part[:, genes].toarray() if sp.issparse(part) else np.asarray(part)[:, genes]
+            if scale is not None:
+                dense[rows] = np.log1p(dense[rows] * scale[rows, None])
+        return dense
+
+
+def check_names(layers: str | Sequence[str], rows: Iterable[str]) -> list[str]:
+    """The layers asked for, each once, and none called as another row of the result."""
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
+    names = [layers] if isinstance(layers, str) else list(layers)
+    twice = [name for name, times in Counter([*rows, *names]).items() if times > 1]
+    if twice:
+        raise ValueError(f"layers: {_check.listing(twice)} would be shown more than once; name each layer once, and none as a baseline")
+    return names
+
+
+def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | None) -> dict[str, Profiles]:
+    """The counts of ``X`` or ``layer`` as ``"raw"``, and the layers, each on the scale it was written on.
+
+    That of a layer which does not say it (another package's) is ``output``; where this is None, it must not look like logarithms.
+    """
+    if output is not None:
+        _check.option("output", output, _OUTPUTS)
+    matrices = {name: _adata.read_layer(adata, name) for name in names}
+    counts = _adata.read_counts(adata, layer)
+    found = {RAW: Profiles(counts, _row_sums(adata, counts, _adata.source_name(layer))[0])}
+    for name, stored in matrices.items():
+        what = f"layer {name!r}"
+        matrix = to_csr(stored, what) if sp.issparse(stored) else stored
+        scale = _written_output(adata, name) or output
+        sums, highest, whole = _row_sums(adata, matrix, what, negative=scale == "log1p")
+        if scale is None and not whole and 1 < highest < _HIGHEST_LOG and counts.data.max() > _HIGH_COUNT:
+            raise ValueError(
+                f"{what} has no value above {highest:.3g}, where the counts reach {counts.data.max():g}: it looks like log1p(CP10k). "
+                "Pass output='log1p' if it is, output='counts' if these are expected counts"
+            )
+        found[name] = Profiles(matrix, None if scale == "log1p" else sums)
+    return found
+
+
+def _written_output(adata: AnnData, name: str) -> str | None:
+    """The scale that one of our functions recorded for its layer."""
+    if _adata.written_by(adata, name) is None:
+        return None
+    found = adata.uns[name].get("params", {}).get("output")
+    return None if found is None else _check.option(f"uns[{name!r}]['params']['output']", found, _OUTPUTS)
+
+
+def _row_sums(adata: AnnData, matrix: Any, name: str, *, negative: bool = False) -> tuple[np.ndarray, float, bool]:
+    """Sum of every row, the highest value, and whether all values are whole numbers; NaN, and negative values, are refused."""
+    sums, highest, whole = np.empty(adata.n_obs), 0.0, True
+    for rows in chunks(*matrix.shape):
+        part = some_rows(matrix, rows)
+        values = part.data if sp.issparse(part) else np.asarray(part)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            dense = part.toarray() if sp.issparse(part) else values
+            row, column = np.argwhere(~np.isfinite(dense))[0]
+            first = _adata.entry_name(adata, rows.start + int(row), int(column))
+            raise ValueError(f"{name} has NaN or infinite values (first: {first}); fill them, or leave the layer out")
+        if values.size and values.min() < 0 and not negative:
+            raise ValueError(
+                f"{name} has negative values (min {values.min():g}): it looks scaled. Expected counts, rates or log1p(CP10k) "
+                "(output='log1p', where another package wrote it) are needed"
+            )
+        sums[rows] = row_sums(part)
+        highest = max(highest, float(values.max(initial=0)))
+        whole = whole and np.array_equal(values, np.rint(values))
+    return sums, highest, whole
