@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -11,8 +12,11 @@ import torch
 
 from ._blocks import Partition
 from ._counts import TARGET, binomial
+from ._side import Side
 from .models.began import Batch
 
+SPARING = 4
+"""Of one in so many spots of a minibatch the neighbours are looked at: each of these costs four spots more."""
 THINNING = (0.5, 0.9)
 """Range of the fraction of molecules the generator is shown while it trains."""
 
@@ -101,6 +105,8 @@ class CellBatches:
         Level codes ``(n,)`` of each label.
     partition, context, device
         Where each gene goes, what is told of the cell, where the tensors are made.
+    side
+        What is told of a spot beside its own counts.
     """
 
     def __init__(
@@ -111,9 +117,14 @@ class CellBatches:
         partition: Partition,
         context: Context,
         device: torch.device,
+        side: Side | None = None,
     ) -> None:
         self.counts, self.size, self.labels = counts, size, labels
-        self.partition, self.context, self.device = partition, context.to(device), device
+        self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
+        self._told: list[torch.Tensor] = []
+        if side is not None:
+            features = {"counts": side.of_counts(counts, size, context.loadings), **side.features}
+            self._told = [features[name] for name in side.modalities]
 
     def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
         """Position in a flat ``(P, b, stride)`` tensor of each entry."""
@@ -138,11 +149,18 @@ class CellBatches:
         return x
 
     def codes(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Level codes of some cells on the device."""
-        return tuple(torch.from_numpy(label[rows]).to(self.device) for label in self.labels)
+        """Level codes of some cells on the device, and what is told of each modality."""
+        which = torch.from_numpy(rows)
+        codes = [torch.from_numpy(label[rows]) for label in self.labels] + [part[which] for part in self._told]
+        return tuple(part.to(self.device) for part in codes)
 
     def thinned(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Cells split at random into what the generator sees and what it has to predict."""
+        n_cells, neighbours = len(rows), None
+        if self.side is not None and self.side.spatial_weight and self.side.rings:
+            near = self.side.draw(rows[: math.ceil(n_cells / SPARING)], rng)
+            neighbours = torch.arange(n_cells, n_cells + near.size, device=self.device).view(near.shape)
+            rows = np.concatenate([rows, near.ravel()])
         values, genes, row, starts = entries(self.counts, rows)
         keep = float(rng.uniform(*THINNING))
         kept = binomial(values, keep, rng)
@@ -152,8 +170,11 @@ class CellBatches:
         seen = np.bincount(row, weights=kept, minlength=len(rows))
         outside = np.maximum(self.size[rows] - lost - seen, 0)
         inputs = self._inputs(kept, genes, row, starts, seen + keep * outside)
-        gone = np.flatnonzero(removed > 0)
-        return self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], lost + (1 - keep) * outside)
+        gone = np.flatnonzero((removed > 0) & (row < n_cells))
+        batch = self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], (lost + (1 - keep) * outside)[:n_cells])
+        if neighbours is None or self.side is None:
+            return batch
+        return replace(batch, neighbours=neighbours, ring_weights=self.side.ring_weights)
 
     def against(self, rows: np.ndarray, target: sp.csr_matrix, exposure: np.ndarray) -> Batch:
         """Cells as they are, with the molecules of another matrix of the same shape to predict."""
@@ -164,7 +185,7 @@ class CellBatches:
         if not self.partition.complete:
             here = self.partition.place[genes] >= 0
             genes, row, removed = genes[here], row[here], removed[here]
-        place = self._flat(genes, row, len(rows), self.partition.genes_per_block)
+        place = self._flat(genes, row, len(exposure), self.partition.genes_per_block)
         return Batch(
             inputs=inputs,
             labels=self.codes(rows),

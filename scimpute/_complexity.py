@@ -46,8 +46,12 @@ def choose(
     asked = {name: getattr(settings, name) for name in vars(plain)}
     given = replace(plain, **{name: value for name, value in asked.items() if value is not None})
     given = replace(given, n_context=min(given.n_context, context.n_values - 1))
-    if conv or None not in asked.values():
-        return given, {"why": "fixed for architecture='conv'" if conv and None in asked.values() else "all given by the caller"}
+    blind = data.side is not None and "counts" not in data.side.modalities
+    if conv or blind or None not in asked.values():
+        fixed = "fixed for architecture='conv'" if conv else "fixed where counts are not among the modalities"
+        return given, {"why": fixed if None in asked.values() else "all given by the caller"}
+    # Chosen for the counts alone: what they bear does not depend on what else is told.
+    data = replace(data, side=None)
     block = rng.permutation(data.genes)[: CANDIDATE_BLOCKS * min(settings.block_size, math.ceil(len(data.genes) / CANDIDATE_BLOCKS))]
     partition = Partition.draw(block, data.counts.shape[1], settings.block_size, rng)
     lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * per_epoch, max(STEPS)),)

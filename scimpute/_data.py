@@ -15,6 +15,7 @@ from . import _check
 from ._batches import CellBatches, Context
 from ._blocks import Partition
 from ._counts import column_sums, columns, row_sums, split
+from ._side import Side
 
 HELDOUT = 0.05
 """Fraction of the molecules that no repeat is trained on: they choose the complexity and correct the sizes."""
@@ -107,6 +108,7 @@ class Data:
     share: np.ndarray
     validation: np.ndarray
     device: torch.device
+    side: Side | None
 
     @classmethod
     def prepare(
@@ -117,6 +119,7 @@ class Data:
         genes: np.ndarray,
         device: torch.device,
         rng: np.random.Generator,
+        side: Side | None = None,
     ) -> Data:
         """Hold out molecules, find each gene's share of all molecules, draw the cells whose held-out molecules are looked at."""
         train, heldout = split(counts, 1 - HELDOUT, rng)
@@ -127,13 +130,13 @@ class Data:
         share = np.maximum(column_sums(train), 0.5) / max(size_train.sum(), 1.0)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
-        return cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device)
+        return cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device, side)
 
     def of_training(self, partition: Partition, context: Context) -> CellBatches:
-        return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device)
+        return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device, self.side)
 
     def whole(self, partition: Partition, context: Context) -> CellBatches:
-        return CellBatches(self.counts, self.size, self.labels, partition, context, self.device)
+        return CellBatches(self.counts, self.size, self.labels, partition, context, self.device, self.side)
 
     def heldout_ratio(self, rows: np.ndarray) -> torch.Tensor:
         ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)

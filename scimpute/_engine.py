@@ -23,15 +23,23 @@ from ._train import History, fit
 from .models import posterior
 from .models.began import EMPTY, Began, Discriminator, Generator, poisson_deviance
 from .models.conv import ConvDiscriminator, ConvGenerator
+from .models.modal import Modal, ModalGenerator
 
 
 def build(
     data: Data, settings: Settings, complexity: Complexity, context: Context, partition: Partition, rng: np.random.Generator
-) -> Began:
+) -> Began | Modal:
     """Generator and discriminator of one repeat."""
     start = torch.Generator().manual_seed(_random.seed(rng))
     shape = (partition.blocks, partition.genes_per_block)
     log_share = partition.deal(np.log(data.share), EMPTY)
+    if data.side is not None:
+        features = data.side.shapes(context.loadings.shape[1])
+        drawn = torch.Generator(data.device).manual_seed(_random.seed(rng))
+        sizes = (*shape, context.n_values, data.levels, features)
+        modal = ModalGenerator(*sizes, log_share, start, drawn, width=complexity.width)
+        penalty = prior_precision(complexity.penalty, data)
+        return Modal(modal, penalty=penalty, spatial_weight=data.side.spatial_weight, share=log_share.exp()).to(data.device)
     conv = settings.architecture == "conv"
     make = ConvGenerator if conv else Generator
     generator = make(*shape, context.n_values, data.levels, log_share, start, width=complexity.width)
@@ -60,7 +68,7 @@ def fit_repeat(
     partition: Partition,
     rng: np.random.Generator,
     on_epoch: Callable[[], None],
-) -> tuple[Began, History]:
+) -> tuple[Began | Modal, History]:
     """Train one repeat; its held-out deviance (nats per held-out molecule) is looked at after each epoch."""
     module = build(data, settings, complexity, context, partition, rng)
     batches = data.of_training(partition, context)
@@ -91,10 +99,28 @@ def fit_repeat(
     return module, history
 
 
+def contributions(module: Modal, data: Data, context: Context, partition: Partition) -> pd.DataFrame:
+    """Of every modality the weight of its code, and how much more is lost of the held-out molecules (nats per molecule) without it."""
+    batches = data.of_training(partition, context)
+    generator = module.generator
+    lost, molecules = dict.fromkeys((None, *generator.names), 0.0), 0.0
+    with torch.no_grad():
+        for rows in chunks(len(data.validation), partition.blocks * partition.genes_per_block):
+            batch = batches.against(data.validation[rows], data.heldout, data.size_heldout)
+            molecules += float(batch.removed.sum())
+            for name in lost:
+                with generator.without(name):
+                    rates = generator(batch.inputs, batch.labels)
+                lost[name] += float(poisson_deviance(rates, batch.exposure, batch.place, batch.removed))
+    rise = [(lost[name] - lost[None]) / max(molecules, 1.0) for name in generator.names]
+    return pd.DataFrame({"weight": generator.weights.tolist(), "contribution": rise}, index=list(generator.names))
+
+
 class Predictor(Protocol):
     """What a rate is asked of: in training :class:`Began`, later a generator that was loaded."""
 
-    generator: torch.nn.Module
+    @property
+    def generator(self) -> torch.nn.Module: ...
 
 
 def predict(module: Predictor, batches: CellBatches, rows: np.ndarray, label: int | None = None, level: int | None = None) -> torch.Tensor:
@@ -177,7 +203,7 @@ class Combiner:
         self.validation = RunningMoments(len(data.validation), k, spread=False)
         self.repeats = 0
 
-    def add(self, module: Began, context: Context, partition: Partition) -> None:
+    def add(self, module: Began | Modal, context: Context, partition: Partition) -> None:
         """Predict all cells from all their molecules, and the validation cells from their training part."""
         whole, training = self.data.whole(partition, context), self.data.of_training(partition, context)
         add_rates(module, whole, self.target, self.rates, self.own, self.repeats)
@@ -234,16 +260,21 @@ def run(
         bar.reset(settings.n_repeats * complexity.max_epochs)
         tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
         combiner, history, stopped = Combiner(data, target, keep_own=keep_own), [], []
+        parts: list[pd.DataFrame] = []
         for repeat in range(settings.n_repeats):
             bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")
             partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng, square=settings.architecture == "conv")
             module, trained = fit_repeat(data, settings, complexity, context, partition, rng, bar.update)
             combiner.add(module, context, partition)
+            if isinstance(module, Modal):
+                parts.append(contributions(module, data, context, partition))
             history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
             stopped.append(trained.stopped)
             tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
             tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
     result = combiner.finish()
     tensors |= {"sizes": result.sizes, "seen": result.seen, "share": torch.from_numpy(data.share)}
+    if parts:
+        record["contribution"] = sum(parts[1:], parts[0]) / len(parts)
     record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": result.sizes.numpy()}
     return complexity, result, record, tensors

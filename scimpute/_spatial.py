@@ -141,16 +141,31 @@ def _warn_of_small_sections(sections: Sections, n_neighs: int) -> None:
         )
 
 
-def read_rings(adata: AnnData, n_rings: int, library_key: str | None = None, key: str = _keys.SPATIAL) -> list[sp.csr_matrix]:
+def read_features(adata: AnnData, key: str) -> np.ndarray:
+    """Features of every spot in obsm, as they are: float64 ``(n, q)``."""
+    if key not in adata.obsm:
+        raise _check.missing("tile_features: obsm key", key, list(adata.obsm))
+    stored = adata.obsm[key]
+    values = stored.to_numpy() if isinstance(stored, pd.DataFrame) else np.asarray(stored)
+    if values.ndim != 2 or values.dtype.kind not in "iufb" or not values.shape[1]:
+        raise ValueError(f"adata.obsm[{key!r}] has shape {values.shape} and dtype {values.dtype}, expected numbers, a row for each spot")
+    wrong = ~np.isfinite(values.astype(np.float64)).all(axis=1)
+    if wrong.any():
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(f"adata.obsm[{key!r}] is NaN or infinite for {wrong.sum()} spots (first: {first!r}); make it again")
+    return values.astype(np.float64)
+
+
+def read_rings(adata: AnnData, n_rings: int, sections: Sections | None = None, key: str = _keys.SPATIAL) -> list[sp.csr_matrix]:
     """Rings 1 to ``n_rings`` of neighbours as symmetric graphs of ones without a diagonal; written is nothing.
 
-    The first is the object's graph, whoever made it, without edges between sections where ``library_key`` is given, or else
+    The first is the object's graph, whoever made it, without edges between ``sections`` where they are given, or else
     is found from the positions. The others always belong to it as it is now: what the object has of them may be older.
     """
     first = _adata.read_neighbours(adata, key)
     if first is None:
-        first = find_neighbours(adata, read_sections(adata, library_key)).connectivities
-    elif library_key is not None:
-        first = _graph.within(first, read_sections(adata, library_key).codes)
+        first = find_neighbours(adata, sections or read_sections(adata, None)).connectivities
+    elif sections is not None:
+        first = _graph.within(first, sections.codes)
     first = _graph.symmetric(first)
     return [first, *_graph.further_rings(first, n_rings)]

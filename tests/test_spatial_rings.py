@@ -454,11 +454,11 @@ def test_bad_graphs(foreign, refused, value, message):
 
 def test_rings_are_read_or_found_and_nothing_is_written(sections, foreign, fingerprint):
     before = fingerprint(sections)
-    found = _spatial.read_rings(sections, 3, "section")
+    found = _spatial.read_rings(sections, 3, _spatial.read_sections(sections, "section"))
     assert fingerprint(sections) == before
     pp.spatial_rings(sections, library_key="section", n_rings=3)
     names = ("spatial_connectivities", "spatial_ring2", "spatial_ring3")
-    for again in (found, _spatial.read_rings(sections, 3), _spatial.read_rings(sections, 3, "section")):
+    for again in (found, _spatial.read_rings(sections, 3), _spatial.read_rings(sections, 3, _spatial.read_sections(sections, "section"))):
         assert len(again) == 3
         for ring, name in zip(again, names, strict=True):
             assert ring.dtype == np.float32
@@ -466,7 +466,7 @@ def test_rings_are_read_or_found_and_nothing_is_written(sections, foreign, finge
     # Somebody else's.
     section = foreign.obs["section"].cat.codes.to_numpy()
     for library_key in (None, "section"):
-        first, second = _spatial.read_rings(foreign, 2, library_key)
+        first, second = _spatial.read_rings(foreign, 2, None if library_key is None else _spatial.read_sections(foreign, library_key))
         graph = foreign.obsp["spatial_connectivities"].toarray() > 0
         graph = (graph | graph.T) & ~np.eye(len(graph), dtype=bool)
         graph &= (section[:, None] == section) | (library_key is None)

@@ -38,11 +38,16 @@ class Batch:
     inputs
         ``(P, b, m + c)``: log1p(CP10k) of the kept molecules of each block, then the context of the cell.
     labels
-        One tensor of level codes ``(b,)`` for each label the generator is conditioned on.
+        One tensor of level codes ``(b,)`` for each label the generator is conditioned on; then what it is told of each modality.
     place, removed
         Where in the flat ``(P, b, m)`` output molecules were removed, and how many; shape ``(nnz,)``.
     exposure
         Size of the removed part of each cell, ``(b,)``.
+    neighbours
+        Where in the inputs two neighbours of each of the first spots are, in each ring, ``(rings, 2, a)``; the inputs (and what is told)
+        then have more rows than the ``b`` spots that something was removed of.
+    ring_weights
+        What each ring counts.
     """
 
     inputs: Tensor
@@ -50,6 +55,8 @@ class Batch:
     place: Tensor
     removed: Tensor
     exposure: Tensor
+    neighbours: Tensor | None = None
+    ring_weights: tuple[float, ...] = ()
 
 
 class _PoissonDeviance(torch.autograd.Function):

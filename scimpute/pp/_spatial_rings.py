@@ -105,7 +105,8 @@ def spatial_rings(
     obsp, more_uns = {}, {}
     if given:
         _check_settings(adata, key_added, n_neighs, coord_type)
-        further = _spatial.read_rings(adata, n_rings, library_key, key_added)[1:]
+        sections = None if library_key is None else _spatial.read_sections(adata, library_key)
+        further = _spatial.read_rings(adata, n_rings, sections, key_added)[1:]
         logg.info(f"adata.obsp[{_keys.connectivities(key_added)!r}] is there already; it stays as it is and only further rings are added")
     else:
         found = _spatial.find_neighbours(adata, _spatial.read_sections(adata, library_key), n_neighs, coord_type)

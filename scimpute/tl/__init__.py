@@ -4,5 +4,6 @@ from ._apply import apply
 from ._began import began
 from ._gain import gain
 from ._pmi import pmi
+from ._spatial import spatial
 
-__all__ = ["apply", "began", "gain", "pmi"]
+__all__ = ["apply", "began", "gain", "pmi", "spatial"]

@@ -1,0 +1,107 @@
+"""What a network is told of a spot beside its own counts: its neighbours, its position, the image around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from ._counts import TARGET
+
+FREQUENCIES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Beside the counts of ``n`` spots.
+
+    Attributes
+    ----------
+    modalities
+        Names, in the order in which they are told.
+    features
+        For ``"position"`` ``(n, p)``; for ``"image"`` ``(n, q)``, or tiles ``(n, 3, h, w)`` as uint8.
+    rings
+        Rows of neighbours, weights that sum to 1 or none, ``(n, n)``; empty where neighbours are not looked at.
+    ring_weights
+        What each ring counts in the spatial contribution.
+    spatial_weight
+        Weight of the spatial contribution.
+    """
+
+    modalities: tuple[str, ...]
+    features: Mapping[str, Tensor]
+    rings: Sequence[sp.csr_matrix]
+    ring_weights: tuple[float, ...]
+    spatial_weight: float
+
+    def shapes(self, n_scores: int) -> dict[str, tuple[int, ...]]:
+        """What :class:`~scimpute.models.modal.ModalGenerator` is to expect; ``n_scores`` low-rank scores for each ring."""
+        own = {"counts": (len(self.rings) * n_scores,)}
+        return {name: own[name] if name == "counts" else tuple(self.features[name].shape[1:]) for name in self.modalities}
+
+    def of_counts(self, counts: sp.csr_matrix, size: np.ndarray, loadings: Tensor) -> Tensor:
+        """Low-rank scores of each ring's molecules together, ``(n, rings * c)``: a ring is deeper than a spot."""
+        parts = [np.zeros((counts.shape[0], 0), np.float32)]
+        for ring in self.rings:
+            depth = np.maximum(ring @ size, 1e-6)
+            root = (sp.diags(TARGET / depth) @ (ring @ counts)).tocsr().astype(np.float32)
+            root.data = np.sqrt(root.data)
+            parts.append(root @ loadings.cpu().numpy())
+        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Two neighbours of every spot in each ring, ``(rings, 2, b)``.
+
+        One is drawn as often as its weight says. A spot without neighbours gets itself.
+        """
+        found = np.broadcast_to(rows, (len(self.rings), 2, len(rows))).copy()
+        for number, ring in enumerate(self.rings):
+            first, last = ring.indptr[rows], ring.indptr[rows + 1]
+            some = last > first
+            running = np.concatenate([[0.0], np.cumsum(ring.data)])
+            low, high = running[first[some]], running[last[some]]
+            for which in range(2):
+                at = np.searchsorted(running, low + rng.random(len(low)) * (high - low), side="right") - 1
+                found[number, which, some] = ring.indices[np.clip(at, first[some], last[some] - 1)]
+        return found
+
+
+def positions(coordinates: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Coordinates in units of half the section's larger side around its middle, their sines and cosines, and the section: ``(n, p)``."""
+    scaled = np.zeros_like(coordinates, dtype=np.float64)
+    for section in np.unique(sections):
+        rows = sections == section
+        low, high = coordinates[rows].min(axis=0), coordinates[rows].max(axis=0)
+        scaled[rows] = (coordinates[rows] - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)
+    waves = [wave(np.pi / 2 * frequency * scaled) for frequency in FREQUENCIES for wave in (np.sin, np.cos)]
+    which = [] if sections.max() == 0 else [np.eye(sections.max() + 1)[sections]]
+    return np.concatenate([scaled, *waves, *which], axis=1).astype(np.float32)
+
+
+def colours(tiles: np.ndarray) -> np.ndarray:
+    """Mean and spread of the colours of every tile, standardised: ``(n, 6)`` of uint8 ``(n, h, w, 3)``."""
+    found = np.concatenate([tiles.mean(axis=(1, 2)), tiles.std(axis=(1, 2))], axis=1)
+    return standardised(found)
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """Every column less its mean over its standard deviation, cut off at 5; 0 where it is constant."""
+    spread = features.std(axis=0)
+    scaled = (features - features.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
+    return np.clip(scaled, -5, 5).astype(np.float32)
+
+
+def weighted(ring: sp.csr_matrix, likeness: np.ndarray | None) -> sp.csr_matrix:
+    """Rows that sum to 1; neighbours count by how alike their tiles are, where ``likeness`` has features of these, ``(n, q)``."""
+    ring = ring.astype(np.float64).tocsr().copy()
+    if likeness is not None and ring.nnz:
+        row = np.repeat(np.arange(ring.shape[0]), np.diff(ring.indptr))
+        apart = np.square(likeness[row] - likeness[ring.indices]).mean(axis=1)
+        ring.data = np.exp(-apart / max(float(np.median(apart)), 1e-12))
+    total = np.asarray(ring.sum(axis=1)).ravel()
+    return (sp.diags(1 / np.where(total > 0, total, 1)) @ ring).tocsr()

@@ -1,0 +1,307 @@
+"""``tl.spatial``: what it is told, what it refuses, and that each modality is worth something where it should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+import scimpute
+from scimpute import _side
+from scimpute._side import Side
+from scimpute.models.began import Batch
+from scimpute.models.modal import CODE, Modal, ModalGenerator, TileEncoder
+
+QUICK = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
+KEY = "spatial_imputed"
+
+
+@pytest.fixture
+def tissue() -> ad.AnnData:
+    return scimpute.datasets.toy_visium(8, 8, 30)
+
+
+@pytest.fixture
+def sections() -> ad.AnnData:
+    return scimpute.datasets.toy_visium(6, 6, 30, n_sections=2)
+
+
+def run(adata: ad.AnnData, image_key: str | None = None, **changes: Any) -> Any:
+    return scimpute.tl.spatial(adata, image_key, **QUICK | changes)
+
+
+# What is told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, ["counts", "position"]),
+        ({"image_key": "hires"}, ["counts", "position", "image"]),
+        ({"tile_features": "tiles"}, ["counts", "position", "image"]),
+        ({"modalities": "counts"}, ["counts"]),
+        ({"modalities": ["image", "counts"], "image_key": "lowres"}, ["counts", "image"]),
+        ({"modalities": ["position"], "posterior": False}, ["position"]),
+        ({"modalities": ["image"], "image_key": "hires", "posterior": False}, ["image"]),
+        ({"modalities": ["image", "position"], "tile_features": "tiles", "posterior": False, "spatial_weight": 0.1}, ["position", "image"]),
+        ({"image_key": "hires", "edge_weight": "image", "modalities": ["counts"]}, ["counts"]),
+    ],
+    ids=str,
+)
+def test_any_of_the_modalities(tissue, fingerprint, arguments, told):
+    scimpute.pp.tiles(tissue)
+    before = fingerprint(tissue)
+    run(tissue, **arguments)
+    after = fingerprint(tissue)
+    assert set(after) - set(before) == {f"layers/{KEY}", f"layers/{KEY}_sd", f"uns/{KEY}"}
+    assert {name: after[name] for name in before} == before
+    table = tissue.uns[KEY]["contribution"]
+    assert list(table.index) == told == tissue.uns[KEY]["params"]["modalities"]
+    assert table["weight"].sum() == pytest.approx(1)
+    assert np.isfinite(tissue.layers[KEY]).all()
+    assert (tissue.layers[KEY] >= 0).all()
+
+
+@pytest.mark.parametrize("modalities", [["position"], ["image"], ["position", "image"]], ids=str)
+def test_without_counts_the_counts_of_the_spot_say_nothing(tissue, modalities):
+    """Two spots at the same place with the same image get the same rate, whatever was counted there."""
+    scimpute.pp.tiles(tissue)
+    tissue.obsm["spatial"][1] = tissue.obsm["spatial"][0]
+    tissue.obsm["tiles"][1] = tissue.obsm["tiles"][0]
+    picture = {"tile_features": "tiles"} if "image" in modalities else {}
+    run(tissue, modalities=modalities, posterior=False, output="rate", max_epochs=10, **picture)
+    np.testing.assert_allclose(tissue.layers[KEY][0], tissue.layers[KEY][1], rtol=1e-4)
+    assert not np.allclose(tissue.layers[KEY][0], tissue.layers[KEY][-1], rtol=1e-3)
+
+
+def test_neighbours_are_of_the_own_section(sections, monkeypatch):
+    seen: list[Side] = []
+    prepare = scimpute.tl._spatial.Data.prepare
+    monkeypatch.setattr("scimpute.tl._spatial.Data.prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
+    run(sections, library_key="section", spatial_weight=0.1)
+    codes = sections.obs["section"].cat.codes.to_numpy()
+    assert len(seen[0].rings) == 2
+    for ring in seen[0].rings:
+        ring = ring.tocoo()
+        assert ring.nnz
+        assert (codes[ring.row] == codes[ring.col]).all()
+    assert sections.uns[KEY]["conditioned_on"]["library_key"]["column"] == "section"
+    assert "spatial_connectivities" not in sections.obsp, "made and not kept"
+
+
+def test_the_graph_of_the_object_is_used(tissue):
+    nobody = tissue.copy()
+    nobody.obsp["spatial_connectivities"] = sp.csr_matrix((tissue.n_obs, tissue.n_obs))
+    for adata in (nobody, tissue):
+        run(adata, modalities="counts")
+    blind = tissue.copy()
+    run(blind, modalities="counts", ring_weights=())
+    assert not np.array_equal(nobody.layers[KEY], tissue.layers[KEY])
+    assert np.isfinite(nobody.layers[KEY]).all()
+
+
+def test_the_spatial_contribution_smooths(tissue):
+    scimpute.pp.spatial_rings(tissue)
+    apart = []
+    for weight in (0.0, 30.0):
+        run(tissue, spatial_weight=weight, posterior=False, output="rate", max_epochs=30)
+        rate = np.log(tissue.layers[KEY])
+        ring = _side.weighted(tissue.obsp["spatial_connectivities"], None)
+        apart.append(np.square(rate - ring @ rate).mean() / rate.var(axis=0).mean())
+        assert ("spatial" in tissue.uns[KEY]["history"]) == (weight > 0)
+    assert apart[1] < 0.9 * apart[0]
+
+
+# The parts
+
+
+def test_two_draws_estimate_the_distance_from_the_mean():
+    rng = np.random.default_rng(0)
+    ring = _side.weighted(sp.random(30, 30, 0.2, random_state=0, format="csr"), None)
+    ring.data = rng.random(ring.nnz)
+    ring = (sp.diags(1 / np.maximum(np.asarray(ring.sum(1)).ravel(), 1e-12)) @ ring).tocsr()
+    side = Side(("counts",), {}, [ring], (1.0,), 1.0)
+    y = rng.normal(size=30)
+    rows = np.arange(30)
+    total = np.zeros(30)
+    for _ in range(20_000):
+        one, other = side.draw(rows, rng)[0]
+        total += (y - y[one]) * (y - y[other])
+    has = np.diff(ring.indptr) > 0
+    np.testing.assert_allclose(total / 20_000, np.where(has, np.square(y - ring @ y), 0), atol=0.05)
+
+
+def test_a_spot_without_neighbours_gets_itself():
+    ring = sp.csr_matrix(([1.0], ([0], [2])), shape=(4, 4))
+    found = Side((), {}, [ring], (1.0,), 1.0).draw(np.array([3, 0, 1]), np.random.default_rng(0))
+    np.testing.assert_array_equal(found, [[[3, 2, 1], [3, 2, 1]]])
+
+
+def test_scores_of_a_ring_are_of_its_molecules_together():
+    rng = np.random.default_rng(1)
+    counts = sp.csr_matrix(rng.poisson(2.0, (5, 7)).astype(np.float32))
+    size = np.asarray(counts.sum(1)).ravel()
+    ring = _side.weighted(sp.csr_matrix(np.array([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5], float)), None)
+    loadings = torch.from_numpy(rng.normal(size=(7, 3)).astype(np.float32))
+    found = Side(("counts",), {}, [ring], (1.0,), 0.0).of_counts(counts, size, loadings)
+    pooled = (counts.toarray()[1] + counts.toarray()[2]) / (size[1] + size[2]) * 1e4
+    torch.testing.assert_close(found[0], torch.from_numpy(np.sqrt(pooled).astype(np.float32)) @ loadings)
+    assert (found[3] == 0).all()
+
+
+def test_positions_are_of_the_section_and_know_no_unit():
+    rng = np.random.default_rng(2)
+    xy, codes = rng.random((20, 2)), np.repeat([0, 1], 10)
+    found = _side.positions(xy, codes)
+    moved = xy.copy()
+    moved[codes == 1] = 40 * moved[codes == 1] + 1000
+    np.testing.assert_allclose(_side.positions(moved, codes), found, atol=1e-5)
+    assert np.abs(found).max() <= 1.0001
+    np.testing.assert_array_equal(found[:, -2:], np.eye(2)[codes])
+
+
+def test_neighbours_that_look_alike_count_more():
+    ring = sp.csr_matrix(np.array([[0, 1, 1], [1, 0, 0], [1, 0, 0]], float))
+    weights = _side.weighted(ring, np.array([[0.0], [0.1], [3.0]]))
+    assert weights[0, 1] > 0.8
+    np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1)
+
+
+def modal(features: dict[str, tuple[int, ...]], levels: tuple[int, ...] = ()) -> ModalGenerator:
+    start, rng = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    return ModalGenerator(2, 6, 4, levels, features, torch.zeros(2, 1, 6), start, rng, width=8)
+
+
+def test_the_code_of_a_modality_that_is_left_out_does_not_matter():
+    generator = modal({"counts": (3,), "position": (5,), "image": (3, 16, 16)}).eval()
+    torch.nn.init.normal_(generator.inner.output.weight)
+    rng = torch.Generator().manual_seed(2)
+    inputs, told = torch.randn(2, 9, 10, generator=rng), [torch.randn(9, 3, generator=rng), torch.randn(9, 5, generator=rng)]
+    tiles = [torch.randint(0, 255, (9, 3, 16, 16), generator=rng, dtype=torch.uint8) for _ in range(2)]
+    inputs[1, :, 6:] = inputs[0, :, 6:]
+    with torch.no_grad():
+        whole = [generator(inputs, [*told, tile]) for tile in tiles]
+        assert not torch.allclose(*whole)
+        with generator.without("image"):
+            torch.testing.assert_close(*[generator(inputs, [*told, tile]) for tile in tiles])
+        with generator.without("counts"):
+            other = generator(torch.randn(2, 9, 10, generator=rng), [torch.randn(9, 3, generator=rng), told[1], tiles[0]])
+            torch.testing.assert_close(generator(inputs, [*told, tiles[0]]), other)
+        torch.testing.assert_close(generator(inputs, [*told, tiles[0]]), whole[0])
+
+
+def test_start_of_the_layers_does_not_touch_the_global_generator():
+    state = torch.get_rng_state()
+    first, second = (TileEncoder(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    tiles = torch.randint(0, 255, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first(tiles), second(tiles))
+    assert first(tiles).shape == (2, CODE)
+
+
+def test_spatial_loss_by_hand():
+    generator = modal({"counts": (0,)}).eval()
+    torch.nn.init.normal_(generator.inner.output.weight)
+    share = torch.rand(2, 1, 6)
+    module = Modal(generator, penalty=0.0, spatial_weight=2.0, share=share)
+    # Three spots, then two neighbours of each of the first two, in one ring.
+    inputs = torch.randn(2, 7, 10)
+    nothing = torch.zeros(0)
+    batch = Batch(inputs, (torch.zeros(7, 0),), nothing.long(), nothing, torch.ones(3), torch.tensor([[[3, 4], [5, 6]]]), (0.5,))
+    (_, loss), *_ = module.losses(batch)
+    with torch.no_grad():
+        y = generator(inputs, (torch.zeros(7, 0),))
+        expected = sum((share * (y[:, [i]] - y[:, [3 + i]]) * (y[:, [i]] - y[:, [5 + i]])).sum() for i in range(2)) / 2
+        poisson = y[:, :3].clamp(max=0).exp().sum() / 3
+    torch.testing.assert_close(loss.detach(), poisson + 2.0 * 0.5 * expected)
+
+
+# It learns
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_each_modality_beats_the_gene_mean_and_all_together_are_best(seed):
+    adata = scimpute.datasets.toy_visium(16, 14, 60, depth=150, random_state=seed)
+    scimpute.pp.thin(adata, random_state=seed)
+    scimpute.pp.tiles(adata)
+    options = {"layer": "thin_train", "n_repeats": 1, "n_context": 10, "width": 32, "penalty": 30.0, "max_epochs": 40, "posterior": False}
+    runs = {"position": {"modalities": "position"}, "image": {"modalities": "image", "tile_features": "tiles"}}
+    runs |= {"counts": {"modalities": "counts", "ring_weights": ()}, "all": {"tile_features": "tiles"}}
+    for name, arguments in runs.items():
+        scimpute.tl.spatial(adata, key_added=name, progress=False, random_state=seed, **options | arguments)
+    scores = scimpute.metrics.heldout(adata, list(runs))["poisson"]
+    assert (scores[["position", "image", "counts"]] < scores["gene_mean"]).all()
+    assert scores["all"] < scores[["position", "image", "counts"]].min()
+    assert (adata.uns["all"]["contribution"]["contribution"] > 0).all()
+
+
+# Faults
+
+
+def without(*names: str) -> Any:
+    def edit(adata: ad.AnnData) -> None:
+        for name in names:
+            slot, key = name.split("/")
+            del getattr(adata, slot)[key]
+
+    return edit
+
+
+def nan_features(adata: ad.AnnData) -> None:
+    adata.obsm["tiles"] = np.full((adata.n_obs, 2), np.nan)
+
+
+def nan_position(adata: ad.AnnData) -> None:
+    adata.obsm["spatial"] = adata.obsm["spatial"].astype(float)
+    adata.obsm["spatial"][3, 0] = np.nan
+
+
+REFUSED = {
+    "45-no positions": (without("obsm/spatial"), {}, KeyError, r"obsm key 'spatial' not found"),
+    "46-nan position": (nan_position, {}, ValueError, "NaN or infinite for 1 spots"),
+    "53-no image": (without("uns/spatial"), {"image_key": "hires"}, KeyError, "spatial"),
+    "53-no such image": (None, {"image_key": "huge"}, KeyError, "'huge'.*hires"),
+    "69-two images": (None, {"image_key": "hires", "tile_features": "tiles"}, ValueError, "two sources of the image"),
+    "69-image not used": (None, {"image_key": "hires", "modalities": ["counts"]}, ValueError, "'image' is not among the modalities"),
+    "image asked for": (None, {"modalities": ["image"]}, ValueError, "there is none: pass image_key, or tile_features"),
+    "edges by no image": (None, {"edge_weight": "image", "modalities": ["counts"]}, ValueError, "there is none"),
+    "no features": (None, {"tile_features": "tiles"}, KeyError, r"tile_features: obsm key 'tiles' not found"),
+    "features NaN": (nan_features, {"tile_features": "tiles"}, ValueError, r"obsm\['tiles'\] is NaN or infinite for 64 spots"),
+    "65-modality": (None, {"modalities": ["smell"]}, ValueError, "modalities must be one of"),
+    "no modality": (None, {"modalities": []}, ValueError, "must name some of"),
+    "twice": (None, {"modalities": ["counts", "counts"]}, ValueError, "each once"),
+    "posterior of nothing": (None, {"modalities": ["position"]}, ValueError, "pass posterior=False"),
+    "rings": (None, {"ring_weights": 1.0}, TypeError, "sequence of numbers"),
+    "negative ring": (None, {"ring_weights": (1.0, -1.0)}, ValueError, "ring_weights"),
+    "smooth with nobody": (None, {"ring_weights": (), "spatial_weight": 1.0}, ValueError, "ring_weights leaves out"),
+    "negative weight": (None, {"spatial_weight": -1.0}, ValueError, "spatial_weight"),
+    "66-key of the images": (None, {"key_added": "spatial"}, ValueError, "the place of the images"),
+    "35-library": (None, {"library_key": "nope"}, KeyError, "'nope'"),
+    "6-few spots": (lambda a: a[:9].copy(), {}, ValueError, "at least 10 spots, got 9"),
+    "17-negative": (lambda a: a.X.data.__setitem__(0, -1.0), {}, ValueError, "negative"),
+}
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_refused(tissue, edited, refused, row):
+    edit, arguments, error, message = REFUSED[row]
+    adata = edited(tissue, edit)
+    refused(adata, lambda a: run(a, **arguments), error, message)
+
+
+def test_50_several_sections_without_a_key_warn_once(sections):
+    with pytest.warns(UserWarning, match="without library_key all spots are taken to lie in one") as caught:
+        run(sections, modalities="counts")
+    assert len(caught) == 1
+
+
+def test_48_all_at_one_place(tissue):
+    tissue.obsm["spatial"][:] = 5
+    for name in ("array_row", "array_col"):
+        del tissue.obs[name]
+    run(tissue)
+    assert np.isfinite(tissue.layers[KEY]).all()
