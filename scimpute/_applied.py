@@ -1,4 +1,4 @@
-"""A saved model of `tl.began` on other cells: its generators rebuilt, their rates, the posterior step.
+"""A saved model of `tl.began` or `tl.spatial` on other cells: its generators rebuilt, their rates, the posterior step.
 
 Knows numpy, scipy and torch, not AnnData.
 """
@@ -19,8 +19,10 @@ from ._blocks import Partition, RunningMoments
 from ._data import target_of
 from ._engine import Rates, add_rates
 from ._output import finish
+from ._side import Side
 from .models.began import Generator
 from .models.conv import ConvGenerator
+from .models.modal import ModalGenerator
 
 
 class AnyLevel(nn.Module):
@@ -29,7 +31,7 @@ class AnyLevel(nn.Module):
     Parameters
     ----------
     generator
-        Gives log rates ``(P, b, m)`` from ``(P, b, m + c)`` and one ``(b,)`` of codes a label.
+        Gives log rates ``(P, b, m)`` from ``(P, b, m + c)`` and one ``(b,)`` of codes a label, then what is told of modalities.
     levels
         Number of levels of each label.
     """
@@ -40,7 +42,7 @@ class AnyLevel(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Sequence[Tensor]) -> Tensor:
         """Log share of every gene, ``(P, b, m)``."""
-        for label, codes in enumerate(labels):
+        for label, codes in enumerate(labels[: len(self.levels)]):
             unknown = codes < 0
             if not unknown.any():
                 continue
@@ -83,6 +85,8 @@ class Model:
         Parameters of the training; the ones of the output hold for the application too.
     labels
         For each label its argument (``"batch_key"``), column of obs and levels.
+    features
+        Shape of what is told of each modality (`tl.spatial`), else None.
     """
 
     genes: list[str]
@@ -90,17 +94,21 @@ class Model:
     params: dict[str, Any]
     labels: dict[str, tuple[str, list[str]]]
     tensors: Mapping[str, Tensor]
+    features: dict[str, tuple[int, ...]] | None = None
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Model:
         """Raises ValueError where something is missing or does not fit together."""
         try:
             labels = {name: (str(label["column"]), list(label["levels"])) for name, label in metadata["conditioned_on"].items()}
-            model = cls(list(metadata["genes"]), list(metadata["imputed"]), dict(metadata["params"]), labels, tensors)
+            features = {name: tuple(shape) for name, shape in metadata["features"].items()} if "features" in metadata else None
+            params = {"fill": "all", "architecture": "dense", **metadata["params"]}
+            model = cls(list(metadata["genes"]), list(metadata["imputed"]), params, labels, tensors, features)
             model.check()
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"the file does not hold a whole model of tl.began ({reason}); save it again with save=...") from error
+            method = metadata.get("method", "began")
+            raise ValueError(f"the file does not hold a whole model of tl.{method} ({reason}); save it again with save=...") from error
         return model
 
     def check(self) -> None:
@@ -148,12 +156,16 @@ class Model:
         place = state.pop("place").numpy()
         conv = self.params["architecture"] == "conv"
         # The bias of the last layer has a value for every place of every block.
-        bias = state["bias" if conv else "output.bias"]
+        name = "bias" if conv else "output.bias" if self.features is None else "inner.output.bias"
+        bias = state[name]
         blocks, _, size = bias.shape
-        make = ConvGenerator if conv else Generator
         start = torch.Generator().manual_seed(0)
-        n_context = self.tensors["loadings"].shape[1] + 1
-        generator = make(blocks, size, n_context, self.levels, bias, start, width=self.params["width"])
+        shape, width = (blocks, size, self.tensors["loadings"].shape[1] + 1, self.levels), self.params["width"]
+        generator: nn.Module
+        if self.features is not None:
+            generator = ModalGenerator(*shape, self.features, bias, start, start, width=width)
+        else:
+            generator = (ConvGenerator if conv else Generator)(*shape, bias, start, width=width)
         generator.load_state_dict(state)
         return Repeat(generator.requires_grad_(False).eval(), place, blocks, size)
 
@@ -175,6 +187,7 @@ def impute(
     labels: tuple[np.ndarray, ...],
     names: Sequence[str],
     device: torch.device,
+    side: Side | None,
     *,
     progress: bool,
 ) -> Rates:
@@ -188,6 +201,8 @@ def impute(
         Level codes of each of the model's labels, -1 for a level it does not know.
     names
         Genes of the result, some of ``model.imputed``.
+    side
+        What a model of `tl.spatial` is told beside the counts.
     """
     from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
 
@@ -198,7 +213,7 @@ def impute(
     for number in tqdm(range(n_repeats), disable=not progress, desc="applying the model", unit=" repeats"):
         repeat = model.repeat(number)
         partition = Partition(columns, repeat.place, repeat.blocks, repeat.genes_per_block)
-        batches = CellBatches(counts, size, labels, partition, context, device)
+        batches = CellBatches(counts, size, labels, partition, context, device, side)
         add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
     place = {name: i for i, name in enumerate(model.imputed)}
     chosen = torch.tensor([place[name] for name in names])

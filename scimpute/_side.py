@@ -71,29 +71,36 @@ class Side:
         return found
 
 
-def positions(coordinates: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Coordinates in units of half the section's larger side around its middle, their sines and cosines, and the section: ``(n, p)``."""
+def positions(coordinates: np.ndarray, sections: np.ndarray, known: np.ndarray, n_known: int) -> np.ndarray:
+    """Coordinates in units of half the section's larger side around its middle, their sines and cosines, and the section: ``(n, p)``.
+
+    ``known`` are codes of the ``n_known`` sections of the training, -1 for one that was not among them.
+    """
     scaled = np.zeros_like(coordinates, dtype=np.float64)
     for section in np.unique(sections):
         rows = sections == section
         low, high = coordinates[rows].min(axis=0), coordinates[rows].max(axis=0)
         scaled[rows] = (coordinates[rows] - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)
     waves = [wave(np.pi / 2 * frequency * scaled) for frequency in FREQUENCIES for wave in (np.sin, np.cos)]
-    which = [] if sections.max() == 0 else [np.eye(sections.max() + 1)[sections]]
+    which = [] if n_known < 2 else [known[:, None] == np.arange(n_known)]
     return np.concatenate([scaled, *waves, *which], axis=1).astype(np.float32)
 
 
 def colours(tiles: np.ndarray) -> np.ndarray:
     """Mean and spread of the colours of every tile, standardised: ``(n, 6)`` of uint8 ``(n, h, w, 3)``."""
     found = np.concatenate([tiles.mean(axis=(1, 2)), tiles.std(axis=(1, 2))], axis=1)
-    return standardised(found)
+    return standardised(found, moments(found))
 
 
-def standardised(features: np.ndarray) -> np.ndarray:
+def moments(features: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation of every column, ``(2, q)``."""
+    return np.stack([features.mean(axis=0), features.std(axis=0)])
+
+
+def standardised(features: np.ndarray, of: np.ndarray) -> np.ndarray:
     """Every column less its mean over its standard deviation, cut off at 5; 0 where it is constant."""
-    spread = features.std(axis=0)
-    scaled = (features - features.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
-    return np.clip(scaled, -5, 5).astype(np.float32)
+    mean, spread = of
+    return np.clip((features - mean) / np.where(spread > 1e-9, spread, np.inf), -5, 5).astype(np.float32)
 
 
 def weighted(ring: sp.csr_matrix, likeness: np.ndarray | None) -> sp.csr_matrix:

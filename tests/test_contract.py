@@ -177,6 +177,9 @@ IMPUTERS = [
         steps=(
             "scimpute.tl._spatial.Data.prepare",
             "scimpute.tl._spatial.finish",
+            "scimpute.tl._spatial.save_model",
+            "scimpute._save.save_file",
+            "scimpute._save.os.replace",
             "scimpute._engine.choose",
             "scimpute._engine.contributions",
             "scimpute._engine.fit",
@@ -805,7 +808,7 @@ def test_failure_of_a_step_changes_nothing(imputer, adata, monkeypatch, tmp_path
     saved.write_text("an earlier model")
     replace(monkeypatch, step, lambda original: failing(error, 1, original))
     with pytest.raises(type(error), match="stop"):
-        imputer.run(adata, **({"save": saved} if imputer.takes("save") else {}))
+        imputer.run(adata, save=saved)
     assert fingerprint(adata) == before
     assert states() == state
     assert saved.read_text() == "an earlier model"
@@ -888,7 +891,6 @@ def target(tmp_path: Path) -> Path:
     return path
 
 
-@taking("save")
 def test_77_disk_full(imputer, adata, target, fingerprint, monkeypatch):
     before = fingerprint(adata)
 
@@ -904,7 +906,6 @@ def test_77_disk_full(imputer, adata, target, fingerprint, monkeypatch):
     assert list(target.parent.iterdir()) == [target]
 
 
-@taking("save")
 def test_77_read_only(imputer, adata, target, fingerprint, monkeypatch):
     before = fingerprint(adata)
 
@@ -936,7 +937,6 @@ def in_child(work: Callable[[], Any]) -> int:
 
 @FORK
 @FORKED
-@taking("save")
 def test_78_killed_while_writing(imputer, adata, target, monkeypatch):
     def die(tensors: Any, path: Path, metadata: Any) -> None:
         Path(path).write_bytes(b"half")
@@ -994,7 +994,6 @@ sys.exit(99 if hangs else child.exitcode)
 
 
 @FORKED
-@taking("save")
 def test_80_fork_of_a_process_with_many_threads(imputer, tmp_path):
     """The threads of the parent's OpenMP pool do not exist in the child. Arrays are of a size at which torch would use them."""
     adata = scimpute.datasets.toy_counts(60, 2000)

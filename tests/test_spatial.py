@@ -156,12 +156,13 @@ def test_scores_of_a_ring_are_of_its_molecules_together():
 def test_positions_are_of_the_section_and_know_no_unit():
     rng = np.random.default_rng(2)
     xy, codes = rng.random((20, 2)), np.repeat([0, 1], 10)
-    found = _side.positions(xy, codes)
+    found = _side.positions(xy, codes, codes, 2)
     moved = xy.copy()
     moved[codes == 1] = 40 * moved[codes == 1] + 1000
-    np.testing.assert_allclose(_side.positions(moved, codes), found, atol=1e-5)
+    np.testing.assert_allclose(_side.positions(moved, codes, codes, 2), found, atol=1e-5)
     assert np.abs(found).max() <= 1.0001
     np.testing.assert_array_equal(found[:, -2:], np.eye(2)[codes])
+    assert (_side.positions(xy, codes, np.full(20, -1), 2)[:, -2:] == 0).all()
 
 
 def test_neighbours_that_look_alike_count_more():
@@ -237,6 +238,57 @@ def test_each_modality_beats_the_gene_mean_and_all_together_are_best(seed):
     assert (scores[["position", "image", "counts"]] < scores["gene_mean"]).all()
     assert scores["all"] < scores[["position", "image", "counts"]].min()
     assert (adata.uns["all"]["contribution"]["contribution"] > 0).all()
+
+
+# Saved models
+
+
+APPLIED = [
+    {},
+    {"image_key": "hires", "edge_weight": "image"},
+    {"tile_features": "tiles", "output": "log1p"},
+    {"modalities": ["image", "position"], "image_key": "lowres", "posterior": False},
+]
+
+
+@pytest.mark.parametrize("arguments", APPLIED, ids=str)
+def test_applied_to_the_spots_of_the_training(sections, tmp_path, arguments):
+    scimpute.pp.tiles(sections, library_key="section")
+    path = tmp_path / "model.safetensors"
+    run(sections, library_key="section", save=path, n_repeats=2, **arguments)
+    scimpute.tl.apply(sections, path, key_added="again")
+    for suffix in ("", "_sd"):
+        np.testing.assert_allclose(sections.layers["again" + suffix], sections.layers[KEY + suffix], rtol=1e-5)
+    wanted = sections.uns[KEY]["params"] | {"device": "cpu"}
+    assert wanted.items() <= sections.uns["again"]["params"].items()
+
+
+def test_applied_to_a_new_section(tmp_path):
+    adata = scimpute.datasets.toy_visium(10, 10, 60, n_sections=3, depth=300)
+    names = list(adata.obs["section"].cat.categories)
+    new = (adata.obs["section"] == names[-1]).to_numpy()
+    train, query = adata[~new].copy(), adata[new].copy()
+    train.uns["spatial"] = {name: adata.uns["spatial"][name] for name in names[:-1]}
+    query.uns["spatial"] = {names[-1]: adata.uns["spatial"][names[-1]]}
+    path = tmp_path / "model.safetensors"
+    scimpute.tl.spatial(train, "hires", library_key="section", max_epochs=30, n_repeats=1, save=path, progress=False)
+    scimpute.pp.thin(query)
+    with pytest.raises(ValueError, match="the model does not know"):
+        scimpute.tl.apply(query, path, layer="thin_train")
+    scimpute.tl.apply(query, path, layer="thin_train", unseen="average")
+    scores = scimpute.metrics.heldout(query, KEY)["poisson"]
+    assert scores[KEY] < scores["gene_mean"]
+
+
+def test_applied_with_other_features(tissue, tmp_path, fingerprint):
+    scimpute.pp.tiles(tissue)
+    path = tmp_path / "model.safetensors"
+    run(tissue, tile_features="tiles", save=path)
+    tissue.obsm["tiles"] = tissue.obsm["tiles"][:, :7]
+    before = fingerprint(tissue)
+    with pytest.raises(ValueError, match="has 7 features, the model was trained on 36"):
+        scimpute.tl.apply(tissue, path)
+    assert fingerprint(tissue) == before
 
 
 # Faults

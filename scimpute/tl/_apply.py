@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from scanpy import settings as scanpy_settings
 
-from .. import _adata, _annotations, _applied, _check, _device, _keys
+from .. import _adata, _annotations, _applied, _check, _device, _keys, _spatial
 from .._save import load_model
 from .._version import __version__
-from . import _masked
+from . import _masked, _modalities
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -36,7 +36,7 @@ def apply(
     """Impute other cells or samples with a saved model, without training.
 
     The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels of labels are matched by name,
-    every cell is imputed by itself (a part of the cells gets what all of them would get), and applied to
+    every cell is imputed by itself (a part of the cells gets what all of them would get; spots need their neighbours), and applied to
     the cells it was trained on, a model gives what the training gave. Output, fill, posterior, target batch and
     the columns of ``obs`` are those of the training.
 
@@ -45,8 +45,9 @@ def apply(
     adata
         Object with counts (for models of ``tl.pmi`` and ``tl.gain`` with expression as in the training), ``n_obs`` x ``n_vars``;
         genes in any order. Genes that the model does not know are not imputed. Genes that ``adata`` lacks are missing values to
-        ``tl.pmi`` and ``tl.gain``, and are filled: a gene panel becomes a transcriptome. A model of ``tl.began`` is told zero
-        counts of them, with a warning, and needs more than half of its genes.
+        ``tl.pmi`` and ``tl.gain``, and are filled: a gene panel becomes a transcriptome. A model of ``tl.began`` or ``tl.spatial`` is told
+        zero counts of them, with a warning, and needs more than half of its genes. ``tl.spatial`` needs positions and images as in the
+        training; a new section is of a level that it does not know (``unseen="average"``).
     model
         File of the model: safetensors, never a pickle.
     layer
@@ -107,7 +108,7 @@ def apply(
     method = metadata.get("method")
     if method not in _METHODS:
         raise ValueError(f"model: {str(model)!r} is of method {method!r}; this version applies models of {_check.listing(_METHODS)}")
-    key = method if key_added is None else key_added
+    key = _METHODS[method].key or method if key_added is None else key_added
     _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes)
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
@@ -142,13 +143,16 @@ class Method:
         ``uns``, what is to be recorded beside the parameters; ``params`` where they are not those of the metadata.
     suffixes
         Endings of the layers it writes.
+    key
+        Name of its result where it is not its own.
     """
 
     function: Callable[[Any, Mapping[str, Any], Mapping[str, Any], Options], dict[str, Any]]
     suffixes: tuple[str, ...] = ("", "_sd")
+    key: str | None = None
 
 
-def _began(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     model = _applied.Model.read(tensors, metadata)
     places = match_genes(adata, model.genes)
     names = adata.var_names.astype(str)
@@ -165,9 +169,15 @@ def _began(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, An
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
     _adata.warn_of_empty_cells(counts, stacklevel=4)
     _warn_of_genes(model, counts, found)
-    result = _applied.impute(model, counts, size, labels, found, options.device, progress=options.progress)
+    side = None
+    if model.features is not None:
+        sections = _spatial.read_sections(adata, model.params.get("library_key"))
+        known = labels[0] if labels else np.zeros(adata.n_obs, dtype=np.int64)
+        n_known = model.levels[0] if labels else 1
+        side, _ = _modalities.read_side(adata, model.params, sections, known, n_known, tensors.get("tile_moments"))
+    result = _applied.impute(model, counts, size, labels, found, options.device, side, progress=options.progress)
 
-    params = {name: value for name, value in model.params.items() if name != "size_key" or size_key}
+    params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}
     values = {options.key: result.rates.mean, _keys.sd(options.key): result.rates.squares}
     written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"]}}
     if whole:
@@ -246,4 +256,9 @@ def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str
         )
 
 
-_METHODS = {"began": Method(_began), "gain": Method(_masked.apply_saved), "pmi": Method(_masked.apply_saved)}
+_METHODS = {
+    "began": Method(_counts),
+    "gain": Method(_masked.apply_saved),
+    "pmi": Method(_masked.apply_saved),
+    "spatial": Method(_counts, key="spatial_imputed"),
+}

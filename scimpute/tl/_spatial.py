@@ -4,24 +4,23 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from scanpy import settings as scanpy_settings
 
-from .. import _adata, _annotations, _check, _device, _keys, _random, _side, _spatial, _tissue
+from .. import _adata, _annotations, _check, _device, _keys, _random, _spatial
 from .._data import Data, checked_settings
 from .._engine import run
 from .._output import finish
+from .._save import save_model
 from .._version import __version__
+from . import _modalities
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from anndata import AnnData
 
 MIN_SPOTS = 10
-MODALITIES = ("counts", "position", "image")
-TILE_PIXELS = 32
-"""Side of the tiles that the network is shown, whatever the size of the spots in the image."""
 
 
 def spatial(
@@ -50,6 +49,7 @@ def spatial(
     random_state: int | np.random.Generator | None = 0,
     device: str = "auto",
     progress: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     r"""Impute spatial counts from the spot, its neighbours, its position and the image around it.
@@ -100,6 +100,8 @@ def spatial(
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
         Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+    save
+        File for the trained model, which :func:`scimpute.tl.apply` applies to other sections.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -147,7 +149,7 @@ def spatial(
         raise ValueError("key_added='spatial': uns['spatial'] is the place of the images; choose another key")
     _adata.check_target(adata, "spatial", key_added, layer=layer, copy=copy)
     _check.option("output", output, ("counts", "rate", "log1p"))
-    chosen = _modalities(modalities, image_key, tile_features, edge_weight)
+    chosen = _modalities.chosen(modalities, image_key, tile_features, edge_weight)
     if "counts" not in chosen and _check.boolean("posterior", posterior):
         raise ValueError("posterior=True uses the counts of the spot, which are not among the modalities; pass posterior=False")
     settings = checked_settings(
@@ -167,10 +169,11 @@ def spatial(
         adversarial_weight=0.0,
         reconstruction_weight=1.0,
     )
-    weights = _ring_weights(ring_weights)
+    weights = _modalities.ring_weights(ring_weights)
     spatial_weight = _check.number("spatial_weight", spatial_weight, 0)
     if not any(weights) and (spatial_weight or edge_weight):
         raise ValueError("spatial_weight and edge_weight are about neighbours, which ring_weights leaves out; give a ring a weight above 0")
+    path = None if save is None else _check.writable_file("save", save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
     shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
@@ -181,17 +184,7 @@ def spatial(
     size = _annotations.read_size(adata, size_key, counts)
     sections = _spatial.read_sections(adata, library_key)
     _check.memory(2 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
-    side = _read_side(adata, chosen, sections, library_key, image_key, tile_features, weights, spatial_weight, edge_weight)
-    _adata.warn_of_empty_cells(counts)
-
-    labels = (sections.codes,) if len(sections.names) > 1 else ()
-    columns = np.arange(adata.n_vars)
-    with _device.session(torch_device):
-        data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
-        complexity, result, record, _ = run(data, settings, None, rng, progress=shown, keep_own=posterior)
-        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill="all")
-
-    params: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "image_key": image_key,
         "modalities": list(chosen),
         "library_key": library_key,
@@ -199,6 +192,19 @@ def spatial(
         "ring_weights": list(weights),
         "spatial_weight": spatial_weight,
         "edge_weight": edge_weight,
+    }
+    side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
+    _adata.warn_of_empty_cells(counts)
+
+    labels = (sections.codes,) if len(sections.names) > 1 else ()
+    columns = np.arange(adata.n_vars)
+    with _device.session(torch_device):
+        data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
+        complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, keep_own=posterior)
+        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill="all")
+
+    params = {
+        **asked,
         "layer": layer or "X",
         "output": output,
         "posterior": posterior,
@@ -209,8 +215,14 @@ def spatial(
         **vars(complexity),
     }
     conditioned = {"library_key": {"column": library_key, "levels": sections.names}} if labels else {}
+    params = {name: value for name, value in params.items() if value is not None}
+    if path is not None:
+        names = list(map(str, adata.var_names))
+        metadata = {"method": "spatial", "version": __version__, "genes": names, "imputed": names, "conditioned_on": conditioned}
+        features = {name: list(shape) for name, shape in side.shapes(complexity.n_context).items()}
+        save_model(path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
     uns = {
-        "params": {name: value for name, value in params.items() if value is not None},
+        "params": params,
         **record,
         "conditioned_on": conditioned,
         "version": __version__,
@@ -218,63 +230,3 @@ def spatial(
     }
     values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
     return _adata.write(adata, key_added, "spatial", layers=values, uns=uns, copy=copy)
-
-
-def _modalities(asked: Sequence[str] | None, image_key: str | None, tile_features: str | None, edge_weight: str | None) -> tuple[str, ...]:
-    """Which modalities, in the order in which the network is told them."""
-    if image_key is not None and tile_features is not None:
-        raise ValueError(f"image_key={image_key!r} and tile_features={tile_features!r} are two sources of the image; pass one of them")
-    if edge_weight is not None:
-        _check.option("edge_weight", edge_weight, ("image",))
-    pictured = image_key is not None or tile_features is not None
-    if asked is None:
-        return MODALITIES if pictured else MODALITIES[:2]
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        _check.option("modalities", name, MODALITIES)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"modalities must name some of {_check.listing(MODALITIES)}, each once; got {names}")
-    if ("image" in names or edge_weight) and not pictured:
-        raise ValueError("the image is asked for, but there is none: pass image_key, or tile_features with what scimpute.pp.tiles wrote")
-    if pictured and "image" not in names and edge_weight is None:
-        given = f"image_key={image_key!r}" if image_key is not None else f"tile_features={tile_features!r}"
-        raise ValueError(f"{given} is given, but 'image' is not among the modalities {names}; add it or leave out the image")
-    return tuple(name for name in MODALITIES if name in names)
-
-
-def _ring_weights(asked: Sequence[float]) -> tuple[float, ...]:
-    if isinstance(asked, str) or not hasattr(asked, "__iter__"):
-        raise TypeError(f"ring_weights must be a sequence of numbers, one for each ring, got {asked!r}")
-    return tuple(_check.number("ring_weights", weight, 0) for weight in asked)
-
-
-def _read_side(
-    adata: AnnData,
-    modalities: tuple[str, ...],
-    sections: _spatial.Sections,
-    library_key: str | None,
-    image_key: str | None,
-    tile_features: str | None,
-    weights: tuple[float, ...],
-    spatial_weight: float,
-    edge_weight: str | None,
-) -> _side.Side:
-    """All that is told of a spot beside its counts."""
-    features: dict[str, torch.Tensor] = {}
-    likeness = None
-    if "position" in modalities:
-        features["position"] = torch.from_numpy(_side.positions(_spatial.read_coordinates(adata), sections.codes))
-    if tile_features is not None:
-        likeness = _side.standardised(_spatial.read_features(adata, tile_features))
-        image = torch.from_numpy(likeness)
-    elif image_key is not None:
-        tiles = _tissue.spot_tiles(adata, image_key, library_key, pixels=TILE_PIXELS)
-        likeness = _side.colours(tiles)
-        image = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
-    if "image" in modalities:
-        features["image"] = image
-    # Of neighbours the counts are told, or their rates are compared.
-    used = [number for number, weight in enumerate(weights) if weight > 0] if "counts" in modalities or spatial_weight else []
-    graphs = _spatial.read_rings(adata, max(used) + 1, sections) if used else []
-    rings = [_side.weighted(graphs[number], likeness if edge_weight else None) for number in used]
-    return _side.Side(modalities, features, rings, tuple(weights[number] for number in used), spatial_weight)

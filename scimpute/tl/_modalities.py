@@ -1,0 +1,101 @@
+"""Which modalities `tl.spatial` is asked for, and how each is read, in training and when a saved model is applied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import _check, _side, _spatial, _tissue
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from torch import Tensor
+
+MODALITIES = ("counts", "position", "image")
+TILE_PIXELS = 32
+"""Side of the tiles that the network is shown, whatever the size of the spots in the image."""
+
+
+def chosen(asked: Sequence[str] | None, image_key: str | None, tile_features: str | None, edge_weight: str | None) -> tuple[str, ...]:
+    """Which modalities, in the order in which the network is told them."""
+    if image_key is not None and tile_features is not None:
+        raise ValueError(f"image_key={image_key!r} and tile_features={tile_features!r} are two sources of the image; pass one of them")
+    if edge_weight is not None:
+        _check.option("edge_weight", edge_weight, ("image",))
+    pictured = image_key is not None or tile_features is not None
+    if asked is None:
+        return MODALITIES if pictured else MODALITIES[:2]
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        _check.option("modalities", name, MODALITIES)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"modalities must name some of {_check.listing(MODALITIES)}, each once; got {names}")
+    if ("image" in names or edge_weight) and not pictured:
+        raise ValueError("the image is asked for, but there is none: pass image_key, or tile_features with what scimpute.pp.tiles wrote")
+    if pictured and "image" not in names and edge_weight is None:
+        given = f"image_key={image_key!r}" if image_key is not None else f"tile_features={tile_features!r}"
+        raise ValueError(f"{given} is given, but 'image' is not among the modalities {names}; add it or leave out the image")
+    return tuple(name for name in MODALITIES if name in names)
+
+
+def ring_weights(asked: Sequence[float]) -> tuple[float, ...]:
+    """The weight of each ring, checked."""
+    if isinstance(asked, str) or not hasattr(asked, "__iter__"):
+        raise TypeError(f"ring_weights must be a sequence of numbers, one for each ring, got {asked!r}")
+    return tuple(_check.number("ring_weights", weight, 0) for weight in asked)
+
+
+def read_side(
+    adata: AnnData,
+    params: Mapping[str, Any],
+    sections: _spatial.Sections,
+    known: np.ndarray,
+    n_known: int,
+    moments: Tensor | None = None,
+) -> tuple[_side.Side, dict[str, Tensor]]:
+    """All that is told of a spot beside its counts, and what of it a saved model needs.
+
+    Parameters
+    ----------
+    params
+        Those of `tl.spatial` that say what is told.
+    sections
+        Of the object: neighbours and positions are within one.
+    known, n_known
+        Codes of the sections of the training, -1 for another one.
+    moments
+        Of the tile features of the training; of those here where None.
+    """
+    modalities, tile_features, image_key = tuple(params["modalities"]), params.get("tile_features"), params.get("image_key")
+    features: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    likeness = None
+    if "position" in modalities:
+        found = _side.positions(_spatial.read_coordinates(adata), sections.codes, known, n_known)
+        features["position"] = torch.from_numpy(found)
+    if tile_features is not None:
+        read = _spatial.read_features(adata, tile_features)
+        kept["tile_moments"] = torch.from_numpy(_side.moments(read)) if moments is None else moments
+        if kept["tile_moments"].shape[1] != read.shape[1]:
+            raise ValueError(
+                f"adata.obsm[{tile_features!r}] has {read.shape[1]} features, the model was trained on {kept['tile_moments'].shape[1]}; "
+                "make them in the same way"
+            )
+        likeness = _side.standardised(read, kept["tile_moments"].numpy())
+        image = torch.from_numpy(likeness)
+    elif image_key is not None:
+        tiles = _tissue.spot_tiles(adata, image_key, params.get("library_key"), pixels=TILE_PIXELS)
+        likeness = _side.colours(tiles)
+        image = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
+    if "image" in modalities:
+        features["image"] = image
+    weights, spatial_weight = params["ring_weights"], params["spatial_weight"]
+    # Of neighbours the counts are told, or their rates are compared.
+    used = [number for number, weight in enumerate(weights) if weight > 0] if "counts" in modalities or spatial_weight else []
+    graphs = _spatial.read_rings(adata, max(used) + 1, sections) if used else []
+    rings = [_side.weighted(graphs[number], likeness if params.get("edge_weight") else None) for number in used]
+    return _side.Side(modalities, features, rings, tuple(weights[number] for number in used), spatial_weight), kept
