@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MARKERS = ("CD79A", "CD3D", "GNLY", "FCER1A")
 """B cells, T cells, NK cells, dendritic cells."""
 
+_IMPUTERS = ("began", "spatial", "pmi", "gain")
 _BAD_INPUT = (argparse.ArgumentError, ValueError, KeyError, TypeError, FileNotFoundError, IsADirectoryError)
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_, **__: print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
             options = _parser().parse_args(argv)
             commands: dict[str, Callable[..., None]] = {"demo": demo, "apply": _apply}
-            commands |= {name: functools.partial(_impute, name) for name in ("began", "pmi", "gain")}
+            commands |= {name: functools.partial(_impute, name) for name in _IMPUTERS}
             commands[options.command](**{name: value for name, value in options[options.command].items() if name != "debug"})
         return 0
     except SystemExit as end:  # --help and --version
@@ -130,6 +131,7 @@ def _impute(name: str, in_file: str, out_file: str, save: str | None, **options:
 def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     from . import tl
     from ._save import load_metadata, replace_file
+    from .tl._apply import default_key
 
     target = _output(out_file)
     if os.path.realpath(model) in (os.path.realpath(in_file), str(target)):
@@ -138,7 +140,7 @@ def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     adata = _read(in_file)
     tl.apply(adata, model, **options)
     replace_file(target, adata.write_h5ad)
-    _report(adata, options["key_added"] or method, out_file)
+    _report(adata, options["key_added"] or default_key(method), out_file)
 
 
 def _report(adata: AnnData, key: str, out_file: str) -> None:
@@ -204,12 +206,12 @@ class _Parser(ArgumentParser):
 def _parser() -> ArgumentParser:
     from . import tl
 
-    parser = _Parser(prog="scimpute", version=__version__, description="Impute single-cell counts in an h5ad file.")
+    parser = _Parser(prog="scimpute", version=__version__, description="Impute single-cell, spatial or bulk expression in an h5ad file.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     run = _Parser(function=demo)
     run.add_function(demo)
     commands.add_subcommand("demo", run, help="try it on real data that come with scanpy")
-    for name in ("began", "pmi", "gain"):
+    for name in _IMPUTERS:
         commands.add_subcommand(name, _parser_of(getattr(tl, name)), help=f"impute with scimpute.tl.{name}")
     commands.add_subcommand("apply", _parser_of(tl.apply, ("model", "MODEL")), help="impute other cells with a model that --save wrote")
     return parser
@@ -218,7 +220,7 @@ def _parser() -> ArgumentParser:
 def _parser_of(function: Callable[..., Any], *between: tuple[str, str]) -> _Parser:
     """IN, parameters that come between (name, metavar), OUT, and every other parameter as an option."""
     parser = _Parser(function=function, epilog="A list is written '[CD3D, NKG7]', None is written null.")
-    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts (pmi, gain: log expression).")
+    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts (pmi, gain: log expression; spatial: positions too).")
     for name, metavar in between:
         parser.add_argument(name, metavar=metavar)
     parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")

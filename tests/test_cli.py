@@ -82,6 +82,18 @@ def test_bulk_methods_and_their_models(method, tmp_path, capsys):
     assert f"Wrote obsm['{method}'] (8 x 30)" in capsys.readouterr().out
 
 
+def test_spatial_and_its_model(tmp_path, capsys):
+    source, out, model = (str(tmp_path / name) for name in ("in.h5ad", "out.h5ad", "model.safetensors"))
+    datasets.toy_visium(6, 6, 30).write_h5ad(source)
+    told = ["--image-key", "hires", "--modalities", "[counts, image]", "--ring-weights", "[1.0]", "--edge-weight", "image"]
+    assert _cli.main(["spatial", source, out, "--save", model, *told, *QUICK]) == 0
+    result = ad.read_h5ad(out)
+    assert list(result.uns["spatial_imputed"]["contribution"].index) == ["counts", "image"]
+    assert _cli.main(["apply", source, model, out]) == 0
+    assert capsys.readouterr().out.count("Wrote layers['spatial_imputed'] (36 x 30), its standard deviation") == 2
+    np.testing.assert_allclose(ad.read_h5ad(out).layers["spatial_imputed"], result.layers["spatial_imputed"], rtol=1e-4)
+
+
 @pytest.fixture
 def model(source, tmp_path, capsys):
     path = tmp_path / "model.safetensors"

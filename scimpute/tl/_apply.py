@@ -108,7 +108,7 @@ def apply(
     method = metadata.get("method")
     if method not in _METHODS:
         raise ValueError(f"model: {str(model)!r} is of method {method!r}; this version applies models of {_check.listing(_METHODS)}")
-    key = _METHODS[method].key or method if key_added is None else key_added
+    key = default_key(method) if key_added is None else key_added
     _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes)
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
@@ -262,3 +262,8 @@ _METHODS = {
     "pmi": Method(_masked.apply_saved),
     "spatial": Method(_counts, key="spatial_imputed"),
 }
+
+
+def default_key(method: str) -> str:
+    """Name of the result of a method where none is asked for."""
+    return _METHODS[method].key or method
