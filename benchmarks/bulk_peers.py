@@ -79,13 +79,13 @@ def miss_forest(n_nearest: int) -> Fill:
 
 
 def gain_of_hyperimpute(weight: float) -> Fill:
-    """GAIN (Yoon 2018) as hyperimpute has it; ``weight`` is that of the reconstruction."""
+    """GAIN (Yoon 2018) as hyperimpute has it, for its 100 epochs; ``weight`` is that of the reconstruction."""
 
     def fill(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
         from hyperimpute.plugins.imputers import Imputers
 
         both = reference if query is reference else np.vstack([reference, query])
-        filled = Imputers().get("gain", loss_alpha=weight, n_epochs=1000).fit_transform(pd.DataFrame(both))
+        filled = Imputers().get("gain", loss_alpha=weight).fit_transform(pd.DataFrame(both))
         return np.asarray(filled, dtype=np.float64)[len(both) - len(query) :]
 
     return fill
