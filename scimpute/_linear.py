@@ -21,6 +21,8 @@ FLOORS = (1.0, 0.3, 0.1)
 STRENGTHS = (1.0, 2.0, 4.0)
 FEW = 20
 """Observed genes below which the neighbours of a sample cannot be found; the factor model and the covariates answer then."""
+ENOUGH = 5
+"""Genes in which two samples have to agree to be taken for the same."""
 SUBSET = 1000
 """Samples that are enough for residual correlations."""
 
@@ -89,11 +91,12 @@ def _members(samples: Samples, column: int, n: int) -> Tensor:
 
 @dataclass
 class Linear:
-    """The fitted linear part: factor model, filled reference, residual correlation."""
+    """The fitted linear part: factor model, filled reference and what of it was observed, residual correlation."""
 
     factors: kriging.FactorModel
     levels: tuple[int, ...]
     reference: Tensor
+    observed: Tensor
     codes: Tensor
     importance: Tensor
     precision: Tensor
@@ -118,6 +121,7 @@ class Linear:
             factors,
             levels,
             torch.where(observed, values, mean),
+            observed,
             samples.codes,
             _importance(samples, levels),
             precision / precision.mean(),
@@ -129,7 +133,7 @@ class Linear:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Tensors and numbers to be saved."""
-        names = ("reference", "codes", "importance", "precision", "residual_sd")
+        names = ("reference", "observed", "codes", "importance", "precision", "residual_sd")
         tensors = {name: getattr(self, name) for name in names}
         tensors |= {f"factors.{name}": getattr(self.factors, name) for name in ("weights", "second", "noise")}
         tensors |= {"partners.indices": self.partners.indices(), "partners.values": self.partners.values()}
@@ -144,7 +148,7 @@ class Linear:
         partners = torch.sparse_coo_tensor(
             tensors["partners.indices"], tensors["partners.values"], (g, g), check_invariants=True
         ).coalesce()
-        names = ("reference", "codes", "importance", "precision", "residual_sd")
+        names = ("reference", "observed", "codes", "importance", "precision", "residual_sd")
         parts: dict[str, Tensor] = {name: tensors[name] for name in names}
         return cls(factors=factors, levels=levels, **parts, floor=numbers["floor"], strength=numbers["strength"], partners=partners)
 
@@ -183,24 +187,35 @@ class Linear:
         self.partners = kriging.residual_correlation(residual / self.residual_sd, samples.observed)
 
     def _krige(self, samples: Samples, own: Tensor | None) -> Tensor:
+        """Kriging without the row of each sample itself, ``(q,)``; looked for where None."""
         prior = kriging.similarity(samples.codes, self.codes, self.importance, self.floor)
+        if own is None:
+            usable = samples.observed & (self.reference.std(0) > 1e-6)
+            for i in range(len(prior)):
+                prior[i, self._same(samples.values[i], usable[i].nonzero()[:, 0])] = 0
+        else:
+            prior[torch.arange(len(own), device=own.device), own] = 0
         noise = self.strength * float(self.factors.noise.mean())
-        return kriging.krige(self.reference, self.precision, samples.values, samples.observed, prior, noise, own=own)
+        return kriging.krige(self.reference, self.precision, samples.values, samples.observed, prior, noise)
 
-    def _rows_in_reference(self, samples: Samples) -> Tensor:
-        """Row of each sample that is itself in the reference, else -1, ``(q,)``: a neighbour that knew the answers."""
-        rows = torch.full((len(samples.values),), -1, device=samples.values.device)
-        for i, (values, observed) in enumerate(zip(samples.values, samples.observed, strict=True)):
-            genes = observed.nonzero()[:, 0]
-            same = (self.reference[:, genes[:FEW]] == values[genes[:FEW]]).all(1).nonzero()[:, 0]
-            same = same[(self.reference[same][:, genes] == values[genes]).all(1)]
-            if len(genes) and len(same):
-                rows[i] = same[0]
-        return rows
+    def _same(self, values: Tensor, genes: Tensor) -> Tensor:
+        """Rows of the reference that are this very sample, of which some genes are known: neighbours that knew the answers.
+
+        They agree in all genes observed in both. Where that is so of more samples than can be copies of one, the genes are of a kind
+        that says nothing, such as some that few samples express.
+        """
+        rows = torch.arange(len(self.reference), device=values.device)
+        # A few genes rule out nearly all.
+        for some in (genes[:: max(1, len(genes) // 64)], genes):
+            both = self.observed[rows][:, some]
+            agree = ~both | (self.reference[rows][:, some] - values[some]).abs().le(1e-4)
+            rows = rows[agree.all(1)]
+        enough = self.observed[rows][:, genes].sum(1) >= ENOUGH
+        return rows[enough] if int(enough.sum()) <= max(3, len(self.reference) // 100) else rows[:0]
 
     def predict(self, samples: Samples, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every entry; ``own`` are the rows of the samples in the reference, looked for where None."""
-        mean = self._krige(samples, self._rows_in_reference(samples) if own is None else own)
+        mean = self._krige(samples, own)
         residual = (samples.values - mean) / self.residual_sd * samples.observed
         mean += kriging.from_partners(self.partners, residual, samples.observed) * self.residual_sd
         factors, variance = self.factors.predict(samples.values, samples.observed, design(samples, self.levels))

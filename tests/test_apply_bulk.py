@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import scimpute
 from scimpute import tl
@@ -73,6 +74,36 @@ def test_a_sample_of_the_training_does_not_know_its_own_answers(method, mode, tm
         tl.apply(query, path, layer="hidden", key_added="again")
         scores.append(scimpute.metrics.recovery(query, "again").loc["again", "r2_pooled"])
     assert scores[0] < scores[1] + 0.05
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_nor_where_other_values_were_missing_in_the_training(method, twice, tmp_path):
+    adata = scimpute.datasets.toy_bulk(120, 150)
+    path = tmp_path / "model.safetensors"
+    reference, others = adata[:80].copy(), adata[80:].copy()
+    if twice:  # copies of the samples are no help either
+        reference = ad.concat([reference, reference], index_unique="-")
+    scimpute.pp.hide(reference, 0.3, of="all")
+    getattr(tl, method)(reference, layer="hidden", save=path, **QUICK)
+    scores = []
+    for query in (reference[:80].copy(), others):
+        query.X = (query.X * np.float32(1 + 1.2e-7)).astype(np.float32)  # a file of another precision
+        scimpute.pp.hide(query, 0.4, of="all", key_added="now", random_state=1)
+        tl.apply(query, path, layer="now", key_added="again")
+        scores.append(scimpute.metrics.recovery(query, "again", key="now").loc["again", "r2_pooled"])
+    assert scores[0] < scores[1] + 0.05
+
+
+def test_samples_that_are_alike_in_genes_that_say_nothing_stay_neighbours(method, tmp_path, monkeypatch):
+    """Of a panel that hardly any sample expresses, most samples look the same."""
+    adata = scimpute.datasets.toy_bulk(100, 60)
+    adata.X[:, :30] = np.random.default_rng(0).random((100, 30)) < 0.02
+    path = tmp_path / "model.safetensors"
+    getattr(tl, method)(adata[:80].copy(), save=path, **QUICK, categorical_covariates="tissue")
+    query = adata[80:, :30].copy()
+    found = result(query, path, layer=None)
+    monkeypatch.setattr("scimpute._linear.Linear._same", lambda self, *_: torch.zeros(0, dtype=torch.long))
+    pd.testing.assert_frame_equal(found, result(query, path, layer=None))
 
 
 @pytest.mark.parametrize("arguments", VARIANTS, ids=str)

@@ -133,8 +133,6 @@ def krige(
     observed: Tensor,
     prior: Tensor,
     strength: float,
-    *,
-    own: Tensor | None = None,
 ) -> Tensor:
     r"""Every sample as a weighted sum of reference samples, ``(q, g)``.
 
@@ -150,9 +148,7 @@ def krige(
     precision
         Weight of each gene, mean 1, ``(g,)``.
     prior
-        Prior variance of each reference sample's weight, ``(q, n)``.
-    own
-        Row of each sample in the reference, ``(q,)``, which it must not use; -1 for one that is not there.
+        Prior variance of each reference sample's weight, ``(q, n)``; 0 where a sample must not use it, as if it is the sample itself.
     """
     out = torch.empty_like(values)
     root = precision.sqrt()
@@ -160,10 +156,7 @@ def krige(
     n = len(reference)
     for first in range(0, len(values), 256):
         rows = slice(first, first + 256)
-        allowance = prior[rows].clone()
-        if own is not None:
-            member = own[rows] >= 0
-            allowance[member, own[rows][member]] = 0
+        allowance = prior[rows]
         target = values[rows] * root
         if n > NEIGHBOURS:
             distance = observed[rows].to(values) @ scaled.square().T - 2 * (target @ scaled.T)

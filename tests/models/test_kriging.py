@@ -121,16 +121,12 @@ def krige_example(n: int = 20, g: int = 9, q: int = 4) -> dict[str, Tensor]:
     }
 
 
-def dense_krige(
-    reference: Tensor, precision: Tensor, values: Tensor, observed: Tensor, prior: Tensor, strength: float, own: Tensor | None = None
-) -> Tensor:
-    """The formula of the docstring, on the side of the genes, in double precision; own and far samples get a prior of zero."""
+def dense_krige(reference: Tensor, precision: Tensor, values: Tensor, observed: Tensor, prior: Tensor, strength: float) -> Tensor:
+    """The formula of the docstring, on the side of the genes, in double precision; far samples get a prior of zero."""
     out = []
     reference, precision, values, prior = (part.double() for part in (reference, precision, values, prior))
     for i in range(len(values)):
-        allowed = prior[i].clone()
-        if own is not None:
-            allowed[own[i]] = 0
+        allowed = prior[i]
         genes, root = observed[i], precision[observed[i]].sqrt()
         distance = ((reference[:, genes] - values[i, genes]).square() * root.square()).sum(1)
         distance[allowed == 0] = torch.inf
@@ -149,15 +145,16 @@ def test_kriging_is_the_formula(strength):
 
 
 @pytest.mark.parametrize("n", [20, kriging.NEIGHBOURS, kriging.NEIGHBOURS + 1, kriging.NEIGHBOURS + 150])
-def test_kriging_never_uses_the_own_row(n):
+def test_kriging_never_uses_a_row_with_a_prior_of_zero(n):
     example = krige_example(n=n)
     own = torch.tensor([3, 0, 7, 7])
-    found = kriging.krige(**example, strength=0.1, own=own)
-    torch.testing.assert_close(found, dense_krige(**example, strength=0.1, own=own), atol=1e-3, rtol=1e-3)
+    example["prior"][torch.arange(4), own] = 0
+    found = kriging.krige(**example, strength=0.1)
+    torch.testing.assert_close(found, dense_krige(**example, strength=0.1), atol=1e-3, rtol=1e-3)
     for i, row in enumerate(own):
         changed = example["reference"].clone()
         changed[row] = 100 * normal(9, seed=9)
-        again = kriging.krige(**example | {"reference": changed}, strength=0.1, own=own)
+        again = kriging.krige(**example | {"reference": changed}, strength=0.1)
         torch.testing.assert_close(again[i], found[i], atol=1e-5, rtol=1e-5)
 
 
@@ -176,10 +173,11 @@ def test_only_the_nearest_samples_count_where_there_are_many():
 
 def test_kriging_of_many_samples_is_that_of_each():
     example = krige_example(q=300)
-    whole = kriging.krige(**example, strength=0.1, own=torch.arange(300) % 20)
+    example["prior"][torch.arange(300), torch.arange(300) % 20] = 0
+    whole = kriging.krige(**example, strength=0.1)
     for i in (0, 255, 256, 299):
         part = example | {name: example[name][i : i + 1] for name in ("values", "observed", "prior")}
-        torch.testing.assert_close(kriging.krige(**part, strength=0.1, own=torch.tensor([i % 20]))[0], whole[i])
+        torch.testing.assert_close(kriging.krige(**part, strength=0.1)[0], whole[i])
 
 
 def test_kriging_of_a_sample_without_genes_is_the_mean():
