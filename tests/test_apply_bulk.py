@@ -103,7 +103,9 @@ def test_samples_that_are_alike_in_genes_that_say_nothing_stay_neighbours(method
     query = adata[80:, :30].copy()
     found = result(query, path, layer=None)
     monkeypatch.setattr("scimpute._linear.Linear._same", lambda self, *_: torch.zeros(0, dtype=torch.long))
-    pd.testing.assert_frame_equal(found, result(query, path, layer=None))
+    quiet = (query.X == 0).all(axis=1)
+    assert quiet.sum() > 5
+    pd.testing.assert_frame_equal(found[quiet], result(query, path, layer=None)[quiet])
 
 
 @pytest.mark.parametrize("arguments", VARIANTS, ids=str)
