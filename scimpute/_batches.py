@@ -123,8 +123,8 @@ class CellBatches:
         self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
         self._told: list[torch.Tensor] = []
         if side is not None:
-            features = {"counts": side.of_counts(counts, size, context.loadings), **side.features}
-            self._told = [features[name] for name in side.modalities]
+            for name in side.modalities:
+                self._told.append(side.of_counts(counts, size, context.loadings) if name == "counts" else side.features[name])
 
     def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
         """Position in a flat ``(P, b, stride)`` tensor of each entry."""

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from ._counts import TARGET
+from ._counts import TARGET, chunks
 
 FREQUENCIES = (1, 2, 4)
 
@@ -46,13 +46,17 @@ class Side:
 
     def of_counts(self, counts: sp.csr_matrix, size: np.ndarray, loadings: Tensor) -> Tensor:
         """Low-rank scores of each ring's molecules together, ``(n, rings * c)``: a ring is deeper than a spot."""
-        parts = [np.zeros((counts.shape[0], 0), np.float32)]
-        for ring in self.rings:
+        n, scores = counts.shape[0], loadings.shape[1]
+        found = np.zeros((n, len(self.rings) * scores), dtype=np.float32)
+        projection = loadings.cpu().numpy()
+        for number, ring in enumerate(self.rings):
             depth = np.maximum(ring @ size, 1e-6)
-            root = (sp.diags(TARGET / depth) @ (ring @ counts)).tocsr().astype(np.float32)
-            root.data = np.sqrt(root.data)
-            parts.append(root @ loadings.cpu().numpy())
-        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+            # A ring has nearly every gene: all of them at once would be as large as a dense matrix.
+            for rows in chunks(n, counts.shape[1]):
+                root = (sp.diags((TARGET / depth[rows]).astype(np.float32)) @ (ring[rows] @ counts)).tocsr()
+                root.data = np.sqrt(root.data)
+                found[rows, number * scores : (number + 1) * scores] = root @ projection
+        return torch.from_numpy(found)
 
     def draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Two neighbours of every spot in each ring, ``(rings, 2, b)``.
@@ -61,13 +65,14 @@ class Side:
         """
         found = np.broadcast_to(rows, (len(self.rings), 2, len(rows))).copy()
         for number, ring in enumerate(self.rings):
-            first, last = ring.indptr[rows], ring.indptr[rows + 1]
+            near = ring[rows]
+            first, last = near.indptr[:-1], near.indptr[1:]
             some = last > first
-            running = np.concatenate([[0.0], np.cumsum(ring.data)])
+            running = np.concatenate([[0.0], np.cumsum(near.data)])
             low, high = running[first[some]], running[last[some]]
             for which in range(2):
                 at = np.searchsorted(running, low + rng.random(len(low)) * (high - low), side="right") - 1
-                found[number, which, some] = ring.indices[np.clip(at, first[some], last[some] - 1)]
+                found[number, which, some] = near.indices[np.clip(at, first[some], last[some] - 1)]
         return found
 
 
@@ -88,7 +93,10 @@ def positions(coordinates: np.ndarray, sections: np.ndarray, known: np.ndarray, 
 
 def colours(tiles: np.ndarray) -> np.ndarray:
     """Mean and spread of the colours of every tile, standardised: ``(n, 6)`` of uint8 ``(n, h, w, 3)``."""
-    found = np.concatenate([tiles.mean(axis=(1, 2)), tiles.std(axis=(1, 2))], axis=1)
+    found = np.empty((len(tiles), 6))
+    for rows in chunks(len(tiles), tiles[0].size):
+        part = tiles[rows].astype(np.float32)
+        found[rows] = np.concatenate([part.mean(axis=(1, 2)), part.std(axis=(1, 2))], axis=1)
     return standardised(found, moments(found))
 
 
@@ -105,10 +113,17 @@ def standardised(features: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 def weighted(ring: sp.csr_matrix, likeness: np.ndarray | None) -> sp.csr_matrix:
     """Rows that sum to 1; neighbours count by how alike their tiles are, where ``likeness`` has features of these, ``(n, q)``."""
-    ring = ring.astype(np.float64).tocsr().copy()
+    ring = ring.astype(np.float32).tocsr().copy()
     if likeness is not None and ring.nnz:
         row = np.repeat(np.arange(ring.shape[0]), np.diff(ring.indptr))
-        apart = np.square(likeness[row] - likeness[ring.indices]).mean(axis=1)
-        ring.data = np.exp(-apart / max(float(np.median(apart)), 1e-12))
+        apart = np.empty(ring.nnz)
+        for part in chunks(ring.nnz, likeness.shape[1]):
+            apart[part] = np.square(likeness[row[part]] - likeness[ring.indices[part]]).mean(axis=1)
+        # From the likest of each spot: one that is like none of its neighbours keeps them.
+        some = np.flatnonzero(np.diff(ring.indptr))
+        likest = np.minimum.reduceat(apart, ring.indptr[some])
+        positive = apart[apart > 0]
+        scale = float(np.median(positive)) if positive.size else 1.0
+        ring.data = np.exp(-(apart - np.repeat(likest, np.diff(ring.indptr)[some])) / scale)
     total = np.asarray(ring.sum(axis=1)).ravel()
-    return (sp.diags(1 / np.where(total > 0, total, 1)) @ ring).tocsr()
+    return (sp.diags((1 / np.where(total > 0, total, 1)).astype(np.float32)) @ ring).tocsr()

@@ -172,6 +172,26 @@ def test_neighbours_that_look_alike_count_more():
     np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1)
 
 
+def test_a_spot_like_none_of_its_neighbours_keeps_them():
+    ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
+    weights = _side.weighted(ring, np.array([[1e4], [0.0], [0.1], [0.2]]))
+    np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1, rtol=1e-6)
+    alike = _side.weighted(ring, np.zeros((4, 3)))
+    np.testing.assert_allclose(alike.toarray()[0], [0, 0.5, 0.5, 0])
+
+
+def test_scores_do_not_depend_on_the_chunks(monkeypatch):
+    rng = np.random.default_rng(4)
+    counts = sp.csr_matrix(rng.poisson(0.5, (23, 9)).astype(np.float32))
+    ring = _side.weighted(sp.random(23, 23, 0.2, random_state=1, format="csr"), None)
+    side = Side(("counts",), {}, [ring, ring @ ring], (1.0, 0.5), 0.0)
+    arguments = counts, np.asarray(counts.sum(1)).ravel(), torch.from_numpy(rng.normal(size=(9, 2)).astype(np.float32))
+    whole = side.of_counts(*arguments)
+    original = _side.chunks
+    monkeypatch.setattr(_side, "chunks", lambda n, width: original(n, width, 3 * width))
+    torch.testing.assert_close(side.of_counts(*arguments), whole)
+
+
 def modal(features: dict[str, tuple[int, ...]], levels: tuple[int, ...] = ()) -> ModalGenerator:
     start, rng = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
     return ModalGenerator(2, 6, 4, levels, features, torch.zeros(2, 1, 6), start, rng, width=8)
@@ -326,6 +346,14 @@ REFUSED = {
     "65-modality": (None, {"modalities": ["smell"]}, ValueError, "modalities must be one of"),
     "no modality": (None, {"modalities": []}, ValueError, "must name some of"),
     "twice": (None, {"modalities": ["counts", "counts"]}, ValueError, "each once"),
+    "posterior of no kind": (None, {"posterior": "False"}, TypeError, "posterior"),
+    "edges of nobody": (
+        None,
+        {"modalities": "image", "image_key": "hires", "edge_weight": "image", "posterior": False},
+        ValueError,
+        "not looked at",
+    ),
+    "no names": (None, {"modalities": 5}, TypeError, "modalities must be a name or several"),
     "posterior of nothing": (None, {"modalities": ["position"]}, ValueError, "pass posterior=False"),
     "rings": (None, {"ring_weights": 1.0}, TypeError, "sequence of numbers"),
     "negative ring": (None, {"ring_weights": (1.0, -1.0)}, ValueError, "ring_weights"),

@@ -126,7 +126,8 @@ class ModalGenerator(nn.Module):
         spots = inputs.shape[1]
         shown = torch.ones(len(self.names), spots, 1, dtype=torch.float32, device=inputs.device)
         if self.training and len(self.names) > 1:
-            shown = (torch.rand(shown.shape, generator=self.rng, device=inputs.device) >= DROPPED).to(inputs)
+            drawn = torch.rand(shown.shape, generator=self.rng, dtype=torch.float32, device=inputs.device)
+            shown = (drawn >= DROPPED).to(inputs)
         if self.missing is not None:
             shown[self.names.index(self.missing)] = 0
         fused = inputs.new_zeros(spots, CODE)
@@ -173,7 +174,7 @@ class Modal(nn.Module):
         """Yield the only loss, that of the generator."""
         log_rate = self.generator(batch.inputs, batch.labels)
         spots = len(batch.exposure)
-        deviance = poisson_deviance(log_rate[:, :spots], batch.exposure, batch.place, batch.removed) / batch.exposure.sum()
+        deviance = poisson_deviance(log_rate[:, :spots], batch.exposure, batch.place, batch.removed) / batch.exposure.sum().clamp(min=1)
         self.metrics = {"reconstruction": deviance.detach()}
         loss = deviance + self.penalty * self.generator.penalty().sum()
         if batch.neighbours is not None:

@@ -36,7 +36,8 @@ def apply(
     """Impute other cells or samples with a saved model, without training.
 
     The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels of labels are matched by name,
-    every cell is imputed by itself (a part of the cells gets what all of them would get; spots need their neighbours), and applied to
+    every cell is imputed by itself (a part of the cells gets what all of them would get; spots need their neighbours, and positions are
+    scaled to the extent of the section as it is given: apply such a model to whole sections), and applied to
     the cells it was trained on, a model gives what the training gave. Output, fill, posterior, target batch and
     the columns of ``obs`` are those of the training.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ def chosen(asked: Sequence[str] | None, image_key: str | None, tile_features: st
     pictured = image_key is not None or tile_features is not None
     if asked is None:
         return MODALITIES if pictured else MODALITIES[:2]
+    if not isinstance(asked, Iterable):
+        raise TypeError(f"modalities must be a name or several, got {asked!r}")
     names = [asked] if isinstance(asked, str) else list(asked)
     for name in names:
         _check.option("modalities", name, MODALITIES)
@@ -89,7 +92,7 @@ def read_side(
         image = torch.from_numpy(likeness)
     elif image_key is not None:
         tiles = _tissue.spot_tiles(adata, image_key, params.get("library_key"), pixels=TILE_PIXELS)
-        likeness = _side.colours(tiles)
+        likeness = _side.colours(tiles) if params.get("edge_weight") else None
         image = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
     if "image" in modalities:
         features["image"] = image

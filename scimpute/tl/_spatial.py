@@ -74,8 +74,8 @@ def spatial(
         Instead of ``image_key``: array in ``obsm`` with features of the image around every spot, as :func:`scimpute.pp.tiles` writes.
     ring_weights
         What each ring of neighbours counts in the spatial contribution. Of each ring with a weight above 0 the network is told the low-rank
-        scores of its molecules together. Empty: neighbours are not looked at. The rings are those of :func:`scimpute.pp.spatial_rings`; a
-        graph in ``obsp["spatial_connectivities"]`` is used as it is, otherwise one is made and not kept.
+        scores of its molecules together. Empty: neighbours are not looked at. The rings are those of :func:`scimpute.pp.spatial_rings`; who
+        is next to whom is taken from ``obsp["spatial_connectivities"]`` where it exists; otherwise it is found and not kept.
     spatial_weight
         Weight of the spatial contribution to the loss, which draws a spot to the mean of its neighbours. See *Notes*.
     edge_weight
@@ -150,7 +150,7 @@ def spatial(
     _adata.check_target(adata, "spatial", key_added, layer=layer, copy=copy)
     _check.option("output", output, ("counts", "rate", "log1p"))
     chosen = _modalities.chosen(modalities, image_key, tile_features, edge_weight)
-    if "counts" not in chosen and _check.boolean("posterior", posterior):
+    if _check.boolean("posterior", posterior) and "counts" not in chosen:
         raise ValueError("posterior=True uses the counts of the spot, which are not among the modalities; pass posterior=False")
     settings = checked_settings(
         adata.n_obs,
@@ -171,6 +171,8 @@ def spatial(
     )
     weights = _modalities.ring_weights(ring_weights)
     spatial_weight = _check.number("spatial_weight", spatial_weight, 0)
+    if edge_weight and "counts" not in chosen and not spatial_weight:
+        raise ValueError("edge_weight is about neighbours, which are not looked at without counts and with spatial_weight=0; leave it out")
     if not any(weights) and (spatial_weight or edge_weight):
         raise ValueError("spatial_weight and edge_weight are about neighbours, which ring_weights leaves out; give a ring a weight above 0")
     path = None if save is None else _check.writable_file("save", save)
