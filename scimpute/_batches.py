@@ -158,8 +158,11 @@ class CellBatches:
         """Cells split at random into what the generator sees and what it has to predict."""
         n_cells, neighbours = len(rows), None
         if self.side is not None and self.side.spatial_weight and self.side.rings:
-            near = self.side.draw(rows[: math.ceil(n_cells / SPARING)], rng)
-            neighbours = torch.arange(n_cells, n_cells + near.size, device=self.device).view(near.shape)
+            some = rows[: math.ceil(n_cells / SPARING)]
+            near = self.side.draw(some, rng)
+            places = np.arange(n_cells, n_cells + near.size).reshape(near.shape)
+            # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
+            neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)
             rows = np.concatenate([rows, near.ravel()])
         values, genes, row, starts = entries(self.counts, rows)
         keep = float(rng.uniform(*THINNING))

@@ -12,6 +12,8 @@ import torch
 
 import scimpute
 from scimpute import _side
+from scimpute._batches import CellBatches, Context
+from scimpute._blocks import Partition
 from scimpute._side import Side
 from scimpute.models.began import Batch
 from scimpute.models.modal import CODE, Modal, ModalGenerator, TileEncoder
@@ -222,6 +224,19 @@ def test_start_of_the_layers_does_not_touch_the_global_generator():
     tiles = torch.randint(0, 255, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(first(tiles), second(tiles))
     assert first(tiles).shape == (2, CODE)
+
+
+def test_a_spot_without_neighbours_has_no_spatial_loss():
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(rng.poisson(3.0, (12, 6)).astype(np.float32))
+    size = np.asarray(counts.sum(1)).ravel()
+    ring = sp.csr_matrix(([1.0, 1.0], ([2, 5], [5, 2])), shape=(12, 12))
+    side = Side(("counts",), {}, [ring], (1.0,), 1.0)
+    partition = Partition(np.arange(6), np.arange(6), 1, 6)
+    batches = CellBatches(counts, size, (), partition, Context.fit(counts, size, 2, 0), torch.device("cpu"), side)
+    batch = batches.thinned(np.array([1, 2, 5, 7, 0, 3, 4, 6]), rng)
+    assert batch.inputs.shape[1] == 8 + 2 * 2
+    assert batch.neighbours.tolist() == [[[0, 9], [0, 11]]]
 
 
 def test_spatial_loss_by_hand():
