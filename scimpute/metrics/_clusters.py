@@ -160,7 +160,7 @@ def read_known(adata: AnnData, column: str, unlabelled: str | Sequence[str], arg
     values = adata.obs[column]
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > 50:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
-    names = np.asarray(values.astype(str), dtype=object)
+    names = np.array(values.astype(str), dtype=object)
     none = [unlabelled] if isinstance(unlabelled, str) else [str(level) for level in unlabelled]
     unknown = sorted(set(none) - set(names))
     if unknown:
