@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,19 @@ def closest(name: Any, existing: Iterable[Any]) -> str | None:
     """The existing name that looks most like ``name``, if any does."""
     found = get_close_matches(str(name), [str(e) for e in existing], n=1)
     return found[0] if found else None
+
+
+def layers(layers: str | Sequence[str], baselines: Iterable[str]) -> list[str]:
+    """The layers that a score asks for, each once, and none called as one of its baselines."""
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
+    names = [layers] if isinstance(layers, str) else list(layers)
+    twice = [name for name, times in Counter([*baselines, *names]).items() if times > 1]
+    if twice:
+        raise ValueError(
+            f"layers: {listing(twice)} would be more than one row of the result; name no layer more than once, and none as a baseline"
+        )
+    return names
 
 
 def missing(what: str, name: str, existing: Collection[str]) -> KeyError:

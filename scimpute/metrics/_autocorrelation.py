@@ -102,7 +102,7 @@ def spatial_autocorrelation(
     _adata.check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
-    names = _profiles.check_names(layers, [_profiles.RAW, _PERMUTED])
+    names = _check.layers(layers, [_profiles.RAW, _PERMUTED])
     places = _annotations.read_genes(adata, genes)
     places = np.arange(adata.n_vars) if places is None else places
     section = np.zeros(adata.n_obs, dtype=np.int64)

@@ -114,7 +114,7 @@ def cluster_agreement(
     ['raw', 'rate']
     """
     _adata.check_object(adata)
-    names = _profiles.check_names(layers, [_profiles.RAW])
+    names = _check.layers(layers, [_profiles.RAW])
     known = read_known(adata, labels, unlabelled)
     methods = [method] if isinstance(method, str) or not isinstance(method, Sequence) else list(method)
     settings = Settings(methods, n_clusters, resolution, n_top_genes, n_pcs, n_neighbors, _random.seed(_random.generator(random_state)))

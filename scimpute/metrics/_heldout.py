@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,14 +63,7 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     Works through chunks of rows; no dense copy of the matrix is made. Source: Batson et al. 2019, *Molecular cross-validation*.
     """
     _adata.check_object(adata)
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
-    names = [layers] if isinstance(layers, str) else list(layers)
-    twice = [name for name, times in Counter(["raw", "gene_mean", *names]).items() if times > 1]
-    if twice:
-        raise ValueError(
-            f"layers: {_check.listing(twice)} would be more than one row of the result; name each layer once, and none as a baseline"
-        )
+    names = _check.layers(layers, ("raw", "gene_mean"))
     train, test = (_adata.read_counts(adata, _require(adata, name, key)) for name in (_keys.train(key), _keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)

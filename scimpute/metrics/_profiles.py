@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +47,6 @@ class Profiles:
             if scale is not None:
                 dense[rows] = np.log1p(dense[rows] * scale[rows, None])
         return dense
-
-
-def check_names(layers: str | Sequence[str], rows: Iterable[str]) -> list[str]:
-    """The layers asked for, each once, and none called as another row of the result."""
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
-    names = [layers] if isinstance(layers, str) else list(layers)
-    twice = [name for name, times in Counter([*rows, *names]).items() if times > 1]
-    if twice:
-        raise ValueError(f"layers: {_check.listing(twice)} would be shown more than once; name each layer once, and none as a baseline")
-    return names
 
 
 def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | None) -> dict[str, Profiles]:

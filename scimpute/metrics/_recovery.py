@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._hidden import Entries, Hidden, Predict
 
-_BASELINES = ("gene_mean", "group_mean", "neighbour_mean")
+BASELINES = ("gene_mean", "group_mean", "neighbour_mean")
 # A spread below a millionth of the values themselves is rounding: such a gene is constant.
 _ROUNDING = 1e-12
 
@@ -84,26 +83,13 @@ def recovery(
     _adata.check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
-    names = check_names(layers)
+    names = _check.layers(layers, BASELINES)
     label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
     sums = add_up(adata, names, key, label)
     if by == "gene":
         return pd.DataFrame({name: sums.r2(name) for name in sums.methods}, index=adata.var_names)
     rows = {name: sums.scores(name, grouped=label is not None) for name in sums.methods}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def check_names(layers: str | Sequence[str]) -> list[str]:
-    """The layers asked for, each once."""
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
-    names = [layers] if isinstance(layers, str) else list(layers)
-    twice = [name for name, times in Counter([*_BASELINES, *names]).items() if times > 1]
-    if twice:
-        raise ValueError(
-            f"layers: {_check.listing(twice)} would be more than one row of the result; name each layer once, and none as a baseline"
-        )
-    return names
 
 
 class _Method:

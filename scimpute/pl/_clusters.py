@@ -96,7 +96,7 @@ def clusters(
     >>> scimpute.pl.clusters(adata, ["hidden", "spatial"], labels="layer")  # doctest: +SKIP
     """
     _adata.check_object(adata)
-    names = _profiles.check_names(layers, [_profiles.RAW])
+    names = _check.layers(layers, [_profiles.RAW])
     columns = _annotations.column_names("columns", columns)
     if not names and not columns:
         raise ValueError("there is nothing to draw beside the labels; give layers to cluster, or columns of obs with clusters")

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-from .. import _adata, _annotations
-from ..metrics._recovery import add_up, check_names
+from .. import _adata, _annotations, _check
+from ..metrics._recovery import BASELINES, add_up
 from . import _figure
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..metrics._recovery import Sums
 
 # Greys for the baselines; for the layers the colours of Okabe and Ito, told apart by all.
-_BASELINES = {"group_mean": "#8C8C8C", "neighbour_mean": "#C8C8C8"}
+_GREYS = {"group_mean": "#8C8C8C", "neighbour_mean": "#C8C8C8"}
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 # Another number of markers than of colours: no two of the first 35 look the same.
 _MARKERS = "os^Dv"
@@ -85,13 +85,13 @@ def recovery(
     >>> scimpute.pl.recovery(adata, "truth", groupby="tissue")  # doctest: +SKIP
     """
     _adata.check_object(adata)
-    names = check_names(layers)
+    names = _check.layers(layers, BASELINES)
     label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
     sums = add_up(adata, names, key, label)
     methods = [name for name in sums.methods if name != "gene_mean"]
     if not methods:
         raise ValueError("layers is empty and there is no baseline to draw but the gene mean; name a layer, or give groupby")
-    colors = {name: _BASELINES.get(name) or _COLORS[names.index(name) % len(_COLORS)] for name in methods}
+    colors = {name: _GREYS.get(name) or _COLORS[names.index(name) % len(_COLORS)] for name in methods}
     groups = {} if label is None else {level: label.levels.index(level) for level in sorted(label.levels)}
     used = _axes(ax, len(methods), len(groups))
     _curves(used[0], sums, colors, beside=ax is None)
@@ -128,7 +128,7 @@ def _curves(axis: Axes, sums: Sums, colors: dict[str, str], *, beside: bool) -> 
     for i, (name, color) in enumerate(colors.items()):
         error = sums.methods[name].cell_error
         points = [(sums.observed[some].mean(), 1 - error[some].sum() / sums.cell_null[some].sum()) for some in bins if some.size]
-        line = "--" if name in _BASELINES else "-"
+        line = "--" if name in _GREYS else "-"
         axis.plot(*np.reshape(points, (-1, 2)).T, color=color, ls=line, lw=1.4, marker=_MARKERS[i % len(_MARKERS)], ms=4, label=name)
     axis.set(title="Samples", xlabel="fraction of the sample observed", ylabel="pooled $R^2$ of hidden entries", xlim=(0, 1))
     _finish(axis, "gene_mean")
