@@ -5,7 +5,7 @@
                                                "GAIN of hyperimpute" (the last needs hyperimpute)
     python benchmarks/bulk.py fractions        in place, from a tenth to nine tenths of the entries observed
     python benchmarks/bulk.py cohorts          every cohort filled by a model that has not seen it
-    python benchmarks/bulk.py growth           simulated samples and genes: seconds and memory
+    python benchmarks/bulk.py growth           simulated samples and genes: seconds and memory; one size with --sizes 5000x12000
 
 R2 of a gene is 1 - squared error / squared error of the mean of its visible values (for new samples: of its training mean), over
 hidden entries; the table shows the mean over genes. Every method with a parameter is tuned on entries or samples of its own training data,
@@ -136,9 +136,10 @@ def cohorts() -> list[dict]:
     return rows
 
 
-def growth() -> list[dict]:
+def growth(sizes: list[str]) -> list[dict]:
     rows = []
-    for n, g in ((500, 1000), (1000, 1000), (2000, 1000), (500, 2000), (500, 4000)):
+    for size in sizes:
+        n, g = map(int, size.split("x"))
         adata = scimpute.datasets.toy_bulk(n, g, rank=20)
         scimpute.pp.hide(adata, of="all")
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -154,14 +155,18 @@ def main() -> None:
     parser.add_argument("table", choices=["accuracy", "fractions", "cohorts", "growth"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--sizes", nargs="+", default=["500x1000", "1000x1000", "2000x1000", "500x2000", "500x4000"])
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
-    found = accuracy(asked.seeds, asked.methods) if asked.table == "accuracy" else globals()[asked.table]()
+    arguments = {"accuracy": (asked.seeds, asked.methods), "growth": (asked.sizes,)}
+    found = globals()[asked.table](*arguments.get(asked.table, ()))
     frame, path = pd.DataFrame(found), ROOT / "docs" / "benchmarks" / f"bulk_{asked.table}.csv"
-    if asked.table == "accuracy" and path.exists():
+    keys = {"accuracy": ["method"], "growth": ["samples", "genes"]}.get(asked.table)
+    if keys and path.exists():
         # What was not run again stays.
         earlier = pd.read_csv(path)
-        frame = pd.concat([earlier[~earlier["method"].isin(frame["method"])], frame])
+        again = earlier[keys].merge(frame[keys].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
+        frame = pd.concat([earlier[~again.to_numpy()], frame])
     frame.to_csv(path, index=False, float_format="%.5g")
     if asked.table == "accuracy":
         print(frame.groupby(["design", "method"], sort=False)["r2"].agg(["mean", "std"]).round(4).to_string())

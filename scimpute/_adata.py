@@ -35,10 +35,19 @@ def check_object(adata: Any) -> None:
     raise TypeError(f"expected AnnData, got {name}; {hints.get(name, 'wrap it with anndata.AnnData(x)')}")
 
 
-def check_target(adata: Any, method: str, key_added: str, *, layer: str | None, copy: bool, suffixes: Sequence[str] = ("", "_sd")) -> None:
-    """Refuse before the work an object or a key that could not take the result."""
+def check_target(
+    adata: Any,
+    method: str,
+    key_added: str,
+    *,
+    layer: str | None,
+    copy: bool,
+    suffixes: Sequence[str] = ("", "_sd"),
+    beside: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Refuse before the work an object or a key that could not take the result; ``beside`` are names in other slots."""
     check_writable(adata, copy)
-    _check_key(adata, key_added, method, layer, suffixes)
+    _check_key(adata, key_added, method, layer, suffixes, beside or {})
 
 
 def check_writable(adata: Any, copy: bool) -> None:
@@ -216,7 +225,9 @@ def warn_of_empty_cells(counts: sp.csr_matrix, stacklevel: int = 3) -> None:
         )
 
 
-def _check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str]) -> None:
+def _check_key(
+    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, Sequence[str]]
+) -> None:
     """Refuse a key that would overwrite what this function did not write."""
     _check.key_name("key_added", key)
     names = [key + suffix for suffix in suffixes]
@@ -226,6 +237,7 @@ def _check_key(adata: ad.AnnData, key: str, method: str, layer: str | None, suff
         return
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
+    taken += [f"{slot}[{n!r}]" for slot in beside for n in beside[slot] if n in getattr(adata, slot)]
     taken += [f"uns[{key!r}]"] if key in adata.uns else []
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")

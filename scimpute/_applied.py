@@ -102,7 +102,8 @@ class Model:
         try:
             labels = {name: (str(label["column"]), list(label["levels"])) for name, label in metadata["conditioned_on"].items()}
             features = {name: tuple(shape) for name, shape in metadata["features"].items()} if "features" in metadata else None
-            params = {"fill": "all", "architecture": "dense", **metadata["params"]}
+            fill = "zeros" if metadata["params"].get("likelihood") == "squared" else "all"
+            params = {"fill": fill, "architecture": "dense", **metadata["params"]}
             model = cls(list(metadata["genes"]), list(metadata["imputed"]), params, labels, tensors, features)
             model.check()
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
 from ._blocks import Partition
-from ._counts import TARGET, binomial
+from ._counts import TARGET, binomial, chunks
 from ._side import Side
 from .models.began import Batch
 
@@ -19,6 +20,8 @@ SPARING = 4
 """Of one in so many spots of a minibatch the neighbours are looked at: each of these costs four spots more."""
 THINNING = (0.5, 0.9)
 """Range of the fraction of molecules the generator is shown while it trains."""
+SHOWN = (0.3, 0.9)
+"""The same for whole entries, where these are hidden instead of molecules."""
 
 
 def shuffled(rows: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -132,11 +135,23 @@ class CellBatches:
         block, offset = np.divmod(self.partition.place, self.partition.genes_per_block)
         return (block * (n_rows * stride) + offset)[genes] + row * stride
 
-    def _inputs(self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray) -> torch.Tensor:
+    def _context(
+        self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """CP10k of some entries, and what is told of their cells, ``(b, c)``."""
         size = np.maximum(size, 1).astype(np.float32)
         cp10k = torch.from_numpy(values * (np.float32(TARGET) / size)[row]).to(self.device)
         columns = torch.from_numpy(genes.astype(np.int64)).to(self.device)
-        context = self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
+        return cp10k, self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
+
+    def scores(self) -> torch.Tensor:
+        """Low-rank scores of all cells, ``(n, c)``."""
+        n, g = self.counts.shape
+        parts = [self._context(*entries(self.counts, np.arange(n)[rows]), self.size[rows])[1][:, :-1] for rows in chunks(n, g)]
+        return torch.cat(parts)
+
+    def _inputs(self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray) -> torch.Tensor:
+        cp10k, context = self._context(values, genes, row, starts, size)
         part = self.partition
         stride = part.genes_per_block + context.shape[1]
         logged = cp10k.log1p()
@@ -156,14 +171,8 @@ class CellBatches:
 
     def thinned(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Cells split at random into what the generator sees and what it has to predict."""
-        n_cells, neighbours = len(rows), None
-        if self.side is not None and self.side.spatial_weight and self.side.rings:
-            some = rows[: math.ceil(n_cells / SPARING)]
-            near = self.side.draw(some, rng)
-            places = np.arange(n_cells, n_cells + near.size).reshape(near.shape)
-            # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
-            neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)
-            rows = np.concatenate([rows, near.ravel()])
+        n_cells = len(rows)
+        rows, neighbours = self._with_neighbours(rows, rng)
         values, genes, row, starts = entries(self.counts, rows)
         keep = float(rng.uniform(*THINNING))
         kept = binomial(values, keep, rng)
@@ -174,10 +183,34 @@ class CellBatches:
         outside = np.maximum(self.size[rows] - lost - seen, 0)
         inputs = self._inputs(kept, genes, row, starts, seen + keep * outside)
         gone = np.flatnonzero((removed > 0) & (row < n_cells))
-        batch = self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], (lost + (1 - keep) * outside)[:n_cells])
-        if neighbours is None or self.side is None:
-            return batch
-        return replace(batch, neighbours=neighbours, ring_weights=self.side.ring_weights)
+        exposure = (lost + (1 - keep) * outside)[:n_cells]
+        return replace(self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], exposure), **neighbours)
+
+    def masked(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Cells of which whole entries are hidden at random, which are to be predicted; the depth is known."""
+        n_cells = len(rows)
+        rows, neighbours = self._with_neighbours(rows, rng)
+        values, genes, row, starts = entries(self.counts, rows)
+        kept = rng.random(len(values)) < rng.uniform(*SHOWN)
+        inputs = self._inputs(values * kept, genes, row, starts, self.size[rows])
+        # What is hidden is missing and not zero: the scores are those of a cell that is shown in part, scaled up to the whole.
+        share = np.bincount(row, weights=kept, minlength=len(rows)) / np.maximum(np.bincount(row, minlength=len(rows)), 1)
+        scale = 1 / np.maximum(share, 0.05).astype(np.float32)
+        inputs[..., self.partition.genes_per_block : -1] *= torch.from_numpy(scale).to(self.device)[:, None]
+        gone = np.flatnonzero(~kept & (row < n_cells))
+        batch = self._with_target(rows, inputs, genes[gone], row[gone], values[gone], self.size[rows[:n_cells]])
+        return replace(batch, **neighbours)
+
+    def _with_neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """The rows, those of the neighbours drawn of some of them, and what a batch says of the latter."""
+        if self.side is None or not self.side.spatial_weight or not self.side.rings:
+            return rows, {}
+        some = rows[: math.ceil(len(rows) / SPARING)]
+        near = self.side.draw(some, rng)
+        places = np.arange(len(rows), len(rows) + near.size).reshape(near.shape)
+        # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
+        neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)
+        return np.concatenate([rows, near.ravel()]), {"neighbours": neighbours, "ring_weights": self.side.ring_weights}
 
     def against(self, rows: np.ndarray, target: sp.csr_matrix, exposure: np.ndarray) -> Batch:
         """Cells as they are, with the molecules of another matrix of the same shape to predict."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MARKERS = ("CD79A", "CD3D", "GNLY", "FCER1A")
 """B cells, T cells, NK cells, dendritic cells."""
 
-_IMPUTERS = ("began", "spatial", "pmi", "gain")
+_IMPUTERS = ("began", "spatial", "nmf", "pmi", "gain")
 _BAD_INPUT = (argparse.ArgumentError, ValueError, KeyError, TypeError, FileNotFoundError, IsADirectoryError)
 
 
@@ -115,15 +115,16 @@ def _draw(adata: AnnData, scores: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _impute(name: str, in_file: str, out_file: str, save: str | None, **options: Any) -> None:
+def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
     from . import tl
     from ._save import replace_file
 
     target = _output(out_file)
+    save = options.get("save")
     if save is not None and os.path.realpath(save) in (os.path.realpath(in_file), str(target)):
         raise ValueError(f"--save {save!r} is the input or the output; give the model a file of its own")
     adata = _read(in_file)
-    getattr(tl, name)(adata, save=save, **options)
+    getattr(tl, name)(adata, **options)
     replace_file(target, adata.write_h5ad)
     _report(adata, options["key_added"], out_file)
 
@@ -220,7 +221,7 @@ def _parser() -> ArgumentParser:
 def _parser_of(function: Callable[..., Any], *between: tuple[str, str]) -> _Parser:
     """IN, parameters that come between (name, metavar), OUT, and every other parameter as an option."""
     parser = _Parser(function=function, epilog="A list is written '[CD3D, NKG7]', None is written null.")
-    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts (pmi, gain: log expression; spatial: positions too).")
+    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts (pmi, gain: log expression; spatial, nmf: positions too).")
     for name, metavar in between:
         parser.add_argument(name, metavar=metavar)
     parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")

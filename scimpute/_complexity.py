@@ -16,9 +16,11 @@ from ._batches import CellBatches, Context, n_batches, shuffled
 from ._blocks import Partition
 from ._data import Complexity, Data, Settings, prior_precision
 from ._random import seed as draw_seed
+from ._side import SPOT
 from ._train import fit
 from .models import posterior
 from .models.began import EMPTY, Batch, Candidates, Generator
+from .models.modal import FactorGenerator
 
 CONTEXTS = (5, 15, 40)
 PENALTIES = (30.0, 300.0)
@@ -40,16 +42,12 @@ def choose(
     under the posterior mean (with one size for all genes). The cost does not grow with the data.
     """
     per_epoch = n_batches(data.train.shape[0], settings.batch_size)
-    conv = settings.architecture == "conv"
-    # Trying one candidate of the convolutional network would cost minutes.
-    plain = Complexity(30, 32, 200.0, math.ceil(STEPS[0] / per_epoch))
+    why, plain = _unsearched(data, settings, per_epoch)
     asked = {name: getattr(settings, name) for name in vars(plain)}
     given = replace(plain, **{name: value for name, value in asked.items() if value is not None})
     given = replace(given, n_context=min(given.n_context, context.n_values - 1))
-    blind = data.side is not None and "counts" not in data.side.modalities
-    if conv or blind or None not in asked.values():
-        fixed = "fixed for architecture='conv'" if conv else "fixed where counts are not among the modalities"
-        return given, {"why": fixed if None in asked.values() else "all given by the caller"}
+    if why or None not in asked.values():
+        return given, {"why": why if None in asked.values() else "all given by the caller"}
     # Chosen for the counts alone: what they bear does not depend on what else is told.
     data = replace(data, side=None)
     block = rng.permutation(data.genes)[: CANDIDATE_BLOCKS * min(settings.block_size, math.ceil(len(data.genes) / CANDIDATE_BLOCKS))]
@@ -84,6 +82,25 @@ def choose(
     epochs = settings.max_epochs or math.ceil(best["steps"] / per_epoch)
     complexity = Complexity(pair[0][0], int(best["width"]), best["penalty"], epochs)
     return complexity, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
+
+
+def _unsearched(data: Data, settings: Settings, per_epoch: int) -> tuple[str, Complexity]:
+    """Why nothing is searched for, and what is taken where nothing else is asked for."""
+    plain = Complexity(30, 32, 200.0, math.ceil(STEPS[0] / per_epoch))
+    entrywise = data.likelihood == "squared"
+    if data.side is not None and SPOT in data.side.modalities:
+        # A spot is seen once an epoch, however many there are.
+        return "fixed for a factorisation", Complexity(
+            20, FactorGenerator.PAIRS, 200.0 if entrywise else 100.0, max(20, math.ceil(STEPS[1] / per_epoch))
+        )
+    if settings.architecture == "conv":
+        # Trying one candidate of the convolutional network would cost minutes.
+        return "fixed for architecture='conv'", plain
+    if entrywise:
+        return "fixed for likelihood='squared'", Complexity(15, 16, 600.0, math.ceil(STEPS[1] / per_epoch))
+    if data.side is not None and "counts" not in data.side.modalities:
+        return "fixed where counts are not among the modalities", plain
+    return "", plain
 
 
 def _score_candidates(

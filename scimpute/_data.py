@@ -94,7 +94,11 @@ class Complexity:
 
 @dataclass
 class Data:
-    """Counts of a run, split once: ``train`` is learnt from, ``heldout`` is for choices, ``counts`` is what is imputed."""
+    """Counts of a run, split once: ``train`` is learnt from, ``heldout`` is for choices, ``counts`` is what is imputed.
+
+    With ``likelihood="poisson"`` molecules are split, with ``"squared"`` the non-zero entries; then ``share`` is that of a gene where it is
+    not zero, at the median library size, and falls with the depth by ``depth_slope`` (in logs).
+    """
 
     counts: sp.csr_matrix
     size: np.ndarray
@@ -109,6 +113,8 @@ class Data:
     validation: np.ndarray
     device: torch.device
     side: Side | None
+    likelihood: str = "poisson"
+    depth_slope: float = 0.0
 
     @classmethod
     def prepare(
@@ -126,17 +132,56 @@ class Data:
         outside = size - row_sums(counts)
         size_train = row_sums(train) + (1 - HELDOUT) * outside
         size_heldout = row_sums(heldout) + HELDOUT * outside
-        # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
-        share = np.maximum(column_sums(train), 0.5) / max(size_train.sum(), 1.0)
+        share = _share(train, size_train)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
         return cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device, side)
+
+    @classmethod
+    def of_entries(
+        cls,
+        counts: sp.csr_matrix,
+        size: np.ndarray,
+        labels: tuple[np.ndarray, ...],
+        device: torch.device,
+        rng: np.random.Generator,
+        side: Side,
+    ) -> Data:
+        """Hold out non-zero entries, and find for each gene how large the others are."""
+        aside = rng.random(counts.nnz) < HELDOUT
+        train, heldout = (_where(counts, some) for some in (~aside, aside))
+        depth = np.log(np.maximum(size, 1) / max(float(np.median(size)), 1.0))
+        spot = np.repeat(np.arange(train.shape[0]), np.diff(train.indptr))
+        value, number = np.log(train.data.astype(np.float64)), np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1)
+
+        def mean(of: np.ndarray) -> np.ndarray:
+            return np.bincount(train.indices, of, minlength=train.shape[1]) / number
+
+        # One slope for all genes, of what is left of both within each gene.
+        deep = depth[spot] - mean(depth[spot])[train.indices]
+        slope = float(deep @ (value - mean(value)[train.indices])) / max(float(deep @ deep), 1e-9)
+        share = np.exp(mean(value - slope * depth[spot])) / max(float(np.median(size)), 1.0)
+        validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
+        levels = tuple(int(codes.max()) + 1 for codes in labels)
+        genes = np.arange(counts.shape[1])
+        return cls(counts, size, labels, levels, genes, train, heldout, size, size, share, validation, device, side, "squared", slope - 1)
 
     def of_training(self, partition: Partition, context: Context) -> CellBatches:
         return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device, self.side)
 
     def whole(self, partition: Partition, context: Context) -> CellBatches:
         return CellBatches(self.counts, self.size, self.labels, partition, context, self.device, self.side)
+
+    def held_back(self) -> np.ndarray:
+        """Log of the share of every gene of all molecules over that of the training part, ``(g,)``; 0 where entries are held out."""
+        if self.likelihood == "squared":
+            return np.zeros_like(self.share)
+        return np.log(_share(self.counts, self.size) / self.share)
+
+    def weights(self, partition: Partition) -> torch.Tensor:
+        """What each gene counts in the spatial contribution, ``(P, 1, m)``: its share of all molecules, or of all entries."""
+        share = self.share if self.likelihood == "poisson" else self.train.getnnz(axis=0) / max(self.train.nnz, 1)
+        return partition.deal(share, 0.0)
 
     def heldout_ratio(self, rows: np.ndarray) -> torch.Tensor:
         ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)
@@ -152,6 +197,20 @@ class Data:
         return torch.from_numpy(columns(matrix[rows], genes).toarray()).to(self.device)
 
 
+def _share(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
+    # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
+    return np.maximum(column_sums(counts), 0.5) / max(size.sum(), 1.0)
+
+
+def _where(counts: sp.csr_matrix, some: np.ndarray) -> sp.csr_matrix:
+    """The same with some of the non-zero entries only."""
+    found = sp.csr_matrix((np.where(some, counts.data, 0), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
+    found.eliminate_zeros()
+    return found
+
+
 def prior_precision(penalty: float, data: Data) -> float:
-    """The weight of the squared output weights in a loss that is per removed molecule of one cell."""
+    """The weight of the squared output weights in a loss that is per removed molecule of one cell, or per hidden entry."""
+    if data.likelihood == "squared":
+        return penalty / max(data.train.nnz, 1)
     return penalty / (data.train.shape[0] * max(REMOVED * float(data.size_train.mean()), 1e-6))

@@ -20,11 +20,15 @@ from ._blocks import Partition, RunningMoments
 from ._complexity import CONTEXTS, choose
 from ._counts import chunks, column_sums, columns
 from ._data import Complexity, Data, Settings, prior_precision
+from ._side import SPOT
 from ._train import History, fit
 from .models import posterior
-from .models.began import EMPTY, Began, Discriminator, Generator, poisson_deviance
+from .models.began import EMPTY, Batch, Began, Discriminator, Generator
 from .models.conv import ConvDiscriminator, ConvGenerator
-from .models.modal import Modal, ModalGenerator
+from .models.modal import LOST, FactorGenerator, Modal, ModalGenerator, asked
+
+PSEUDO = 10.0
+"""Hidden entries of the common variance that every gene is given."""
 
 
 def build(
@@ -35,12 +39,22 @@ def build(
     shape = (partition.blocks, partition.genes_per_block)
     log_share = partition.deal(np.log(data.share), EMPTY)
     if data.side is not None:
-        features = data.side.shapes(context.loadings.shape[1])
-        drawn = torch.Generator(data.device).manual_seed(_random.seed(rng))
-        sizes = (*shape, context.n_values, data.levels, features)
-        modal = ModalGenerator(*sizes, log_share, start, drawn, width=complexity.width)
-        penalty = prior_precision(complexity.penalty, data)
-        return Modal(modal, penalty=penalty, spatial_weight=data.side.spatial_weight, share=log_share.exp()).to(data.device)
+        told = data.side.shapes(context.loadings.shape[1])
+        modal: ModalGenerator | FactorGenerator
+        if SPOT in told:
+            scores = data.of_training(partition, context).scores().cpu()
+            scores = scores - scores.mean(dim=0)
+            # Of the spots' vectors, which start where the scores are, the prior is the standard normal.
+            ratio = 1 / max(complexity.penalty, 1e-6)
+            modal = FactorGenerator(partition.genes_per_block, scores, log_share, start, ratio=ratio, depth_slope=data.depth_slope)
+        else:
+            drawn = torch.Generator(data.device).manual_seed(_random.seed(rng))
+            sizes = (*shape, context.n_values, data.levels, told)
+            modal = ModalGenerator(*sizes, log_share, start, drawn, width=complexity.width, depth_slope=data.depth_slope)
+        penalty, share = prior_precision(complexity.penalty, data), data.weights(partition)
+        return Modal(modal, penalty=penalty, spatial_weight=data.side.spatial_weight, share=share, likelihood=data.likelihood).to(
+            data.device
+        )
     conv = settings.architecture == "conv"
     make = ConvGenerator if conv else Generator
     generator = make(*shape, context.n_values, data.levels, log_share, start, width=complexity.width)
@@ -70,7 +84,7 @@ def fit_repeat(
     rng: np.random.Generator,
     on_epoch: Callable[[], None],
 ) -> tuple[Began | Modal, History]:
-    """Train one repeat; its held-out deviance (nats per held-out molecule) is looked at after each epoch."""
+    """Train one repeat; what it loses of the held-out molecules or entries (per one of them) is looked at after each epoch."""
     module = build(data, settings, complexity, context, partition, rng)
     batches = data.of_training(partition, context)
     rows = np.arange(data.train.shape[0])
@@ -79,14 +93,15 @@ def fit_repeat(
     glance = batches.against(some, data.heldout, data.size_heldout)
 
     def epoch():
-        return (batches.thinned(part, rng) for part in shuffled(rows, settings.batch_size, rng))
+        draw = batches.thinned if data.likelihood == "poisson" else batches.masked
+        return (draw(part, rng) for part in shuffled(rows, settings.batch_size, rng))
 
     def evaluate() -> dict[str, float]:
         module.eval()
         with torch.no_grad():
-            deviance = poisson_deviance(module.generator(glance.inputs, glance.labels), glance.exposure, glance.place, glance.removed)
+            lost = _lost(data, module.generator(glance.inputs, glance.labels), glance)
         module.train()
-        return {"heldout": float(deviance) / max(float(glance.removed.sum()), 1.0)}
+        return {"heldout": lost / max(float(asked(data.likelihood, glance)), 1.0)}
 
     history = fit(
         module,
@@ -95,27 +110,40 @@ def fit_repeat(
         max_epochs=complexity.max_epochs,
         learning_rate=settings.learning_rate,
         evaluate=evaluate,
-        watch=("heldout", "M") if settings.adversarial_weight else ("heldout",),
+        watch=_watched(data, settings),
         on_epoch=on_epoch,
     )
     module.eval()
     return module, history
 
 
-def contributions(module: Modal, data: Data, context: Context, partition: Partition) -> pd.DataFrame:
-    """Of every modality the weight of its code, and how much more is lost of the held-out molecules (nats per molecule) without it."""
+def _watched(data: Data, settings: Settings) -> tuple[str, ...]:
+    """By what the training is stopped early.
+
+    Not where entries are hidden, which are learnt by heart early and forgotten again as the steps become small, nor of a
+    factorisation, which begins slowly from nothing.
+    """
+    if data.likelihood == "squared" or (data.side is not None and SPOT in data.side.modalities):
+        return ()
+    return ("heldout", "M") if settings.adversarial_weight else ("heldout",)
+
+
+def _lost(data: Data, log_rate: torch.Tensor, batch: Batch) -> float:
+    return float(LOST[data.likelihood](log_rate, batch.exposure, batch.place, batch.removed))
+
+
+def contributions(generator: ModalGenerator, data: Data, context: Context, partition: Partition) -> pd.DataFrame:
+    """Of every modality the weight of its code, and how much more is lost of a held-out molecule (or entry) without it."""
     batches = data.of_training(partition, context)
-    generator = module.generator
-    lost, molecules = dict.fromkeys((None, *generator.names), 0.0), 0.0
+    lost, number = dict.fromkeys((None, *generator.names), 0.0), 0.0
     with torch.no_grad():
         for rows in chunks(len(data.validation), partition.blocks * partition.genes_per_block):
             batch = batches.against(data.validation[rows], data.heldout, data.size_heldout)
-            molecules += float(batch.removed.sum())
+            number += float(asked(data.likelihood, batch))
             for name in lost:
                 with generator.without(name):
-                    rates = generator(batch.inputs, batch.labels)
-                lost[name] += float(poisson_deviance(rates, batch.exposure, batch.place, batch.removed))
-    rise = [(lost[name] - lost[None]) / max(molecules, 1.0) for name in generator.names]
+                    lost[name] += _lost(data, generator(batch.inputs, batch.labels), batch)
+    rise = [(lost[name] - lost[None]) / max(number, 1.0) for name in generator.names]
     return pd.DataFrame({"weight": generator.weights.tolist(), "contribution": rise}, index=list(generator.names))
 
 
@@ -186,7 +214,8 @@ class Result(Rates):
     Attributes
     ----------
     heldout
-        Deviance of the held-out molecules, in nats per molecule: gene mean, network, posterior.
+        Deviance of the held-out molecules, in nats per molecule: gene mean, network, posterior. Of held-out entries, mean squared error of
+        the log: gene mean (at the spot's depth), network.
     variation
         Largest standard deviation over (at most 256) cells of any gene's log rate: zero where every cell got the same.
     """
@@ -207,15 +236,25 @@ class Combiner:
         self.repeats = 0
 
     def add(self, module: Began | Modal, context: Context, partition: Partition) -> None:
-        """Predict all cells from all their molecules, and the validation cells from their training part."""
+        """Predict the validation cells from their training part, and then all cells from all their molecules."""
         whole, training = self.data.whole(partition, context), self.data.of_training(partition, context)
-        add_rates(module, whole, self.target, self.rates, self.own, self.repeats)
         for rows in chunks(len(self.data.validation), partition.blocks * partition.genes_per_block):
             self.validation.add(rows, predict(module, training, self.data.validation[rows]).cpu(), self.repeats)
+        # How much there is of a gene is known from all molecules: the held-out ones are a twentieth of a rare gene's evidence.
+        module.generator.shift(partition.deal(self.data.held_back(), 0.0).to(self.data.device))  # type: ignore[operator]
+        add_rates(module, whole, self.target, self.rates, self.own, self.repeats)
         self.repeats += 1
 
     def finish(self) -> Result:
         """Sizes of the genes, and what the held-out molecules say of gene mean, network and posterior."""
+        data, genes = self.data, self.data.genes
+        sizes, scores = self._of_molecules() if data.likelihood == "poisson" else self._of_entries()
+        log_rates = np.log(np.maximum(self.validation.mean[:256], 1e-12))
+        variation = float(log_rates.std(axis=0).max())
+        seen = torch.from_numpy(column_sums(columns(data.counts, genes)) > 0)
+        return Result(self.rates, self.own, sizes.cpu(), seen, scores, variation)
+
+    def _of_molecules(self) -> tuple[torch.Tensor, dict[str, float]]:
         data, genes = self.data, self.data.genes
         marginal: torch.Tensor | float = 0.0
         heldout: torch.Tensor | float = 0.0
@@ -234,11 +273,28 @@ class Combiner:
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
                 rate = value * ratio[:, None]
                 sums[name] += float(rate.sum(dtype=torch.float64) - target[hits].double() @ rate[hits].clamp(min=1e-12).double().log())
-        log_rates = np.log(np.maximum(self.validation.mean[:256], 1e-12))
-        variation = float(log_rates.std(axis=0).max())
-        seen = torch.from_numpy(column_sums(columns(data.counts, genes)) > 0)
-        scores = {name: data.per_molecule(value, genes) for name, value in sums.items()}
-        return Result(self.rates, self.own, sizes.cpu(), seen, scores, variation)
+        return sizes, {name: data.per_molecule(value, genes) for name, value in sums.items()}
+
+    def _of_entries(self) -> tuple[torch.Tensor, dict[str, float]]:
+        """As sizes, one over the variance of the log of a hidden entry around its prediction: that is relative, too."""
+        data = self.data
+        share, n = np.log(data.share), np.zeros(data.heldout.shape[1])
+        squares, null = np.zeros_like(n), 0.0
+        for rows in chunks(len(data.validation), len(n)):
+            spots = data.validation[rows]
+            part = data.heldout[spots].tocoo()
+            depth = np.log(np.maximum(data.size[spots], 1))[part.row]
+            measured = np.log(part.data)
+            predicted = np.log(np.maximum(self.validation.mean[rows][part.row, part.col], 1e-12)) + depth
+            of_gene = share[part.col] + depth + data.depth_slope * (depth - np.log(max(float(np.median(data.size)), 1.0)))
+            n += np.bincount(part.col, minlength=len(n))
+            squares += np.bincount(part.col, np.square(measured - predicted), minlength=len(n))
+            null += float(np.square(measured - of_gene).sum())
+        total = max(n.sum(), 1.0)
+        # A gene with few hidden entries has the variance of all.
+        variance = (squares + PSEUDO * squares.sum() / total) / (n + PSEUDO)
+        scores = {"gene_mean": null / total, "network": squares.sum() / total}
+        return torch.from_numpy(1 / np.maximum(variance, 1e-6)).float(), {name: float(value) for name, value in scores.items()}
 
     def _validation(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         data = self.data
@@ -268,9 +324,9 @@ def run(
             bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")
             partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng, square=settings.architecture == "conv")
             module, trained = fit_repeat(data, settings, complexity, context, partition, rng, bar.update)
+            if isinstance(module.generator, ModalGenerator):
+                parts.append(contributions(module.generator, data, context, partition))
             combiner.add(module, context, partition)
-            if isinstance(module, Modal):
-                parts.append(contributions(module, data, context, partition))
             history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
             stopped.append(trained.stopped)
             tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}

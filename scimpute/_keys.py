@@ -23,6 +23,16 @@ def mask(key: str) -> str:
     return f"{key}_mask"
 
 
+def spot_factors(key: str) -> str:
+    """Factors of the spots in ``obsm`` that :func:`scimpute.tl.nmf` wrote, as scanpy names an embedding."""
+    return f"X_{key}"
+
+
+def gene_factors(key: str) -> str:
+    """Factors of the genes in ``varm`` that belong to them."""
+    return key.upper()
+
+
 SPATIAL = "spatial"
 """Positions in ``obsm``, images in ``uns``, and what the graph of neighbours is called by, as in scanpy and squidpy."""
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from ._counts import TARGET, chunks
 
 FREQUENCIES = (1, 2, 4)
+SPOT = "spot"
+"""Name of the modality that is the number of the spot."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Side:
     modalities
         Names, in the order in which they are told.
     features
-        For ``"position"`` ``(n, p)``; for ``"image"`` ``(n, q)``, or tiles ``(n, 3, h, w)`` as uint8.
+        For ``"position"`` ``(n, p)``; for ``"image"`` ``(n, q)``, or tiles ``(n, 3, h, w)`` as uint8; for ``"spot"`` ``(n,)``.
     rings
         Rows of neighbours, weights that sum to 1 or none, ``(n, n)``; empty where neighbours are not looked at.
     ring_weights

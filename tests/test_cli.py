@@ -94,6 +94,17 @@ def test_spatial_and_its_model(tmp_path, capsys):
     np.testing.assert_allclose(ad.read_h5ad(out).layers["spatial_imputed"], result.layers["spatial_imputed"], rtol=1e-4)
 
 
+def test_nmf(tmp_path, capsys):
+    source, out = (str(tmp_path / name) for name in ("in.h5ad", "out.h5ad"))
+    datasets.toy_visium(6, 6, 30).write_h5ad(source)
+    assert _cli.main(["nmf", source, out, "--n-factors", "3", "--max-epochs", "2", "--likelihood", "squared"]) == 0
+    assert capsys.readouterr().out.startswith("Wrote layers['nmf'] (36 x 30), its standard deviation")
+    result = ad.read_h5ad(out)
+    assert result.obsm["X_nmf"].shape == (36, 3)
+    assert result.varm["NMF"].shape == (30, 3)
+    assert result.uns["nmf"]["params"]["n_factors"] == 3
+
+
 @pytest.fixture
 def model(source, tmp_path, capsys):
     path = tmp_path / "model.safetensors"

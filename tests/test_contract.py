@@ -60,6 +60,8 @@ class Imputer:
         Makes its input of the counts in ``X``.
     integers
         Arguments under which whole numbers are its input.
+    beside
+        What it writes under ``key_added="result"`` beside layers and uns.
     """
 
     function: Callable[..., Any]
@@ -73,6 +75,7 @@ class Imputer:
     options: tuple[dict[str, Any], ...] = ()
     prepare: Callable[[ad.AnnData], Any] = lambda adata: None
     integers: dict[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -90,7 +93,7 @@ class Imputer:
         return {suffix: done.layers["result" + suffix] for suffix in self.suffixes}
 
     def promised(self, key: str = "result") -> set[str]:
-        return {f"uns/{key}", *(f"layers/{key}{suffix}" for suffix in self.suffixes)}
+        return {f"uns/{key}", *(f"layers/{key}{suffix}" for suffix in self.suffixes), *self.beside}
 
 
 def log_with_gaps(adata: ad.AnnData) -> None:
@@ -175,9 +178,9 @@ IMPUTERS = [
         good={"max_epochs": 40, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 30.0},
         suffixes=("", "_sd"),
         steps=(
-            "scimpute.tl._spatial.Data.prepare",
-            "scimpute.tl._spatial.finish",
-            "scimpute.tl._spatial.save_model",
+            "scimpute.tl._spots.Data.prepare",
+            "scimpute.tl._spots.finish",
+            "scimpute.tl._spots.save_model",
             "scimpute._save.save_file",
             "scimpute._save.os.replace",
             "scimpute._engine.choose",
@@ -194,11 +197,33 @@ IMPUTERS = [
             {"spatial_weight": 0.5},
             {"ring_weights": ()},
             {"modalities": "counts", "ring_weights": (0.0, 1.0)},
-            {"modalities": "position", "posterior": False},
+            {"modalities": "position"},
+            {"likelihood": "squared"},
             {"n_context": "auto", "width": "auto", "penalty": "auto"},
         ),
-        options=({"output": "log1p"}, {"modalities": ["position"], "posterior": False, "spatial_weight": 0.1}),
+        options=({"output": "log1p"}, {"likelihood": "squared"}, {"modalities": ["position"], "spatial_weight": 0.1}),
         prepare=on_tissue,
+    ),
+    Imputer(
+        scimpute.tl.nmf,
+        quick={"max_epochs": 2, "n_factors": 5},
+        good={"max_epochs": 40, "n_factors": 5, "penalty": 30.0},
+        suffixes=("", "_sd"),
+        steps=(
+            "scimpute.tl._spots.Data.prepare",
+            "scimpute.tl._spots.finish",
+            "scimpute._engine.FactorGenerator",
+            "scimpute._engine.choose",
+            "scimpute._engine.fit",
+            "scimpute._engine.predict",
+            "scimpute._spatial.read_rings",
+        ),
+        chunked=("scimpute._matrix", "scimpute._engine", "scimpute._output"),
+        labels={"library_key": "batch"},
+        variants=({"spatial_weight": 0.0}, {"likelihood": "squared"}, {"ring_weights": (0.0, 1.0)}),
+        options=({"output": "log1p"}, {"likelihood": "squared"}),
+        prepare=on_tissue,
+        beside=("obsm/X_result", "varm/RESULT"),
     ),
 ]
 
@@ -808,14 +833,18 @@ def test_failure_of_a_step_changes_nothing(imputer, adata, monkeypatch, tmp_path
     saved.write_text("an earlier model")
     replace(monkeypatch, step, lambda original: failing(error, 1, original))
     with pytest.raises(type(error), match="stop"):
-        imputer.run(adata, save=saved)
+        imputer.run(adata, **({"save": saved} if imputer.takes("save") else {}))
     assert fingerprint(adata) == before
     assert states() == state
     assert saved.read_text() == "an earlier model"
     assert list(tmp_path.iterdir()) == [saved]
 
 
-@each_with(lambda imputer: ({"n_repeats": 3, "penalty": "auto"} if imputer.takes("n_repeats") else {"n_models": 3},))
+def later_repeats(imputer: Imputer) -> tuple[dict[str, Any], ...]:
+    return tuple(given for given in ({"n_repeats": 3, "penalty": "auto"}, {"n_models": 3}) if imputer.takes(next(iter(given))))
+
+
+@each_with(later_repeats)
 def test_failure_in_a_later_repeat_changes_nothing(imputer, adata, monkeypatch, fingerprint, arguments):
     before = fingerprint(adata)
     module = "_engine" if imputer.takes("n_repeats") else "_bulk"
@@ -891,6 +920,7 @@ def target(tmp_path: Path) -> Path:
     return path
 
 
+@taking("save")
 def test_77_disk_full(imputer, adata, target, fingerprint, monkeypatch):
     before = fingerprint(adata)
 
@@ -906,6 +936,7 @@ def test_77_disk_full(imputer, adata, target, fingerprint, monkeypatch):
     assert list(target.parent.iterdir()) == [target]
 
 
+@taking("save")
 def test_77_read_only(imputer, adata, target, fingerprint, monkeypatch):
     before = fingerprint(adata)
 
@@ -937,6 +968,7 @@ def in_child(work: Callable[[], Any]) -> int:
 
 @FORK
 @FORKED
+@taking("save")
 def test_78_killed_while_writing(imputer, adata, target, monkeypatch):
     def die(tensors: Any, path: Path, metadata: Any) -> None:
         Path(path).write_bytes(b"half")
@@ -974,15 +1006,17 @@ FORK_OF_MANY_THREADS = """
 import faulthandler, json, multiprocessing, sys
 import anndata, torch, scimpute
 name, source, model, settings = sys.argv[1:]
+saved = {"save": model} if model else {}
 adata = anndata.read_h5ad(source)
 torch.set_num_threads(2)
 torch.ones(1_000_000).exp()  # now they run
 
 def work():
     faulthandler.dump_traceback_later(30)  # says where it hangs
-    getattr(scimpute.tl, name)(adata, save=model, **json.loads(settings))
-    scimpute.tl.apply(adata, model, key_added="again")
-    sys.exit(0 if "again" in adata.layers and torch.get_num_threads() == 2 else 3)
+    getattr(scimpute.tl, name)(adata, **saved, **json.loads(settings))
+    if saved:
+        scimpute.tl.apply(adata, model, key_added="again")
+    sys.exit(0 if ("again" if saved else name) in adata.layers and torch.get_num_threads() == 2 else 3)
 
 child = multiprocessing.get_context("fork").Process(target=work)
 child.start()
@@ -999,7 +1033,8 @@ def test_80_fork_of_a_process_with_many_threads(imputer, tmp_path):
     adata = scimpute.datasets.toy_counts(60, 2000)
     imputer.prepare(adata)
     adata.write_h5ad(tmp_path / "in.h5ad")
-    arguments = [imputer.name, str(tmp_path / "in.h5ad"), str(tmp_path / "model.safetensors"), json.dumps(imputer.quick)]
+    model = str(tmp_path / "model.safetensors") if imputer.takes("save") else ""
+    arguments = [imputer.name, str(tmp_path / "in.h5ad"), model, json.dumps(imputer.quick)]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(
         [sys.executable, "-c", FORK_OF_MANY_THREADS, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False

@@ -82,8 +82,8 @@ def test_without_counts_the_counts_of_the_spot_say_nothing(tissue, modalities):
 
 def test_neighbours_are_of_the_own_section(sections, monkeypatch):
     seen: list[Side] = []
-    prepare = scimpute.tl._spatial.Data.prepare
-    monkeypatch.setattr("scimpute.tl._spatial.Data.prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
+    prepare = scimpute.tl._spots.Data.prepare
+    monkeypatch.setattr("scimpute.tl._spots.Data.prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
     run(sections, library_key="section", spatial_weight=0.1)
     codes = sections.obs["section"].cat.codes.to_numpy()
     assert len(seen[0].rings) == 2
@@ -369,7 +369,7 @@ REFUSED = {
         "not looked at",
     ),
     "no names": (None, {"modalities": 5}, TypeError, "modalities must be a name or several"),
-    "posterior of nothing": (None, {"modalities": ["position"]}, ValueError, "pass posterior=False"),
+    "posterior of nothing": (None, {"modalities": ["position"], "posterior": True}, ValueError, "pass posterior=False"),
     "rings": (None, {"ring_weights": 1.0}, TypeError, "sequence of numbers"),
     "negative ring": (None, {"ring_weights": (1.0, -1.0)}, ValueError, "ring_weights"),
     "smooth with nobody": (None, {"ring_weights": (), "spatial_weight": 1.0}, ValueError, "ring_weights leaves out"),

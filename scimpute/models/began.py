@@ -131,6 +131,11 @@ class Generator(nn.Module):
         """Squared output weights summed within each block, ``(P,)``."""
         return self.output.weight.square().sum(dim=(1, 2))
 
+    def shift(self, by: Tensor) -> None:
+        """Add to the log share of every gene, ``(P, 1, m)``, whatever the cell."""
+        with torch.no_grad():
+            self.output.bias.add_(by)
+
 
 class Discriminator(nn.Module):
     """The dense discriminator, an autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``."""

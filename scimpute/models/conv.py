@@ -154,6 +154,11 @@ class ConvGenerator(nn.Module):
         """Squared weights of the last convolution summed within each block, ``(P,)``."""
         return self.output.weight.square().view(self.blocks, -1).sum(1)
 
+    def shift(self, by: Tensor) -> None:
+        """Add to the log share of every gene, ``(P, 1, m)``, whatever the cell."""
+        with torch.no_grad():
+            self.bias.add_(by)
+
 
 class ConvDiscriminator(nn.Module):
     """An autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``.

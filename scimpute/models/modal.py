@@ -70,6 +70,25 @@ def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
+def squared_error(log_rate: Tensor, exposure: Tensor, place: Tensor, values: Tensor) -> Tensor:
+    """Squared differences of the logs of predicted and measured counts, summed over the entries that were hidden.
+
+    Takes what :func:`~scimpute.models.began.poisson_deviance` takes; ``exposure`` is the library size, ``values`` the hidden counts.
+    """
+    _, spots, genes = log_rate.shape
+    spot = place // genes % spots
+    return (log_rate.reshape(-1)[place] + exposure[spot].log() - values.log()).square().sum()
+
+
+LOST = {"poisson": poisson_deviance, "squared": squared_error}
+"""What is lost of the hidden molecules, or entries, summed over them."""
+
+
+def asked(likelihood: str, batch: Batch) -> Tensor:
+    """How much was asked for: molecules or entries."""
+    return batch.removed.sum() if likelihood == "poisson" else batch.removed.new_tensor(float(len(batch.removed)))
+
+
 class ModalGenerator(nn.Module):
     """The generator of `began` that is told, beside its context, the weighted sum of the codes of all modalities.
 
@@ -81,6 +100,8 @@ class ModalGenerator(nn.Module):
         without ``"counts"`` the generator does not look at the inputs at all.
     rng
         Draws which modalities a spot is shown without.
+    depth_slope
+        By how much all log shares change with the log of the library size, which is the last of the context values.
     """
 
     def __init__(
@@ -95,8 +116,11 @@ class ModalGenerator(nn.Module):
         rng: torch.Generator,
         *,
         width: int,
+        depth_slope: float = 0.0,
     ) -> None:
         super().__init__()
+        self.depth_slope: Tensor
+        self.register_buffer("depth_slope", torch.tensor(depth_slope, dtype=torch.float32))
         self.genes, self.names, self.n_labels, self.rng = genes, tuple(features), len(levels), rng
         self.missing: str | None = None
         self.encoders = nn.ModuleDict()
@@ -138,15 +162,76 @@ class ModalGenerator(nn.Module):
                 part = torch.cat([inputs[0, :, self.genes :], part], dim=1)
             fused = fused + weight * shown[row] * self.encoders[name](part)
         fused = fused.expand(len(inputs), -1, -1)
-        return self.inner(torch.cat([inputs * own, fused], dim=-1), labels)
+        return self.inner(torch.cat([inputs * own, fused], dim=-1), labels) + self.depth_slope * inputs[..., -1:]
 
     def penalty(self) -> Tensor:
         """Squared output weights summed within each block, ``(P,)``."""
         return self.inner.penalty()
 
+    def shift(self, by: Tensor) -> None:
+        """Add to the log share of every gene, ``(P, 1, m)``, whatever the spot."""
+        self.inner.shift(by)
+
+
+class FactorGenerator(nn.Module):
+    r"""Neural matrix factorisation: log share of a gene in a spot from a vector of each.
+
+    .. math:: d_{ij} = u_i \cdot v_j + w \cdot \mathrm{gelu}(A u_i + B v_j + c)
+
+    added to the gene's log share. Spots are told by their number, so that there are none but those of the training.
+
+    Parameters
+    ----------
+    start
+        Vectors the spots start from, ``(n, f)``; those of the genes start at 0.
+    ratio
+        Precision of the prior of the spots' vectors over that of the genes'.
+    """
+
+    PAIRS = 8
+    """Hidden units of the network on pairs."""
+    PACE = 10.0
+    """A spot is seen once an epoch, a gene in every minibatch: its vector moves by larger steps."""
+
+    def __init__(
+        self, genes: int, start: Tensor, log_share: Tensor, generator: torch.Generator, *, ratio: float, depth_slope: float
+    ) -> None:
+        super().__init__()
+        factors = start.shape[1]
+        self.names: tuple[str, ...] = ()
+        self.ratio, self.depth_slope = ratio, depth_slope
+        self.steps = nn.Parameter(start / self.PACE)
+        self.of_genes = nn.Parameter(torch.zeros(genes, factors, dtype=torch.float32))
+        self.bias = nn.Parameter(log_share.clone())
+        self.left, self.right = _linear(factors, self.PAIRS, generator), _linear(factors, self.PAIRS, generator)
+        self.last = nn.Parameter(torch.zeros(self.PAIRS, dtype=torch.float32))
+
+    @property
+    def of_spots(self) -> Tensor:
+        """Vectors of the spots, ``(n, f)``."""
+        return self.steps * self.PACE
+
+    def forward(self, inputs: Tensor, told: Sequence[Tensor]) -> Tensor:
+        """Log share of every gene, ``(1, b, m)``; of the inputs only the depth is looked at, ``told`` are the numbers of the spots."""
+        u, v = self.of_spots[told[-1]], self.of_genes
+        d = u @ v.T
+        # One unit after the other: all pairs of all units would be as many times the minibatch.
+        for left, right, weight in zip(self.left(u).T, self.right(v).T, self.last, strict=True):
+            d = d + weight * nn.functional.gelu(left[:, None] + right)
+        return self.bias + d + self.depth_slope * inputs[..., -1:]
+
+    def shift(self, by: Tensor) -> None:
+        """Add to the log share of every gene, ``(1, 1, m)``, whatever the spot."""
+        with torch.no_grad():
+            self.bias.add_(by)
+
+    def penalty(self) -> Tensor:
+        """Squared vectors of genes and spots, ``(1,)``."""
+        return (self.of_genes.square().sum() + self.ratio * self.of_spots.square().sum() + self.last.square().sum())[None]
+
 
 class Modal(nn.Module):
-    r"""The generator with its loss: count splitting, the penalty of the output weights, and the spatial contribution
+    r"""The generator with its loss: hidden molecules or entries, the penalty of the output weights, and the spatial contribution
 
     .. math:: \lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2
 
@@ -157,12 +242,22 @@ class Modal(nn.Module):
     Parameters
     ----------
     share
-        Share of every gene of all molecules, ``(P, 1, m)``.
+        Share of every gene of all molecules (entries), ``(P, 1, m)``.
+    likelihood
+        ``"poisson"``: molecules are hidden; ``"squared"``: whole entries.
     """
 
-    def __init__(self, generator: ModalGenerator, *, penalty: float, spatial_weight: float, share: Tensor) -> None:
+    def __init__(
+        self,
+        generator: ModalGenerator | FactorGenerator,
+        *,
+        penalty: float,
+        spatial_weight: float,
+        share: Tensor,
+        likelihood: str = "poisson",
+    ) -> None:
         super().__init__()
-        self.generator, self.penalty, self.spatial_weight = generator, penalty, spatial_weight
+        self.generator, self.penalty, self.spatial_weight, self.likelihood = generator, penalty, spatial_weight, likelihood
         self.share: Tensor
         self.register_buffer("share", share)
         self.metrics: dict[str, Tensor | float] = {}
@@ -174,9 +269,11 @@ class Modal(nn.Module):
         """Yield the only loss, that of the generator."""
         log_rate = self.generator(batch.inputs, batch.labels)
         spots = len(batch.exposure)
-        deviance = poisson_deviance(log_rate[:, :spots], batch.exposure, batch.place, batch.removed) / batch.exposure.sum().clamp(min=1)
-        self.metrics = {"reconstruction": deviance.detach()}
-        loss = deviance + self.penalty * self.generator.penalty().sum()
+        lost = LOST[self.likelihood](log_rate[:, :spots], batch.exposure, batch.place, batch.removed)
+        # Of all genes, those that are not imputed too: the exposure has their molecules.
+        lost = lost / (batch.exposure.sum() if self.likelihood == "poisson" else asked(self.likelihood, batch)).clamp(min=1)
+        self.metrics = {"reconstruction": lost.detach()}
+        loss = lost + self.penalty * self.generator.penalty().sum()
         if batch.neighbours is not None:
             apart = log_rate.new_zeros(())
             own = log_rate[:, : batch.neighbours.shape[-1]]

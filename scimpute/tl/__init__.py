@@ -3,7 +3,8 @@
 from ._apply import apply
 from ._began import began
 from ._gain import gain
+from ._nmf import nmf
 from ._pmi import pmi
 from ._spatial import spatial
 
-__all__ = ["apply", "began", "gain", "pmi", "spatial"]
+__all__ = ["apply", "began", "gain", "nmf", "pmi", "spatial"]

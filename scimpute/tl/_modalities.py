@@ -77,6 +77,8 @@ def read_side(
     features: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
     likeness = None
+    if _side.SPOT in modalities:
+        features[_side.SPOT] = torch.arange(adata.n_obs)
     if "position" in modalities:
         found = _side.positions(_spatial.read_coordinates(adata), sections.codes, known, n_known)
         features["position"] = torch.from_numpy(found)

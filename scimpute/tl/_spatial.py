@@ -1,26 +1,16 @@
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from scanpy import settings as scanpy_settings
-
-from .. import _adata, _annotations, _check, _device, _keys, _random, _spatial
-from .._data import Data, checked_settings
-from .._engine import run
-from .._output import finish
-from .._save import save_model
-from .._version import __version__
-from . import _modalities
+from .. import _adata, _check, _keys
+from . import _modalities, _spots
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    import numpy as np
     from anndata import AnnData
-
-MIN_SPOTS = 10
 
 
 def spatial(
@@ -34,6 +24,7 @@ def spatial(
     spatial_weight: float = 0.0,
     edge_weight: Literal["image"] | None = None,
     layer: str | None = None,
+    likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "spatial_imputed",
     output: Literal["counts", "rate", "log1p"] = "counts",
     block_size: int = 576,
@@ -41,7 +32,7 @@ def spatial(
     n_context: int | Literal["auto"] = "auto",
     width: int | Literal["auto"] = "auto",
     penalty: float | Literal["auto"] = "auto",
-    posterior: bool = True,
+    posterior: bool | Literal["auto"] = "auto",
     max_epochs: int | Literal["auto"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
     learning_rate: float = 2e-3,
@@ -66,8 +57,7 @@ def spatial(
         :func:`scimpute.pp.tiles`) and read by a convolutional network that is trained with the rest.
     modalities
         Any of ``"counts"`` (the spot's own and those of its neighbours), ``"position"`` and ``"image"``; None for counts and position, and
-        the image too where ``image_key`` or ``tile_features`` is given. Without ``"counts"`` only the library size is known of a spot, and
-        ``posterior`` must be False.
+        the image too where ``image_key`` or ``tile_features`` is given. Without ``"counts"`` only the library size is known of a spot.
     library_key
         Column of ``obs`` with the section (slide) of each spot. The network is told which; no neighbours are in two sections.
     tile_features
@@ -82,6 +72,12 @@ def spatial(
         ``"image"``: neighbours count by how alike the image is around them, so that smoothing stops at a border of the tissue.
     layer
         Layer with the counts; ``X`` where None.
+    likelihood
+        ``"poisson"``: molecules are held out and predicted (count splitting), and a zero is an observation like any other.
+        ``"squared"``, as in the source of the method: **every zero is taken for missing**; hidden non-zero entries are predicted, in the
+        mean square of their logs. What is put in the place of a zero is *what would have been counted, given that anything was*, never much
+        below 1, and the other entries stay as they are. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed
+        it makes one that is.
     key_added
         Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
     output
@@ -89,9 +85,11 @@ def spatial(
     block_size, n_repeats, batch_size, learning_rate
         As in :func:`scimpute.tl.began`.
     n_context, width, penalty, max_epochs
-        As in :func:`scimpute.tl.began`; ``"auto"`` chooses by held-out molecules of the counts.
+        As in :func:`scimpute.tl.began`; ``"auto"`` chooses by held-out molecules of the counts. With ``likelihood="squared"`` it
+        stands for 15, 16, 600 and 400 minibatches.
     posterior
-        Use the spot's own count once more. The posterior mean answers *this spot*, the rate (False) *spots like this one*.
+        Use the spot's own count once more. The posterior mean answers *this spot*, the rate (False) *spots like this one*. ``"auto"``: True
+        where counts are a modality and ``likelihood="poisson"``, the only case in which it can be.
     size_key
         Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
     random_state
@@ -143,18 +141,35 @@ def spatial(
     >>> list(adata.uns["spatial_imputed"]["contribution"].index)
     ['counts', 'position', 'image']
     """
-    start = time.perf_counter()
     _check.key_name("key_added", key_added)
     if key_added == _keys.SPATIAL:
         raise ValueError("key_added='spatial': uns['spatial'] is the place of the images; choose another key")
     _adata.check_target(adata, "spatial", key_added, layer=layer, copy=copy)
-    _check.option("output", output, ("counts", "rate", "log1p"))
-    chosen = _modalities.chosen(modalities, image_key, tile_features, edge_weight)
-    if _check.boolean("posterior", posterior) and "counts" not in chosen:
-        raise ValueError("posterior=True uses the counts of the spot, which are not among the modalities; pass posterior=False")
-    settings = checked_settings(
-        adata.n_obs,
-        architecture="dense",
+    asked: dict[str, Any] = {
+        "image_key": image_key,
+        "modalities": list(_modalities.chosen(modalities, image_key, tile_features, edge_weight)),
+        "library_key": library_key,
+        "tile_features": tile_features,
+        "ring_weights": list(_modalities.ring_weights(ring_weights)),
+        "spatial_weight": _check.number("spatial_weight", spatial_weight, 0),
+        "edge_weight": edge_weight,
+    }
+    _check_neighbours(asked)
+    return _spots.impute(
+        adata,
+        "spatial",
+        asked,
+        layer=layer,
+        likelihood=likelihood,
+        key_added=key_added,
+        output=output,
+        posterior=posterior,
+        size_key=size_key,
+        random_state=random_state,
+        device=device,
+        progress=progress,
+        save=save,
+        copy=copy,
         block_size=block_size,
         n_repeats=n_repeats,
         n_context=n_context,
@@ -163,72 +178,12 @@ def spatial(
         max_epochs=max_epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        drop_quantile="auto",
-        drop_shape=1.0,
-        gamma=0.0,
-        adversarial_weight=0.0,
-        reconstruction_weight=1.0,
     )
-    weights = _modalities.ring_weights(ring_weights)
-    spatial_weight = _check.number("spatial_weight", spatial_weight, 0)
-    if edge_weight and "counts" not in chosen and not spatial_weight:
+
+
+def _check_neighbours(asked: Mapping[str, Any]) -> None:
+    edge_weight, spatial_weight = asked["edge_weight"], asked["spatial_weight"]
+    if edge_weight and "counts" not in asked["modalities"] and not spatial_weight:
         raise ValueError("edge_weight is about neighbours, which are not looked at without counts and with spatial_weight=0; leave it out")
-    if not any(weights) and (spatial_weight or edge_weight):
+    if not any(asked["ring_weights"]) and (spatial_weight or edge_weight):
         raise ValueError("spatial_weight and edge_weight are about neighbours, which ring_weights leaves out; give a ring a weight above 0")
-    path = None if save is None else _check.writable_file("save", save)
-    torch_device = _device.resolve(device)
-    rng = _random.generator(random_state)
-    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
-
-    counts = _adata.read_counts(adata, layer)
-    if adata.n_obs < MIN_SPOTS:
-        raise ValueError(f"tl.spatial needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
-    size = _annotations.read_size(adata, size_key, counts)
-    sections = _spatial.read_sections(adata, library_key)
-    _check.memory(2 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
-    asked: dict[str, Any] = {
-        "image_key": image_key,
-        "modalities": list(chosen),
-        "library_key": library_key,
-        "tile_features": tile_features,
-        "ring_weights": list(weights),
-        "spatial_weight": spatial_weight,
-        "edge_weight": edge_weight,
-    }
-    side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
-    _adata.warn_of_empty_cells(counts)
-
-    labels = (sections.codes,) if len(sections.names) > 1 else ()
-    columns = np.arange(adata.n_vars)
-    with _device.session(torch_device):
-        data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
-        complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, keep_own=posterior)
-        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill="all")
-
-    params = {
-        **asked,
-        "layer": layer or "X",
-        "output": output,
-        "posterior": posterior,
-        "size_key": size_key,
-        "random_state": _random.describe(random_state),
-        "device": str(torch_device),
-        **{name: getattr(settings, name) for name in ("block_size", "n_repeats", "batch_size", "learning_rate")},
-        **vars(complexity),
-    }
-    conditioned = {"library_key": {"column": library_key, "levels": sections.names}} if labels else {}
-    params = {name: value for name, value in params.items() if value is not None}
-    if path is not None:
-        names = list(map(str, adata.var_names))
-        metadata = {"method": "spatial", "version": __version__, "genes": names, "imputed": names, "conditioned_on": conditioned}
-        features = {name: list(shape) for name, shape in side.shapes(complexity.n_context).items()}
-        save_model(path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
-    uns = {
-        "params": params,
-        **record,
-        "conditioned_on": conditioned,
-        "version": __version__,
-        "seconds": time.perf_counter() - start,
-    }
-    values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
-    return _adata.write(adata, key_added, "spatial", layers=values, uns=uns, copy=copy)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import _adata, _check, _keys
+from .._side import SPOT
+from ..models.modal import FactorGenerator
+from . import _modalities, _spots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from anndata import AnnData
+
+
+def nmf(
+    adata: AnnData,
+    *,
+    library_key: str | None = None,
+    ring_weights: Sequence[float] = (1.0, 0.5),
+    spatial_weight: float = 0.03,
+    n_factors: int = 20,
+    layer: str | None = None,
+    likelihood: Literal["poisson", "squared"] = "poisson",
+    key_added: str = "nmf",
+    output: Literal["counts", "rate", "log1p"] = "counts",
+    penalty: float | Literal["auto"] = "auto",
+    posterior: bool | Literal["auto"] = "auto",
+    max_epochs: int | Literal["auto"] = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    learning_rate: float = 2e-3,
+    size_key: str | None = None,
+    random_state: int | np.random.Generator | None = 0,
+    device: str = "auto",
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    r"""Impute spatial counts by neural matrix factorisation with a spatial contribution.
+
+    A vector for every spot and one for every gene; the log rate of a gene in a spot is their product and what a small network makes of
+    the pair. Neighbouring spots are drawn together. The spots' vectors are an embedding of the tissue; for imputation alone
+    :func:`scimpute.tl.spatial`, which reads the spot instead of its number, is better and can be applied to other sections.
+
+    Parameters
+    ----------
+    adata
+        Object with counts, ``n_obs`` spots x ``n_vars``, and positions in ``obsm["spatial"]``.
+    library_key
+        Column of ``obs`` with the section (slide) of each spot; no neighbours are in two sections.
+    ring_weights
+        What each ring of neighbours counts in the spatial contribution; rings as in :func:`scimpute.tl.spatial`.
+    spatial_weight
+        Weight of the spatial contribution; 0 for the plain factorisation, which needs no positions.
+    n_factors
+        Length of the vectors; at most one less than there are spots and genes.
+    layer
+        Layer with the counts; ``X`` where None.
+    likelihood
+        As in :func:`scimpute.tl.spatial`: ``"poisson"`` (held-out molecules) or ``"squared"`` (**every zero is missing**).
+    key_added
+        Name of the result.
+    output
+        As in :func:`scimpute.tl.began`: ``"counts"``, ``"rate"`` or ``"log1p"``.
+    penalty
+        Prior precision of the genes' vectors; those of the spots have a standard normal prior. ``"auto"``: 100, or 200 with
+        ``likelihood="squared"``.
+    posterior
+        Use the spot's own count once more, as in :func:`scimpute.tl.began`; ``"auto"``: True with ``likelihood="poisson"``.
+    max_epochs
+        Length of the training; ``"auto"``: 400 minibatches, and 20 epochs at least.
+    batch_size, learning_rate
+        As in :func:`scimpute.tl.began`.
+    size_key
+        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
+    random_state
+        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    progress
+        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+    copy
+        Return a copy instead of writing to ``adata``.
+
+    Returns
+    -------
+    None, or the copy with ``copy=True``. Written are
+
+    ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
+        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``.
+    ``adata.obsm[f"X_{key_added}"]``, ``adata.varm[key_added.upper()]``
+        Vectors of the spots, ``n_obs`` x ``n_factors``, and of the genes, ``n_vars`` x ``n_factors``; float32.
+    ``adata.uns[key_added]``
+        ``params``, ``history``, ``chosen``, ``heldout``, ``sizes``, ``stopped``, ``version`` and ``seconds`` as in
+        :func:`scimpute.tl.spatial`.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError
+        An argument or the object is not as needed; the message says what exists. Nothing was written.
+    MemoryError
+        The result would not fit; found before the training.
+    RuntimeError
+        The training failed. Nothing was written.
+
+    Notes
+    -----
+    :math:`d_{ij} = u_i \cdot v_j + w \cdot \mathrm{gelu}(A u_i + B v_j + c)` is the log rate over the gene's share :math:`s_j`, with 8
+    hidden units. The loss is that of :func:`scimpute.tl.spatial`: Poisson deviance of removed molecules :cite:p:`Batson2019`
+    (or squared error of the logs of hidden entries), prior of the vectors, and
+    :math:`\lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2`. The spots' vectors start from their low-rank
+    scores. A spot that was not in the training has no vector: there is no ``save``, as there would be nothing to apply.
+
+    Neural matrix factorisation :cite:p:`He2017` and the two rings after the source of the method, whose contribution used the mean of the
+    first spot's neighbours for all spots and counted the spot itself among them.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_visium()
+    >>> scimpute.tl.nmf(adata, max_epochs=2)
+    >>> adata.obsm["X_nmf"].shape[1], adata.varm["NMF"].shape[1]
+    (20, 20)
+    """
+    factors = {"obsm": [_keys.spot_factors(key_added)], "varm": [_keys.gene_factors(key_added)]} if isinstance(key_added, str) else {}
+    _adata.check_target(adata, "nmf", key_added, layer=layer, copy=copy, beside=factors)
+    weight = _check.number("spatial_weight", spatial_weight, 0)
+    weights = _modalities.ring_weights(ring_weights)
+    if weight and not any(weights):
+        raise ValueError(
+            "spatial_weight is about neighbours, which ring_weights leaves out; pass spatial_weight=0 or give a ring a weight above 0"
+        )
+    asked: dict[str, Any] = {"modalities": [SPOT], "library_key": library_key, "ring_weights": list(weights), "spatial_weight": weight}
+    return _spots.impute(
+        adata,
+        "nmf",
+        asked,
+        layer=layer,
+        likelihood=likelihood,
+        key_added=key_added,
+        output=output,
+        posterior=posterior,
+        size_key=size_key,
+        random_state=random_state,
+        device=device,
+        progress=progress,
+        save=None,
+        copy=copy,
+        # All genes in one block: a spot has one vector.
+        block_size=max(adata.n_vars, 1),
+        n_repeats=1,
+        n_context=_check.integer("n_factors", n_factors),
+        width=FactorGenerator.PAIRS,
+        penalty=penalty,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )

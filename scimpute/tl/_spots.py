@@ -1,0 +1,145 @@
+"""The body that `tl.spatial` and `tl.nmf` share: read, train, finish, write."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scanpy import settings as scanpy_settings
+
+from .. import _adata, _annotations, _check, _device, _keys, _random, _spatial
+from .._data import Data, checked_settings
+from .._engine import run
+from .._output import finish
+from .._save import save_model
+from .._side import SPOT
+from .._version import __version__
+from ..models.modal import FactorGenerator
+from . import _modalities
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+MIN_SPOTS = 10
+
+
+def impute(
+    adata: AnnData,
+    method: str,
+    asked: Mapping[str, Any],
+    *,
+    layer: str | None,
+    likelihood: str,
+    key_added: str,
+    output: str,
+    posterior: bool | str,
+    size_key: str | None,
+    random_state: int | np.random.Generator | None,
+    device: str,
+    progress: bool | None,
+    save: str | os.PathLike[str] | None,
+    copy: bool,
+    **training: Any,
+) -> AnnData | None:
+    """What follows once the function's own arguments and the keys are checked.
+
+    Parameters
+    ----------
+    asked
+        What is told of a spot (see `_modalities.read_side`), checked.
+    training
+        Arguments of `_data.checked_settings` that the caller has; the adversary has none.
+    """
+    start = time.perf_counter()
+    _check.option("output", output, ("counts", "rate", "log1p"))
+    _check.option("likelihood", likelihood, ("poisson", "squared"))
+    entrywise = likelihood == "squared"
+    posterior = _posterior(posterior, entrywise, asked["modalities"])
+    settings = checked_settings(
+        adata.n_obs,
+        architecture="dense",
+        drop_quantile="auto",
+        drop_shape=1.0,
+        gamma=0.0,
+        adversarial_weight=0.0,
+        reconstruction_weight=1.0,
+        **training,
+    )
+    path = None if save is None else _check.writable_file("save", save)
+    torch_device = _device.resolve(device)
+    rng = _random.generator(random_state)
+    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+
+    counts = _adata.read_counts(adata, layer)
+    if adata.n_obs < MIN_SPOTS:
+        raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
+    size = _annotations.read_size(adata, size_key, counts)
+    sections = _spatial.read_sections(adata, asked["library_key"])
+    _check.memory(2 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
+    side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
+    _adata.warn_of_empty_cells(counts)
+
+    labels = (sections.codes,) if len(sections.names) > 1 and method == "spatial" else ()
+    columns = np.arange(adata.n_vars)
+    fill = "zeros" if entrywise else "all"
+    with _device.session(torch_device):
+        if entrywise:
+            data = Data.of_entries(counts, size, labels, torch_device, rng, side)
+        else:
+            data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
+        complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, keep_own=posterior)
+        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
+
+    params = {
+        **asked,
+        "layer": layer or "X",
+        "likelihood": likelihood,
+        "output": output,
+        "posterior": posterior,
+        "size_key": size_key,
+        "random_state": _random.describe(random_state),
+        "device": str(torch_device),
+        **{name: getattr(settings, name) for name in ("block_size", "n_repeats", "batch_size", "learning_rate")},
+        **vars(complexity),
+    }
+    conditioned = {"library_key": {"column": asked["library_key"], "levels": sections.names}} if labels else {}
+    params = {name: value for name, value in params.items() if value is not None}
+    if path is not None:
+        names = list(map(str, adata.var_names))
+        metadata = {"method": method, "version": __version__, "genes": names, "imputed": names, "conditioned_on": conditioned}
+        features = {name: list(shape) for name, shape in side.shapes(complexity.n_context).items()}
+        save_model(path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
+    uns = {
+        "params": params,
+        **record,
+        "conditioned_on": conditioned,
+        "version": __version__,
+        "seconds": time.perf_counter() - start,
+    }
+    values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
+    obsm, varm = {}, {}
+    if SPOT in asked["modalities"]:
+        # By the names of the arguments of `tl.nmf`.
+        params["n_factors"] = params.pop("n_context")
+        for name in ("modalities", "block_size", "n_repeats", "width"):
+            del params[name]
+        place = tensors["repeat0.place"].numpy()
+        obsm = {_keys.spot_factors(key_added): tensors["repeat0.steps"].detach().cpu().numpy() * FactorGenerator.PACE}
+        varm = {_keys.gene_factors(key_added): tensors["repeat0.of_genes"].detach().cpu().numpy()[place]}
+    return _adata.write(adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, copy=copy)
+
+
+def _posterior(asked: bool | str, entrywise: bool, modalities: list[str]) -> bool:
+    """Whether the spot's own counts are used once more."""
+    blind = "counts" not in modalities and SPOT not in modalities
+    if isinstance(asked, str) and asked == "auto":
+        return not entrywise and not blind
+    if _check.boolean("posterior", asked) and blind:
+        raise ValueError("posterior=True uses the counts of the spot, which are not among the modalities; pass posterior=False")
+    if asked and entrywise:
+        raise ValueError("posterior=True is about molecules; with likelihood='squared' an entry is known or missing: pass posterior=False")
+    return bool(asked)

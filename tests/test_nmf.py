@@ -1,0 +1,123 @@
+"""``tl.nmf``: what is written, what the spatial contribution does, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import scimpute
+from scimpute.models.modal import FactorGenerator
+
+QUICK = {"max_epochs": 2, "n_factors": 4, "progress": False}
+
+
+@pytest.fixture
+def tissue() -> ad.AnnData:
+    return scimpute.datasets.toy_visium(8, 8, 30)
+
+
+def run(adata: ad.AnnData, **changes: Any) -> Any:
+    return scimpute.tl.nmf(adata, **QUICK | changes)
+
+
+def test_log_rate_by_hand():
+    rng = torch.Generator().manual_seed(0)
+    start, log_share = torch.randn(5, 3, generator=rng), torch.randn(1, 1, 4, generator=rng)
+    generator = FactorGenerator(4, start, log_share, rng, ratio=0.1, depth_slope=-0.5)
+    inputs, rows = torch.randn(1, 2, 7, generator=rng), torch.tensor([3, 1])
+    # The start: the gene's share, at the spot's depth.
+    torch.testing.assert_close(generator(inputs, [rows]), log_share - 0.5 * inputs[..., -1:])
+    torch.testing.assert_close(generator.of_spots, start)
+    for parameter in (generator.of_genes, generator.last):
+        torch.nn.init.normal_(parameter, generator=rng)
+    u, v = start, generator.of_genes
+    with torch.no_grad():
+        found = generator(inputs, [rows])
+        for place, i in enumerate(rows.tolist()):
+            for j in range(4):
+                hidden = torch.nn.functional.gelu(generator.left(u[i]) + generator.right(v[j]))
+                expected = log_share[0, 0, j] + u[i] @ v[j] + generator.last @ hidden - 0.5 * inputs[0, place, -1]
+                torch.testing.assert_close(found[0, place, j], expected)
+    penalty = v.square().sum() + 0.1 * u.square().sum() + generator.last.square().sum()
+    torch.testing.assert_close(generator.penalty(), penalty[None])
+
+
+def test_factors_are_in_the_order_of_the_object(tissue):
+    run(tissue, max_epochs=60, spatial_weight=0, posterior=False, output="rate", penalty=10.0)
+    assert tissue.obsm["X_nmf"].shape == (64, 4)
+    assert tissue.varm["NMF"].shape == (30, 4)
+    assert tissue.obsm["X_nmf"].dtype == tissue.varm["NMF"].dtype == np.float32
+    logs = np.log(tissue.layers["nmf"])
+    product = tissue.obsm["X_nmf"] @ tissue.varm["NMF"].T
+    logs, product = (x - x.mean(axis=0) for x in (logs, product))
+    some = product.std(axis=0) > 0.1
+    assert some.sum() > 5
+    assert np.corrcoef(logs[:, some].ravel(), product[:, some].ravel())[0, 1] > 0.9
+
+
+def test_other_key(tissue):
+    run(tissue, key_added="factors")
+    assert {"X_factors"} <= set(tissue.obsm)
+    assert {"FACTORS"} <= set(tissue.varm)
+    assert tissue.uns["factors"]["method"] == "nmf"
+
+
+@pytest.mark.parametrize(("slot", "name"), [("obsm", "X_nmf"), ("varm", "NMF")])
+def test_factors_of_others_are_not_overwritten(tissue, refused, slot, name):
+    getattr(tissue, slot)[name] = np.ones((tissue.n_obs if slot == "obsm" else tissue.n_vars, 2))
+    refused(tissue, run, ValueError, f"{slot}.*{name}.*not written by nmf")
+
+
+def test_neighbours_are_drawn_together(tissue):
+    scimpute.pp.spatial_rings(tissue)
+    near = tissue.obsp["spatial_connectivities"]
+    mean = near.multiply(1 / near.sum(axis=1)).tocsr()
+    apart = []
+    for weight in (0.0, 0.3, 30.0):
+        run(tissue, spatial_weight=weight, max_epochs=40, posterior=False, output="rate", penalty=10.0)
+        logs = np.log(tissue.layers["nmf"])
+        apart.append(np.square(logs - mean @ logs).mean())
+    assert apart[0] > apart[1] > 2 * apart[2]
+
+
+def test_plain_factorisation_needs_no_positions(tissue):
+    expected = run(tissue, spatial_weight=0, copy=True).layers["nmf"]
+    del tissue.obsm["spatial"]
+    np.testing.assert_array_equal(run(tissue, spatial_weight=0, copy=True).layers["nmf"], expected)
+
+
+def test_predicts_held_out_molecules():
+    adata = scimpute.datasets.toy_visium(16, 14, 60, depth=300)
+    scimpute.pp.thin(adata)
+    scimpute.tl.nmf(adata, layer="thin_train", n_factors=8, progress=False)
+    scores = scimpute.metrics.heldout(adata, "nmf")["poisson"]
+    assert scores["nmf"] < scores["gene_mean"] < scores["raw"]
+
+
+def test_more_factors_than_there_can_be(tissue):
+    run(tissue, n_factors=500)
+    assert tissue.obsm["X_nmf"].shape[1] == tissue.uns["nmf"]["params"]["n_factors"] == 29
+
+
+FAULTS = {
+    "no factors": ({"n_factors": 0}, ValueError, "n_factors"),
+    "half a factor": ({"n_factors": 2.5}, ValueError, "n_factors"),
+    "weight below 0": ({"spatial_weight": -1.0}, ValueError, "spatial_weight"),
+    "contribution of no ring": ({"ring_weights": ()}, ValueError, "pass spatial_weight=0"),
+    "unknown section": ({"library_key": "sections"}, KeyError, "sections"),
+    "key of no kind": ({"key_added": 3}, ValueError, "key_added"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), FAULTS.values(), ids=FAULTS)
+def test_refused(tissue, refused, arguments, error, message):
+    refused(tissue, lambda adata: run(adata, **arguments), error, message)
+
+
+def test_without_positions(tissue, refused):
+    del tissue.obsm["spatial"]
+    refused(tissue, run, KeyError, "spatial")
