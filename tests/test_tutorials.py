@@ -52,13 +52,64 @@ assert rows["the low values"]["median of its own R2"] > 0.5
 assert found["observed values only"]["unchanged genes"] < 0.15 < found["filled, arm as a covariate"]["unchanged genes"]
 assert found["observed values only"]["raised genes"] < found["filled, arm as a covariate"]["raised genes"]
 """,
+    "03_spatial": """
+assert everything.obs["section"].nunique() == 3 and adata.obs["region"].nunique() == 4
+assert adata.obsp["spatial_connectivities"].sum(axis=1).max() == 6 and adata.obsp["spatial_ring2"].sum(axis=1).max() == 12
+assert (adata.layers["spatial_imputed"] > 0).all()
+shown = adata.to_df(layer="spatial_imputed")[genes].div(adata.layers["spatial_imputed"].sum(axis=1), axis=0)
+assert shown[genes[0]].groupby(adata.obs["region"], observed=True).mean().idxmax() == "region2"
+assert shown[genes[1]].corr(adata.obs["density"]) < -0.4
+worth = adata.uns["spatial_imputed"]["contribution"]["contribution"]
+assert 0.03 < worth["position"] / worth["counts"] < 0.25 and 0.03 < worth["image"] / worth["counts"] < 0.25
+gained = scores.loc["gene_mean", "poisson"] - scores["poisson"]
+assert scores["poisson"].idxmax() == "raw" and (gained[methods] > 0).all()
+assert abs(gained["own_counts"] / gained["all"] - 1) < 0.05 and abs(gained["began"] / gained["all"] - 1) < 0.05
+assert 0.7 < gained["surroundings"] / gained["all"] < 0.9 and 0.7 < gained["nmf"] / gained["all"] < 0.9
+gained = (shallow.loc["gene_mean", "poisson"] - shallow["poisson"]).rename(lambda name: name.removeprefix("shallow_"))
+assert gained["own_counts"] < gained["surroundings"]
+assert 1.3 < gained["all"] / gained["own_counts"] < 1.8
+assert agreement.loc["own_counts"].min() > 0.85 > 0.8 > agreement.loc["raw"].max()
+assert agreement.loc[["surroundings", "all"]].min().min() < 0.85
+assert (agreement.loc["nmf"] < agreement.loc["raw"]).all()
+assert abs(moran.loc["raw", "mean"] - 0.08) < 0.02 and abs(moran.loc["rate", "mean"] - 0.5) < 0.02
+assert moran.loc["own_counts", "mean"] > moran.loc["raw", "mean"] + 0.2
+assert moran.loc["surroundings", "mean"] > moran.loc["rate", "mean"] + 0.1
+assert scores.loc[list(tellings), "poisson"].idxmax() == "surroundings"
+assert patterned.loc["shuffled genes", "raw"] < 0.1 < 0.5 < patterned.loc["shuffled genes", list(tellings)].min()
+assert patterned.loc["shuffled genes", "surroundings"] > 0.9
+assert abs(recovered.loc["spatial_squared", "r2"] - 0.63) < 0.03 and abs(recovered.loc["mean_of_nonzeros", "r2"] - 0.6) < 0.01
+assert recovered.loc["spatial_poisson", "r2"] < 0 == recovered.loc["mean_of_nonzeros", "correlation"]
+assert recovered.loc["spatial_squared", "correlation"] > 0.1
+assert abs(filled.loc["region0", "true"] - 0.05) < 0.01 and abs(filled.loc["region0", "poisson"] - 0.2) < 0.1
+assert (filled["squared"] > 1).all()
+where, spots = totals.loc["mean where 0 was counted"], totals.loc["molecules per spot"]
+assert abs(where["true"] - 0.35) < 0.01 and abs(where["poisson"] - 0.32) < 0.03 and abs(where["squared"] - 1.21) < 0.1
+assert 1.65 < spots["squared"] / spots["counted"] < 1.95
+gained = new_section.loc["gene_mean", "poisson"] - new_section["poisson"]
+assert abs(gained["applied"] / gained["trained_on_it"] - 1) < 0.1
+""",
 }
-REAL_CLAIMS = """
+# What must hold on real data too.
+REAL_CLAIMS = {
+    "02_bulk": """
 assert adata.n_vars == 150 and adata.X.max() < 30
 assert scores.loc["pmi", "r2"] > scores.loc["group_mean", "r2"] + 0.05
 assert r2["pmi"].mean() > r2["group mean of the reference"].mean()
 assert rows["the low values"]["mean error"] > 1
-"""
+""",
+    "03_spatial": """
+assert adata.n_vars == 200 and set(genes) <= set(adata.var_names) and set(adata.obs["section"]) == {"B4"}
+assert (adata.obs["molecules"] > adata.X.sum(axis=1).A1).all()
+gained = scores.loc["gene_mean", "poisson"] - scores["poisson"]
+assert (gained[methods] > 0).all()
+assert abs(gained["own_counts"] / gained["all"] - 1) < 0.1
+assert moran.loc["surroundings", "mean"] > moran.loc["all", "mean"] > moran.loc["raw", "mean"]
+assert patterned.loc["shuffled genes", list(tellings)].min() > 0.5
+where = totals.loc["mean where 0 was counted"]
+assert where["poisson"] < 0.5 < 1 < where["squared"]
+assert new_section.loc["applied", "poisson"] < new_section.loc["gene_mean", "poisson"] - 0.05
+""",
+}
 
 
 @pytest.fixture
@@ -156,5 +207,22 @@ def test_bulk_runs_on_real_data(run, tmp_path):
         n_top_genes=150,
         quick={"n_models": 1, "n_hidden": 64, "max_epochs": 10},
     )
-    notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS))
+    notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS["02_bulk"]))
+    assert complaints(run(notebook)) == []
+
+
+@pytest.mark.skipif(not (DATA / "her2st_he.h5ad").exists(), reason=f"no her2st_he.h5ad in {DATA}; set SCIMPUTE_DATA")
+def test_spatial_runs_on_real_data(run):
+    """Without labels; few genes and a short training: the time grows with both."""
+    notebook = with_parameters(
+        nbformat.read(ROOT / "tutorials" / "03_spatial.ipynb", as_version=4),
+        path=str(DATA / "her2st_he.h5ad"),
+        image="hires",
+        library_key="section",
+        labels=None,
+        genes=["ERBB2", "COL1A1"],
+        n_top_genes=200,
+        quick={"n_repeats": 1, "n_context": 15, "width": 32, "penalty": 30.0, "max_epochs": 20},
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS["03_spatial"]))
     assert complaints(run(notebook)) == []
