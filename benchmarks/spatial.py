@@ -177,7 +177,8 @@ def ridge(adata: ad.AnnData) -> np.ndarray:
     scimpute.pp.tiles(work, library_key="section")
     tiles = work.obsm["tiles"]
     codes = adata.obs["section"].cat.codes.to_numpy().astype(np.int64)
-    places = _side.positions(np.asarray(adata.obsm["spatial"], float), codes, codes, int(codes.max()) + 1)
+    coordinates = np.asarray(adata.obsm["spatial"], float)
+    places = _side.positions(coordinates, _side.extents(coordinates, codes)[codes], codes, int(codes.max()) + 1)
     depth = np.log(size_of(adata) / np.median(size_of(adata)))
     features = np.column_stack([np.ones(adata.n_obs), _side.standardised(tiles, _side.moments(tiles)), places, depth]).astype(float)
 

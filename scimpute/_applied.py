@@ -120,6 +120,12 @@ class Model:
         for name, length in (("sizes", len(self.imputed)), ("seen", len(self.imputed)), ("loadings", len(self.genes))):
             if len(self.tensors[name]) != length:
                 raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
+        told = self.features or {}
+        # Tiles are taken as they are, features of tiles as those of the training were.
+        needed = [*(["extents"] if "position" in told else []), *(["tile_moments"] if len(told.get("image", ())) == 1 else [])]
+        for name in needed:
+            if name not in self.tensors:
+                raise KeyError(f"no {name}")
         bad = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
         if bad:
             raise RuntimeError(f"{bad[0]} has values that are NaN or infinite")

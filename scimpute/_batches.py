@@ -20,6 +20,8 @@ SPARING = 4
 """Of one in so many spots of a minibatch the neighbours are looked at: each of these costs four spots more."""
 THINNING = (0.5, 0.9)
 """Range of the fraction of molecules the generator is shown while it trains."""
+TILE_MAPS = 4
+"""Values of the convolutional network's first maps for each value of a tile."""
 SHOWN = (0.3, 0.9)
 """The same for whole entries, where these are hidden instead of molecules."""
 
@@ -109,7 +111,9 @@ class CellBatches:
     partition, context, device
         Where each gene goes, what is told of the cell, where the tensors are made.
     side
-        What is told of a spot beside its own counts.
+        What there is beside the counts of a spot.
+    told
+        What of it is told of each modality, if that is known already: that takes as long as a pass over the counts.
     """
 
     def __init__(
@@ -121,13 +125,18 @@ class CellBatches:
         context: Context,
         device: torch.device,
         side: Side | None = None,
+        told: list[torch.Tensor] | None = None,
     ) -> None:
         self.counts, self.size, self.labels = counts, size, labels
         self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
-        self._told: list[torch.Tensor] = []
-        if side is not None:
-            for name in side.modalities:
-                self._told.append(side.of_counts(counts, size, context.loadings) if name == "counts" else side.features[name])
+        if told is None:
+            told = [] if side is None else side.told(counts, size, context.loadings)
+        self._told = told
+
+    def chunks(self) -> Iterator[slice]:
+        """All rows, in parts of which what is told, and the first maps that are made of a tile, take no more memory than the genes."""
+        widest = max([part[0].numel() * TILE_MAPS for part in self._told if part.ndim > 2], default=0)
+        return chunks(self.counts.shape[0], max(self.partition.blocks * self.partition.genes_per_block, widest))
 
     def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
         """Position in a flat ``(P, b, stride)`` tensor of each entry."""

@@ -49,7 +49,7 @@ def choose(
     if why or None not in asked.values():
         return given, {"why": why if None in asked.values() else "all given by the caller"}
     # Chosen for the counts alone: what they bear does not depend on what else is told.
-    data = replace(data, side=None)
+    data = replace(data, side=None, _told={})
     block = rng.permutation(data.genes)[: CANDIDATE_BLOCKS * min(settings.block_size, math.ceil(len(data.genes) / CANDIDATE_BLOCKS))]
     partition = Partition.draw(block, data.counts.shape[1], settings.block_size, rng)
     lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * per_epoch, max(STEPS)),)

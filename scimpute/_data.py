@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,7 @@ class Data:
     side: Side | None
     likelihood: str = "poisson"
     depth_slope: float = 0.0
+    _told: dict[tuple[bool, int], tuple[Context, list[torch.Tensor]]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -167,10 +168,22 @@ class Data:
         return cls(counts, size, labels, levels, genes, train, heldout, size, size, share, validation, device, side, "squared", slope - 1)
 
     def of_training(self, partition: Partition, context: Context) -> CellBatches:
-        return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device, self.side)
+        told = self._looked(self.train, self.size_train, context)
+        return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device, self.side, told)
 
     def whole(self, partition: Partition, context: Context) -> CellBatches:
-        return CellBatches(self.counts, self.size, self.labels, partition, context, self.device, self.side)
+        told = self._looked(self.counts, self.size, context)
+        return CellBatches(self.counts, self.size, self.labels, partition, context, self.device, self.side, told)
+
+    def _looked(self, counts: sp.csr_matrix, size: np.ndarray, context: Context) -> list[torch.Tensor]:
+        """What is told of every modality: found once for all repeats with the same context."""
+        if self.side is None:
+            return []
+        key = counts is self.counts, id(context)
+        if key not in self._told:
+            # With the context itself, whose number is its own as long as it exists.
+            self._told[key] = context, self.side.told(counts, size, context.loadings)
+        return self._told[key][1]
 
     def held_back(self) -> np.ndarray:
         """Log of the share of every gene of all molecules over that of the training part, ``(g,)``; 0 where entries are held out."""

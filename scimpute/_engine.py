@@ -172,8 +172,7 @@ def add_rates(
     repeat: int,
 ) -> None:
     """Take in what one repeat says of all cells: as the mean over the target's levels, and in ``own`` as what they are."""
-    partition = batches.partition
-    for rows in chunks(batches.counts.shape[0], partition.blocks * partition.genes_per_block):
+    for rows in batches.chunks():
         cells = np.arange(rows.start, rows.stop)
         if target is None:
             rate = predict(module, batches, cells)

@@ -46,6 +46,10 @@ class Side:
         own = {"counts": (len(self.rings) * n_scores,)}
         return {name: own[name] if name == "counts" else tuple(self.features[name].shape[1:]) for name in self.modalities}
 
+    def told(self, counts: sp.csr_matrix, size: np.ndarray, loadings: Tensor) -> list[Tensor]:
+        """What is told of each modality, ``(n, ...)``."""
+        return [self.of_counts(counts, size, loadings) if name == "counts" else self.features[name] for name in self.modalities]
+
     def of_counts(self, counts: sp.csr_matrix, size: np.ndarray, loadings: Tensor) -> Tensor:
         """Low-rank scores of each ring's molecules together, ``(n, rings * c)``: a ring is deeper than a spot."""
         n, scores = counts.shape[0], loadings.shape[1]
@@ -78,16 +82,21 @@ class Side:
         return found
 
 
-def positions(coordinates: np.ndarray, sections: np.ndarray, known: np.ndarray, n_known: int) -> np.ndarray:
+def extents(coordinates: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """Lowest and highest coordinates of every section, ``(sections, 2, d)``."""
+    rows = [sections == section for section in range(int(sections.max()) + 1)]
+    return np.array([[coordinates[some].min(axis=0), coordinates[some].max(axis=0)] for some in rows])
+
+
+def positions(coordinates: np.ndarray, extent: np.ndarray, known: np.ndarray, n_known: int) -> np.ndarray:
     """Coordinates in units of half the section's larger side around its middle, their sines and cosines, and the section: ``(n, p)``.
 
-    ``known`` are codes of the ``n_known`` sections of the training, -1 for one that was not among them.
+    ``extent`` is that of each spot's section, ``(n, 2, d)``; ``known`` are codes of the ``n_known`` sections of the training, -1 for one
+    that was not among them.
     """
-    scaled = np.zeros_like(coordinates, dtype=np.float64)
-    for section in np.unique(sections):
-        rows = sections == section
-        low, high = coordinates[rows].min(axis=0), coordinates[rows].max(axis=0)
-        scaled[rows] = (coordinates[rows] - (low + high) / 2) / max(float((high - low).max()) / 2, 1e-12)
+    low, high = extent[:, 0], extent[:, 1]
+    side = np.maximum((high - low).max(axis=1, keepdims=True) / 2, 1e-12)
+    scaled = (coordinates - (low + high) / 2) / side
     waves = [wave(np.pi / 2 * frequency * scaled) for frequency in FREQUENCIES for wave in (np.sin, np.cos)]
     which = [] if n_known < 2 else [known[:, None] == np.arange(n_known)]
     return np.concatenate([scaled, *waves, *which], axis=1).astype(np.float32)

@@ -14,6 +14,7 @@ import scimpute
 from scimpute import _side
 from scimpute._batches import CellBatches, Context
 from scimpute._blocks import Partition
+from scimpute._save import load_model, save_model
 from scimpute._side import Side
 from scimpute.models.began import Batch
 from scimpute.models.modal import CODE, Modal, ModalGenerator, TileEncoder
@@ -158,13 +159,17 @@ def test_scores_of_a_ring_are_of_its_molecules_together():
 def test_positions_are_of_the_section_and_know_no_unit():
     rng = np.random.default_rng(2)
     xy, codes = rng.random((20, 2)), np.repeat([0, 1], 10)
-    found = _side.positions(xy, codes, codes, 2)
+
+    def positions(xy: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return _side.positions(xy, _side.extents(xy, codes)[codes], known, 2)
+
+    found = positions(xy, codes)
     moved = xy.copy()
     moved[codes == 1] = 40 * moved[codes == 1] + 1000
-    np.testing.assert_allclose(_side.positions(moved, codes, codes, 2), found, atol=1e-5)
+    np.testing.assert_allclose(positions(moved, codes), found, atol=1e-5)
     assert np.abs(found).max() <= 1.0001
     np.testing.assert_array_equal(found[:, -2:], np.eye(2)[codes])
-    assert (_side.positions(xy, codes, np.full(20, -1), 2)[:, -2:] == 0).all()
+    assert (positions(xy, np.full(20, -1))[:, -2:] == 0).all()
 
 
 def test_neighbours_that_look_alike_count_more():
@@ -313,6 +318,44 @@ def test_applied_to_a_new_section(tmp_path):
     scimpute.tl.apply(query, path, layer="thin_train", unseen="average")
     scores = scimpute.metrics.heldout(query, KEY)["poisson"]
     assert scores[KEY] < scores["gene_mean"]
+
+
+def test_applied_to_some_spots_of_a_section_that_is_known(sections, tmp_path):
+    path = tmp_path / "model.safetensors"
+    run(sections, library_key="section", modalities="position", save=path, max_epochs=20)
+    some = sections[np.r_[0:10, 40:60]].copy()
+    scimpute.tl.apply(some, path, key_added="again")
+    expected = sections[some.obs_names].layers[KEY]
+    np.testing.assert_allclose(some.layers["again"], expected, rtol=1e-4)
+    assert np.ptp(np.log(expected), axis=0).max() > 0.01
+
+
+def test_applied_without_the_column_of_the_only_section(tissue, tmp_path):
+    path = tmp_path / "model.safetensors"
+    run(tissue, library_key="section", save=path)
+    del tissue.obs["section"]
+    scimpute.tl.apply(tissue, path, key_added="again")
+    np.testing.assert_allclose(tissue.layers["again"], tissue.layers[KEY], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tile_moments", "extents"])
+def test_applied_from_a_file_that_lacks_a_part(tissue, tmp_path, name):
+    scimpute.pp.tiles(tissue)
+    path = tmp_path / "model.safetensors"
+    run(tissue, tile_features="tiles", save=path)
+    tensors, metadata = load_model(path)
+    del tensors[name]
+    save_model(path, tensors, metadata)
+    with pytest.raises(ValueError, match=f"not hold a whole model of tl.spatial.*no {name}"):
+        scimpute.tl.apply(tissue, path)
+
+
+def test_neighbours_are_looked_at_once_for_all_repeats(tissue, monkeypatch):
+    looked: list[sp.csr_matrix] = []
+    scores = Side.of_counts
+    monkeypatch.setattr(Side, "of_counts", lambda self, counts, *rest: looked.append(counts) or scores(self, counts, *rest))
+    run(tissue, n_repeats=3)
+    assert len(looked) == 2  # the training part, and the whole
 
 
 def test_applied_with_other_features(tissue, tmp_path, fingerprint):

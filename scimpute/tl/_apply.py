@@ -172,10 +172,13 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     _warn_of_genes(model, counts, found)
     side = None
     if model.features is not None:
-        sections = _spatial.read_sections(adata, model.params.get("library_key"))
+        library_key = model.params.get("library_key")
+        # Where the training had one section only, the column was of no use.
+        params = model.params if labels or library_key in adata.obs else {**model.params, "library_key": None}
+        sections = _spatial.read_sections(adata, params.get("library_key"))
         known = labels[0] if labels else np.zeros(adata.n_obs, dtype=np.int64)
         n_known = model.levels[0] if labels else 1
-        side, _ = _modalities.read_side(adata, model.params, sections, known, n_known, tensors.get("tile_moments"))
+        side, _ = _modalities.read_side(adata, params, sections, known, n_known, tensors)
     result = _applied.impute(model, counts, size, labels, found, options.device, side, progress=options.progress)
 
     params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}

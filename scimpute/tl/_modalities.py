@@ -58,7 +58,7 @@ def read_side(
     sections: _spatial.Sections,
     known: np.ndarray,
     n_known: int,
-    moments: Tensor | None = None,
+    saved: Mapping[str, Tensor] | None = None,
 ) -> tuple[_side.Side, dict[str, Tensor]]:
     """All that is told of a spot beside its counts, and what of it a saved model needs.
 
@@ -70,8 +70,8 @@ def read_side(
         Of the object: neighbours and positions are within one.
     known, n_known
         Codes of the sections of the training, -1 for another one.
-    moments
-        Of the tile features of the training; of those here where None.
+    saved
+        What of the training a saved model has; None in the training.
     """
     modalities, tile_features, image_key = tuple(params["modalities"]), params.get("tile_features"), params.get("image_key")
     features: dict[str, Tensor] = {}
@@ -80,11 +80,18 @@ def read_side(
     if _side.SPOT in modalities:
         features[_side.SPOT] = torch.arange(adata.n_obs)
     if "position" in modalities:
-        found = _side.positions(_spatial.read_coordinates(adata), sections.codes, known, n_known)
-        features["position"] = torch.from_numpy(found)
+        coordinates = _spatial.read_coordinates(adata)
+        extents = _side.extents(coordinates, sections.codes)
+        of_spots = extents[sections.codes]
+        if saved is None:
+            kept["extents"] = torch.from_numpy(extents)
+        elif n_known > 1:
+            # Of a section that is known by its name some spots may be missing here.
+            of_spots[known >= 0] = saved["extents"].numpy()[known[known >= 0]]
+        features["position"] = torch.from_numpy(_side.positions(coordinates, of_spots, known, n_known))
     if tile_features is not None:
         read = _spatial.read_features(adata, tile_features)
-        kept["tile_moments"] = torch.from_numpy(_side.moments(read)) if moments is None else moments
+        kept["tile_moments"] = torch.from_numpy(_side.moments(read)) if saved is None else saved["tile_moments"]
         if kept["tile_moments"].shape[1] != read.shape[1]:
             raise ValueError(
                 f"adata.obsm[{tile_features!r}] has {read.shape[1]} features, the model was trained on {kept['tile_moments'].shape[1]}; "
