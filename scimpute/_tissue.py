@@ -72,8 +72,8 @@ def read_tissues(
         raise ValueError(f"image= and image_key={image_key!r} name two images; pass one of them")
     size = None if tile_size is None else _whole("tile_size", tile_size)
     coordinates = read_coordinates(adata)[:, :2]
-    stored = _stored(adata)
-    names, codes = _sections(adata, stored, library_key, image)
+    entries = stored(adata)
+    names, codes = _sections(adata, entries, library_key, image)
     images, scales = _by_section(image, names), _by_section(scale, names)
     tissues: list[Tissue] = []
     diameters = []
@@ -81,7 +81,7 @@ def read_tissues(
         rows = np.flatnonzero(codes == place)
         if not rows.size:
             continue
-        entry = stored.get(section, {})
+        entry = entries.get(section, {})
         if image is None:
             source, described = _stored_image(entry, section, image_key), image_key
         else:
@@ -92,6 +92,16 @@ def read_tissues(
         if not size:
             diameters.append(factor * _factor(entry, section, "spot_diameter_fullres", "pass tile_size= in pixels of the image"))
     return tissues if size else [replace(tissue, tile_size=each) for tissue, each in zip(tissues, _sizes(diameters), strict=True)]
+
+
+def section_image(adata: AnnData, section: str, image_key: str, coordinates: np.ndarray) -> tuple[np.ndarray, float]:
+    """The whole image of one section, uint8 ``(h, w, 3)``, and its pixels for one unit of the ``coordinates`` of the section's spots."""
+    entry = stored(adata)[section]
+    source = _stored_image(entry, section, image_key)
+    factor = _scale(entry, section, image_key, False, {})
+    _check_inside(coordinates, factor, source.shape, entry, f"image {image_key!r} of section {section!r}", "They are not drawn")
+    height, width = source.shape
+    return source.region(0, height, 0, width), factor
 
 
 def spot_tiles(
@@ -124,7 +134,7 @@ def _whole(name: str, value: Any) -> int:
     return _check.integer(name, value)
 
 
-def _stored(adata: AnnData) -> dict[str, Mapping[str, Any]]:
+def stored(adata: AnnData) -> dict[str, Mapping[str, Any]]:
     """Entries of ``uns["spatial"]`` by section; some objects have flags beside them."""
     entries = adata.uns.get(_keys.SPATIAL)
     return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
@@ -226,7 +236,14 @@ def _share_outside(points: np.ndarray, shape: tuple[int, int]) -> float:
     return float(1 - ((points >= 0) & (points <= shape[::-1])).all(axis=1).mean())
 
 
-def _check_inside(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any], name: str) -> None:
+def _check_inside(
+    coordinates: np.ndarray,
+    scale: float,
+    shape: tuple[int, int],
+    entry: Mapping[str, Any],
+    name: str,
+    then: str = "They get the tile of the nearest point of the image",
+) -> None:
     """Refuse coordinates that are not those of this image, and say what they look like; warn of single spots outside."""
     points = coordinates * scale
     outside = _share_outside(points, shape)
@@ -239,7 +256,7 @@ def _check_inside(coordinates: np.ndarray, scale: float, shape: tuple[int, int],
     )
     if outside > _MOST_OUTSIDE:
         raise ValueError(f"{found}. {_remedy(coordinates, scale, shape, entry)}")
-    warnings.warn(f"{found}. They get the tile of the nearest point of the image", UserWarning, stacklevel=4)
+    warnings.warn(f"{found}. {then}", UserWarning, stacklevel=4)
 
 
 def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any]) -> str:

@@ -130,9 +130,9 @@ def test_one_section_needs_no_name_and_no_image(adata):
         (np.full((100, 80), 200, np.uint8), 200),
         (np.full((100, 80, 1), 200, np.uint8), 200),
         (np.full((100, 80, 4), 200, np.uint8), 200),
-        (np.full((100, 80, 3), 65535, np.uint16), 1),
-        (np.full((100, 80, 3), 255.0), 1),
-        (np.full((100, 80, 3), 0.5, np.float32), 0.5),
+        (np.full((100, 80, 3), 65535, np.uint16), 255),
+        (np.full((100, 80, 3), 255.0), 255),
+        (np.full((100, 80, 3), 0.6, np.float32), 153),
     ],
     ids=["grey", "grey_3d", "rgba", "uint16", "float255", "float1"],
 )
@@ -140,7 +140,8 @@ def test_any_image(adata, image, highest):
     adata.uns["spatial"]["s2"]["images"]["hires"] = image
     axis = pl.spatial(adata, "gene1", **WHICH)[0]
     axis.figure.canvas.draw()
-    assert axis.images[0].get_array().max() == pytest.approx(highest)
+    assert axis.images[0].get_array().shape == (100, 80, 3)
+    assert int(axis.images[0].get_array().max()) == highest
 
 
 def test_outputs_scale_and_axes(adata, tmp_path):
@@ -248,10 +249,10 @@ def hires(image):
         (None, {"image_key": "highres"}, KeyError, "did you mean 'hires'"),
         (lambda a: a.uns["spatial"].pop("s2") and None, {}, KeyError, "no section 's2'.*Pass image_key=None"),
         (lambda a: a.uns["spatial"]["s2"]["scalefactors"].pop("tissue_hires_scalef") and None, {}, KeyError, "tissue_hires_scalef"),
-        (hires(np.zeros((3, 100, 80))), {}, ValueError, r"has shape \(3, 100, 80\)"),
+        (hires(np.zeros((3, 100, 80))), {}, ValueError, r"shape \(3, 100, 80\), which looks channel-first"),
         (lambda a: a.obsm.__delitem__("spatial"), {}, KeyError, "'spatial' not found"),
-        (lambda a: a.obsm["spatial"].__setitem__((70, 0), -(10**9)), {}, None, ""),
-        (shift, {}, ValueError, "of the spots are outside the image of section 's2': it has 80 x 100 pixels.*reach 225, 225"),
+        (shift, {}, ValueError, "are outside of image 'hires' of section 's2', which is 80 pixels wide.*x=225, y=225"),
+        (lambda a: a.obsm.update(spatial=(a.obsm["spatial"] * (1, 1.25))[:, ::-1]), {}, ValueError, "x and y look swapped"),
         (nan, {"genes": "gene2", "library_id": "s1"}, ValueError, "1 imputed values"),
         (None, {"spot_size": 0}, ValueError, "spot_size must be in"),
         (None, {"alpha": 2}, ValueError, "alpha must be in"),
@@ -264,10 +265,13 @@ def test_spatial_faults(adata, edited, refused, edit, options, error, message):
     options = {"genes": "gene1"} | WHICH | options
     if "ax" in options:
         options["ax"] = plt.figure().subplots()
-    if error is None:
-        assert len(pl.spatial(adata, **options)) == 2
-    else:
-        refused(adata, lambda a: pl.spatial(a, **options), error, message)
+    refused(adata, lambda a: pl.spatial(a, **options), error, message)
+
+
+def test_a_single_spot_outside_the_image(adata):
+    adata.obsm["spatial"][70, 0] = -(10**9)
+    with pytest.warns(UserWarning, match="1 of .* spots are outside .* They are not drawn"):
+        assert len(pl.spatial(adata, "gene1", **WHICH)) == 2
 
 
 @pytest.mark.parametrize(

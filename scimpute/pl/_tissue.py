@@ -10,14 +10,12 @@ import numpy as np
 from matplotlib.collections import EllipseCollection
 from scipy.spatial import cKDTree
 
-from .. import _check, _keys, _spatial
+from .. import _check, _spatial, _tissue
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# Of the spots, that may lie outside the image.
-_OUTSIDE = 0.05
 # Seen around the outermost spots, in spot distances.
 _MARGIN = 1.5
 # Width of the tissue in a panel, and the space above it for a title, in inches.
@@ -48,18 +46,18 @@ def read(adata: AnnData, image_key: str | None, library_key: str | None, library
     """The section asked for, or the only one."""
     if spot_size is not None:
         _check.number("spot_size", spot_size, 0, open_low=True)
-    entries = adata.uns.get(_keys.SPATIAL, {})
-    entries = entries if isinstance(entries, Mapping) else {}
+    entries = _tissue.stored(adata)
     library_id, spots = _spots(adata, entries, library_key, library_id)
     entry = _entry(entries, library_id, image_key)
     xy = _spatial.read_coordinates(adata)[spots, :2]
-    image, scale = _image(entry, image_key, library_id)
+    image, scale = None, 1.0
+    if image_key is not None and entry.get("images"):
+        assert library_id is not None, "an entry has a name"
+        image, scale = _tissue.section_image(adata, library_id, image_key, xy)
     factors = entry.get("scalefactors", {})
     apart = _distance(xy)
     diameter = factors.get("spot_diameter_fullres", apart) if spot_size is None else spot_size
     xy, diameter, margin = xy * scale, float(diameter) * scale, _MARGIN * max(apart, float(diameter)) * scale
-    if image is not None:
-        _check_inside(xy, image, scale, library_id)
     low, high = xy.min(axis=0) - margin, xy.max(axis=0) + margin
     if image is not None:
         low, high = np.maximum(low, 0), np.minimum(high, image.shape[1::-1])
@@ -101,29 +99,6 @@ def _entry(entries: Mapping[str, Any], library_id: str | None, image_key: str | 
     return {}
 
 
-def _image(entry: Mapping[str, Any], image_key: str | None, library_id: str | None) -> tuple[np.ndarray | None, float]:
-    """The image as matplotlib draws it, and its pixels per unit of the coordinates."""
-    images = entry.get("images", {})
-    if image_key is None or not images:
-        return None, 1.0
-    where = f"uns['spatial'][{library_id!r}]"
-    if image_key not in images:
-        raise _check.missing(f"image_key: {where}['images']", image_key, list(images))
-    name, factors = f"tissue_{image_key}_scalef", entry.get("scalefactors", {})
-    if name not in factors:
-        raise _check.missing(f"{where}['scalefactors']", name, list(factors))
-    image = np.asarray(images[image_key])
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[:, :, 0]
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-        raise ValueError(f"{where}['images'][{image_key!r}] has shape {image.shape}; (height, width) or (height, width, 3 or 4) is needed")
-    if image.dtype.kind in "iu" and image.dtype != np.uint8:
-        image = image / np.iinfo(image.dtype).max
-    elif image.dtype.kind == "f" and image.max() > 1:
-        image = image / 255
-    return image, float(factors[name])
-
-
 def _distance(xy: np.ndarray) -> float:
     """How far a spot is from the nearest other."""
     different = np.unique(xy, axis=0)
@@ -132,21 +107,10 @@ def _distance(xy: np.ndarray) -> float:
     return float(np.median(cKDTree(different).query(different, k=2)[0][:, 1]))
 
 
-def _check_inside(xy: np.ndarray, image: np.ndarray, scale: float, library_id: str | None) -> None:
-    height, width = image.shape[:2]
-    outside = ((xy < 0) | (xy > (width, height))).any(axis=1).mean()
-    if outside > _OUTSIDE:
-        right, bottom = xy.max(axis=0)
-        raise ValueError(
-            f"{outside:.0%} of the spots are outside the image of section {library_id!r}: it has {width} x {height} pixels, and with its "
-            f"scale factor, {scale:g}, the spots reach {right:.0f}, {bottom:.0f}. Are the coordinates in pixels of the full resolution?"
-        )
-
-
 def draw(axis: Axes, section: Section, image_alpha: float, **spots: Any) -> EllipseCollection:
     """The image with a disc for every spot, as large as it is on the tissue; y points down, as in images."""
     if section.image is not None:
-        axis.imshow(section.image, cmap="gray", alpha=image_alpha, interpolation="bilinear")
+        axis.imshow(section.image, alpha=image_alpha, interpolation="bilinear")
     size = np.full(len(section.xy), section.diameter)
     discs = EllipseCollection(
         size,

@@ -39,8 +39,9 @@ def nmf(
     r"""Impute spatial counts by neural matrix factorisation with a spatial contribution.
 
     A vector for every spot and one for every gene; the log rate of a gene in a spot is their product and what a small network makes of
-    the pair. Neighbouring spots are drawn together. The spots' vectors are an embedding of the tissue; for imputation alone
-    :func:`scimpute.tl.spatial`, which reads the spot instead of its number, is better and can be applied to other sections.
+    the pair. Neighbouring spots are drawn together. :func:`scimpute.tl.spatial`, which reads the spot instead of its number, can be applied
+    to other sections. Look before you cluster: the noise of a shallow spot is a part of its vector, and clusters of the result
+    may be worse than those of the counts even where held-out molecules are predicted well.
 
     Parameters
     ----------

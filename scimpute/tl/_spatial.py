@@ -75,8 +75,8 @@ def spatial(
     likelihood
         ``"poisson"``: molecules are held out and predicted (count splitting), and a zero is an observation like any other.
         ``"squared"``, as in the source of the method: **every zero is taken for missing**; hidden non-zero entries are predicted, in the
-        mean square of their logs. What is put in the place of a zero is *what would have been counted, given that anything was*, never much
-        below 1, and the other entries stay as they are. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed
+        mean square of their logs. What is put in the place of a zero is *what would have been counted, given that anything was*, above 1 on
+        average, and the other entries stay as they are. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed
         it makes one that is.
     key_added
         Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
