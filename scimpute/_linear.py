@@ -155,12 +155,12 @@ class Linear:
     def choose(self, query: Samples, own: Tensor | None, truth: Tensor, wanted: Tensor) -> list[dict[str, float]]:
         """Floor and strength by entries that were hidden, on up to 200 samples."""
         some = torch.arange(min(200, len(truth)), device=truth.device)
-        few, rows = rows_of(query, some), None if own is None else own[some]
-        tried = []
+        few = rows_of(query, some)
+        itself, tried = self._itself(few, None if own is None else own[some]), []
         for floor in FLOORS if float(self.importance.sum()) else FLOORS[:1]:
             for strength in STRENGTHS:
                 self.floor, self.strength = floor, strength
-                error = (self._krige(few, rows) - truth[some])[wanted[some]].square().mean()
+                error = (self._krige(few, itself) - truth[some])[wanted[some]].square().mean()
                 tried.append({"floor": floor, "strength": strength, "mse": float(error)})
         best = min(tried, key=lambda trial: trial["mse"])
         self.floor, self.strength = best["floor"], best["strength"]
@@ -171,32 +171,38 @@ class Linear:
         n = len(samples.values)
         own = torch.arange(n, device=samples.values.device)
         if not samples.observed.all():
-            self.reference = torch.where(samples.observed, samples.values, self._krige(samples, own))
+            self.reference = torch.where(samples.observed, samples.values, self._krige(samples, self._itself(samples, own)))
         some = torch.from_numpy(rng.permutation(n)[:SUBSET]).to(own.device)
         self._learn_partners(rows_of(samples, some), own[some], rng)
 
     def _learn_partners(self, samples: Samples, own: Tensor, rng: np.random.Generator) -> None:
         """Residuals of entries that were not shown: one random half of a sample's genes from the other."""
-        half = uniform(samples.values, rng) < 0.5
+        half, itself = uniform(samples.values, rng) < 0.5, self._itself(samples, own)
         residual = torch.zeros_like(samples.values)
         for part in (half, ~half):
-            filled = self._krige(hidden(samples, part), own)
+            filled = self._krige(hidden(samples, part), itself)
             residual = torch.where(part & samples.observed, samples.values - filled, residual)
         number = samples.observed.sum(0).clamp(min=1)
         self.residual_sd = (residual.square().sum(0) / number).sqrt().clamp(min=1e-3)
         self.partners = kriging.residual_correlation(residual / self.residual_sd, samples.observed)
 
-    def _krige(self, samples: Samples, own: Tensor | None) -> Tensor:
-        """Kriging without the row of each sample itself, ``(q,)``; looked for where None."""
-        prior = kriging.similarity(samples.codes, self.codes, self.importance, self.floor)
-        if own is None:
-            usable = samples.observed & (self.reference.std(0) > 1e-6)
-            for i in range(len(prior)):
-                prior[i, self._same(samples.values[i], usable[i].nonzero()[:, 0])] = 0
-        else:
-            prior[torch.arange(len(own), device=own.device), own] = 0
+    def _krige(self, samples: Samples, itself: Tensor) -> Tensor:
+        """Kriging from the rows of the reference that are not the sample itself."""
+        prior = kriging.similarity(samples.codes, self.codes, self.importance, self.floor).masked_fill_(itself, 0)
         noise = self.strength * float(self.factors.noise.mean())
         return kriging.krige(self.reference, self.precision, samples.values, samples.observed, prior, noise)
+
+    def _itself(self, samples: Samples, own: Tensor | None) -> Tensor:
+        """Which rows of the reference are the sample itself, ``(n, r)``: row ``own[i]`` of sample i, or, where None, what looks like it."""
+        rows = torch.arange(len(samples.values), device=samples.values.device)
+        found = torch.zeros(len(rows), len(self.reference), dtype=torch.bool, device=rows.device)
+        if own is None:
+            usable = samples.observed & (self.reference.std(0) > 1e-6)
+            for i in range(len(rows)):
+                found[i, self._same(samples.values[i], usable[i].nonzero()[:, 0])] = True
+        else:
+            found[rows, own] = True
+        return found
 
     def _same(self, values: Tensor, genes: Tensor) -> Tensor:
         """Rows of the reference that are this very sample, of which some genes are known: neighbours that knew the answers.
@@ -215,7 +221,7 @@ class Linear:
 
     def predict(self, samples: Samples, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every entry; ``own`` are the rows of the samples in the reference, looked for where None."""
-        mean = self._krige(samples, own)
+        mean = self._krige(samples, self._itself(samples, own))
         residual = (samples.values - mean) / self.residual_sd * samples.observed
         mean += kriging.from_partners(self.partners, residual, samples.observed) * self.residual_sd
         factors, variance = self.factors.predict(samples.values, samples.observed, design(samples, self.levels))
