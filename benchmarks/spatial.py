@@ -249,9 +249,9 @@ def clusters(methods: list[str]) -> list[dict]:
     for seed in range(3):
         for method in methods or [*peers, *ours]:
             found = peers[method](adata) if method in peers else ours[method](adata, seed)
-            adata.layers["found"] = np.asarray(found, dtype=np.float32)
-            scores = scimpute.metrics.cluster_agreement(adata, "found", "layer", random_state=seed, **asked)
-            for name in (["raw"] if not rows or rows[-1]["seed"] != seed else []) + ["found"]:
+            adata.layers["scored"] = np.asarray(found, dtype=np.float32)
+            scores = scimpute.metrics.cluster_agreement(adata, "scored", "layer", random_state=seed, **asked)
+            for name in (["raw"] if not rows or rows[-1]["seed"] != seed else []) + ["scored"]:
                 values = {column: scores.loc[name, column] for column in ("kmeans_ari", "leiden_ari")}
                 rows.append({"method": "raw" if name == "raw" else method, "seed": seed, **values})
                 print(rows[-1], flush=True)
