@@ -23,6 +23,11 @@ def mask(key: str) -> str:
     return f"{key}_mask"
 
 
+def trust(key: str) -> str:
+    """Column of ``var`` with the share of every gene's held-out deviance that an imputed layer explains."""
+    return f"{key}_trust"
+
+
 def spot_factors(key: str) -> str:
     """Factors of the spots in ``obsm`` that :func:`scimpute.tl.nmf` wrote, as scanpy names an embedding."""
     return f"X_{key}"

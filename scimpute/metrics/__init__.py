@@ -2,7 +2,8 @@
 
 from ._autocorrelation import spatial_autocorrelation
 from ._clusters import cluster_agreement
+from ._gene_trust import gene_trust
 from ._heldout import heldout
 from ._recovery import recovery
 
-__all__ = ["cluster_agreement", "heldout", "recovery", "spatial_autocorrelation"]
+__all__ = ["cluster_agreement", "gene_trust", "heldout", "recovery", "spatial_autocorrelation"]

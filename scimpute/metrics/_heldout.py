@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
-from .. import _adata, _check, _keys
-from .._counts import TARGET, chunks, column_sums, expected_log1p, row_sums
-from .._matrix import some_rows
+from .. import _adata, _check
+from .._counts import TARGET, chunks, expected_log1p
+from . import _thinned
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,48 +64,17 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     """
     _adata.check_object(adata)
     names = _check.layers(layers, ("raw", "gene_mean"))
-    train, test = (_adata.read_counts(adata, _require(adata, name, key)) for name in (_keys.train(key), _keys.test(key)))
-    totals = column_sums(train)
-    kept = np.flatnonzero(totals > 0)
-    train, test = train[:, kept], test[:, kept]
-    depth, depth_test, share = row_sums(train), row_sums(test), totals[kept] / totals.sum()
-
-    def raw(rows: slice) -> np.ndarray:
-        return train[rows].toarray()
-
-    def gene_mean(rows: slice) -> np.ndarray:
-        return (depth[rows, None] * share).astype(np.float32)
-
-    def of_layer(name: str) -> Callable[[slice], np.ndarray]:
-        matrix = _adata.read_layer(adata, name, require_output="counts")
-
-        def read(rows: slice) -> np.ndarray:
-            part = some_rows(matrix, rows)
-            part = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float32)[:, kept]
-            if not np.isfinite(part).all() or part.min() < 0:
-                raise ValueError(f"layer {name!r} has NaN, infinite or negative values; expected counts are needed")
-            return part
-
-        return read
-
-    predictions = {"raw": raw, "gene_mean": gene_mean} | {name: of_layer(name) for name in names}
-    rows = {name: _scores(read, test, depth_test, depth_test.sum() / depth.sum()) for name, read in predictions.items()}
+    parts = _thinned.read(adata, key)
+    rows = {name: _scores(read, parts) for name, read in parts.predictions(adata, names).items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _require(adata: AnnData, layer: str, key: str) -> str:
-    if layer not in _adata.layer_names(adata):
-        found = _check.listing(_adata.layer_names(adata))
-        raise KeyError(f"layer {layer!r} not found; call scimpute.pp.thin(adata, key_added={key!r}) first. Layers: {found}")
-    return layer
-
-
-def _scores(read: Callable[[slice], np.ndarray], test: sp.csr_matrix, depth_test: np.ndarray, ratio: float) -> dict[str, float]:
+def _scores(read: _thinned.Read, parts: _thinned.Thinned) -> dict[str, float]:
     sums = dict.fromkeys(("poisson", "poisson_openproblems", "mse_log", "mse_log_renormalized"), 0.0)
-    scale = TARGET / np.maximum(depth_test, 1)
-    for rows in chunks(*test.shape):
-        y, p = test[rows].toarray(), read(rows)
-        q = p * np.float32(ratio)
+    scale = TARGET / np.maximum(parts.depth_test, 1)
+    for rows in chunks(*parts.test.shape):
+        y, p = parts.test[rows].toarray(), read(rows)
+        q = p * np.float32(parts.ratio)
         sums["poisson"] += float((q - y * np.log(q + _EPSILON)).sum(dtype=np.float64))
         sums["poisson_openproblems"] += float((y - q * np.log(y + _EPSILON)).sum(dtype=np.float64))
         truth = np.log1p(y * scale[rows, None].astype(np.float32))
@@ -113,5 +82,5 @@ def _scores(read: Callable[[slice], np.ndarray], test: sp.csr_matrix, depth_test
         total = p.sum(axis=1, keepdims=True)
         renormalized = np.log1p(p / np.where(total > 0, total, 1) * np.float32(TARGET))
         sums["mse_log_renormalized"] += float(np.square(truth - renormalized).sum(dtype=np.float64))
-    n_entries = test.shape[0] * test.shape[1]
+    n_entries = math.prod(parts.test.shape)
     return {name: value / n_entries for name, value in sums.items()}

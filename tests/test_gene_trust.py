@@ -1,0 +1,96 @@
+"""``metrics.gene_trust``: what is explained of each gene, by hand, and what is written."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+
+import scimpute
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    """200 cells of two kinds, 30 genes: the first ten differ between the kinds, the next ten do not, the last are never seen in one part."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(200) % 2
+    rate = np.tile(rng.gamma(2, 2, 30), (200, 1))
+    rate[:, :10] *= np.where(kind == 1, 3.0, 0.3)[:, None]
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(rate).astype(np.float32)), layers={"rate": rate})
+    scimpute.pp.thin(adata)
+    train, test = adata.layers["thin_train"].tolil(), adata.layers["thin_test"].tolil()
+    train[:, 28], test[:, 29] = 0, 0
+    adata.layers["thin_train"], adata.layers["thin_test"] = train.tocsr(), test.tocsr()
+    share = rate / rate.sum(axis=1, keepdims=True)
+    adata.layers["truth"] = (share * np.asarray(train.sum(axis=1))).astype(np.float32)
+    return adata
+
+
+def test_by_hand(adata):
+    table = scimpute.metrics.gene_trust(adata, "truth")
+    x, y, p = (adata.layers[name] for name in ("thin_train", "thin_test", "truth"))
+    x, y = x.toarray().astype(float), y.toarray().astype(float)
+    seen = x.sum(axis=0) > 0
+    ratio = y[:, seen].sum() / x[:, seen].sum()
+    mean = x.sum(axis=1, keepdims=True) * x.sum(axis=0) / x.sum() * ratio
+
+    def deviance(q: np.ndarray) -> np.ndarray:
+        return np.array(
+            [[2 * (a * np.log(a / b) - a + b) if a else 2 * b for a, b in zip(*pair, strict=True)] for pair in zip(y, q, strict=True)]
+        )
+
+    of_truth, of_mean = deviance(p * ratio), deviance(np.maximum(mean, 1e-6))
+    for gene in range(28):
+        assert table["trust"].iloc[gene] == pytest.approx(1 - of_truth[:, gene].sum() / of_mean[:, gene].sum(), abs=1e-5)
+        gains = of_mean[:, gene] - of_truth[:, gene]
+        assert table["z"].iloc[gene] == pytest.approx(stats.ttest_1samp(gains, 0).statistic, rel=1e-3, abs=1e-4)
+    np.testing.assert_array_equal(table["molecules"][:28], y.sum(axis=0)[:28])
+    # Without a molecule in one of the parts nothing can be said.
+    assert table[["trust", "z"]].iloc[28:].isna().all().all()
+    np.testing.assert_array_equal(adata.var["truth_trust"], table["trust"])
+
+
+def test_genes_that_differ_are_told_from_those_that_do_not(adata):
+    table = scimpute.metrics.gene_trust(adata, "truth")
+    # Of a gene with a handful of molecules chance decides.
+    many = (table["molecules"] >= 40).to_numpy()
+    assert many[:10].sum() >= 6
+    assert table["trust"][:10][many[:10]].min() > 0.05
+    assert table["z"][:10][many[:10]].min() > 3
+    assert table["trust"][10:28].abs().max() < 0.05
+    # Another gene's pattern is worse than the mean.
+    adata.layers["wrong"] = adata.layers["truth"][::-1].copy()
+    adata.layers["wrong"][:, :10] = adata.layers["truth"][np.r_[1:200, 0], :10]
+    assert scimpute.metrics.gene_trust(adata, "wrong")["z"][:10][many[:10]].max() < -3
+
+
+def test_of_the_mean_itself_it_is_zero(adata):
+    x = adata.layers["thin_train"].toarray()
+    adata.layers["mean"] = (x.sum(axis=1, keepdims=True) * x.sum(axis=0) / x.sum()).astype(np.float32)
+    table = scimpute.metrics.gene_trust(adata, "mean")
+    assert table["trust"][:28].abs().max() < 1e-6
+
+
+def test_only_the_column_is_new(adata, fingerprint):
+    before = fingerprint(adata)
+    scimpute.metrics.gene_trust(adata, "truth")
+    after = fingerprint(adata)
+    assert {name for name in after if after[name] != before.get(name)} == {"var"} or set(after) - set(before) == {"var/truth_trust"}
+
+
+@pytest.mark.parametrize(
+    ("key", "thin", "error", "message"),
+    [
+        ("none", "thin", KeyError, "none"),
+        ("truth", "thinned", KeyError, "call scimpute.pp.thin"),
+        ("negative", "thin", ValueError, "negative"),
+        ("logs", "thin", ValueError, "output='log1p'"),
+        (["truth", "rate"], "thin", ValueError, "one layer"),
+    ],
+)
+def test_refused(adata, refused, key, thin, error, message):
+    adata.layers["negative"], adata.layers["logs"] = -adata.layers["truth"], adata.layers["truth"].copy()
+    adata.uns["logs"] = {"method": "began", "params": {"output": "log1p"}}
+    refused(adata, lambda a: scimpute.metrics.gene_trust(a, key, thin=thin), error, message)
