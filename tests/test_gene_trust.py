@@ -17,7 +17,8 @@ def adata() -> ad.AnnData:
     rng = np.random.default_rng(0)
     kind = np.arange(200) % 2
     rate = np.tile(rng.gamma(2, 2, 30), (200, 1))
-    rate[:, :10] *= np.where(kind == 1, 3.0, 0.3)[:, None]
+    # Five are swapped with five, so that the shares of the other genes stay.
+    rate[:, :10] = np.tile(rng.gamma(5, 3, 5), 2) * np.where((kind[:, None] == 1) == (np.arange(10) < 5), 1.0, 0.2)
     adata = ad.AnnData(sp.csr_matrix(rng.poisson(rate).astype(np.float32)), layers={"rate": rate})
     scimpute.pp.thin(adata)
     train, test = adata.layers["thin_train"].tolil(), adata.layers["thin_test"].tolil()
@@ -45,7 +46,7 @@ def test_by_hand(adata):
     for gene in range(28):
         assert table["trust"].iloc[gene] == pytest.approx(1 - of_truth[:, gene].sum() / of_mean[:, gene].sum(), abs=1e-5)
         gains = of_mean[:, gene] - of_truth[:, gene]
-        assert table["z"].iloc[gene] == pytest.approx(stats.ttest_1samp(gains, 0).statistic, rel=1e-3, abs=1e-4)
+        assert table["z"].iloc[gene] == pytest.approx(stats.ttest_1samp(gains, 0).statistic, rel=1e-3, abs=1e-3)
     np.testing.assert_array_equal(table["molecules"][:28], y.sum(axis=0)[:28])
     # Without a molecule in one of the parts nothing can be said.
     assert table[["trust", "z"]].iloc[28:].isna().all().all()
@@ -54,17 +55,13 @@ def test_by_hand(adata):
 
 def test_genes_that_differ_are_told_from_those_that_do_not(adata):
     table = scimpute.metrics.gene_trust(adata, "truth")
-    # Of a gene with a handful of molecules chance decides.
-    many = (table["molecules"] >= 40).to_numpy()
-    assert many[:10].sum() >= 6
-    assert table["trust"][:10][many[:10]].min() > 0.05
-    assert table["z"][:10][many[:10]].min() > 1
-    assert table["z"][:10].mean() > 2
+    assert table["trust"][:10].min() > 0.1
+    assert table["z"][:10].min() > 3
     assert table["trust"][10:28].abs().max() < 0.05
     # Another gene's pattern is worse than the mean.
     adata.layers["wrong"] = adata.layers["truth"][::-1].copy()
     adata.layers["wrong"][:, :10] = adata.layers["truth"][np.r_[1:200, 0], :10]
-    assert scimpute.metrics.gene_trust(adata, "wrong")["z"][:10][many[:10]].max() < -1
+    assert scimpute.metrics.gene_trust(adata, "wrong")["z"][:10].max() < -3
 
 
 def test_of_the_mean_itself_it_is_zero(adata):
