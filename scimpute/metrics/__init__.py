@@ -1,9 +1,10 @@
 """Scores of an imputation: what was gained, and what was invented."""
 
+from ._agreement import agreement
 from ._autocorrelation import spatial_autocorrelation
 from ._clusters import cluster_agreement
 from ._gene_trust import gene_trust
 from ._heldout import heldout
 from ._recovery import recovery
 
-__all__ = ["cluster_agreement", "gene_trust", "heldout", "recovery", "spatial_autocorrelation"]
+__all__ = ["agreement", "cluster_agreement", "gene_trust", "heldout", "recovery", "spatial_autocorrelation"]

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy.stats import rankdata
+
+from .. import _adata, _check
+from .._counts import TARGET, chunks, column_sums
+from . import _profiles
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_GENE_MEAN = "gene_mean"
+# A spread below this share of the values is rounding.
+_ROUNDING = 1e-6
+
+
+def agreement(
+    adata: AnnData,
+    layers: str | Sequence[str],
+    truth: str,
+    *,
+    genes: Mapping[str, str] | None = None,
+    layer: str | None = None,
+    output: str | None = None,
+    by: str | None = None,
+) -> pd.DataFrame:
+    """Compare layers with something that was measured or known apart from the counts: other profiles of the same cells, or their proteins.
+
+    Everything is compared as log1p(CP10k), except for proteins, which are taken as they are.
+
+    Parameters
+    ----------
+    adata
+        Object with the counts, the layers and the truth.
+    layers
+        Name or names of the layers to compare.
+    truth
+        A layer with the profile that each cell should have, such as that of the pooled sample it is from; or a key of ``obsm`` with a
+        DataFrame of other measurements of the same cells, such as surface proteins.
+    genes
+        For a table in ``obsm``: the gene of each column that is to be compared, as ``{"CD3": "CD3E"}``. None takes the columns that
+        are named as genes are.
+    layer
+        Layer with the counts; ``X`` where None.
+    output
+        Scale of the layers that another package wrote, the truth among them: ``"counts"``, ``"rate"`` or ``"log1p"`` (of CP10k); those
+        of this package say it themselves. Where None they are taken as counts, unless they look like logarithms.
+    by
+        ``"gene"`` for the correlation of every gene instead of the table.
+
+    Returns
+    -------
+    A row for each layer, after ``"raw"`` (the counts) and ``"gene_mean"`` (every cell the average cell). The columns:
+
+    ``gene_correlation``
+        Mean over genes (proteins) of Spearman's correlation over cells: are the right cells high? 0 for a prediction that is constant.
+        Genes whose truth is constant are left out.
+    ``cell_correlation``
+        Mean over cells of Pearson's correlation over genes. High for any prediction, as genes differ in level.
+    ``cell_correlation_centred``
+        The same after taking from every gene its mean over the cells, in the truth and in the prediction: is what is special of the
+        cell right? 0 for a cell whose prediction is the average cell.
+    ``rmse``
+        Root of the mean squared difference over all entries.
+
+    The last three are for a layer only. With ``by="gene"``, a row for each gene (for proteins, each column of the table) and a column for
+    each row above, with Spearman's correlation; NaN where the truth is constant.
+
+    Raises
+    ------
+    KeyError
+        A layer, the truth, or a gene or column in ``genes`` does not exist.
+    TypeError, ValueError
+        The table in ``obsm`` has NaN, or no column that is a gene; ``genes`` is given for a layer; the counts are none; a layer has NaN,
+        infinite or negative values, or looks like logarithms and ``output`` is None; a layer is named twice or is the truth.
+
+    Notes
+    -----
+    Works through chunks of genes; no dense copy of a matrix is made.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> scimpute.tl.began(adata, max_epochs=2)
+    >>> scimpute.metrics.agreement(adata, "began", "rate", output="rate").shape
+    (3, 4)
+    """
+    _adata.check_object(adata)
+    if by is not None:
+        _check.option("by", by, ("gene",))
+    names = _check.layers(layers, (_profiles.RAW, _GENE_MEAN))
+    if truth in names:
+        raise ValueError(f"truth={truth!r} is among the layers that are compared with it")
+    known = truth in _adata.layer_names(adata)
+    table = None if known else _table(adata, truth)
+    if known and genes is not None:
+        raise ValueError(f"genes= is for a table in obsm, truth={truth!r} is a layer")
+    columns, places = _columns(adata, table, genes)
+    profiles = _profiles.read(adata, [*names, *([truth] if known else [])], layer, output)
+    of_truth = profiles.pop(truth, None)
+    share = column_sums(profiles[_profiles.RAW].matrix)
+    share = np.log1p(TARGET * share / max(share.sum(), 1))
+    rows = [_profiles.RAW, _GENE_MEAN, *names]
+    sums = {name: _Sums(adata.n_obs, len(places)) for name in rows}
+    for some in chunks(len(places), adata.n_obs):
+        chosen = places[some]
+        if of_truth is not None:
+            y = _dense(of_truth.of(chosen))
+        else:
+            assert table is not None, "the truth is a layer or a table"
+            y = table[[columns[i] for i in range(some.start, some.stop)]].to_numpy(dtype=np.float64)
+        for name in rows:
+            x = np.tile(share[chosen], (adata.n_obs, 1)) if name == _GENE_MEAN else _dense(profiles[name].of(chosen))
+            sums[name].add(some, x, y)
+    if by == "gene":
+        return pd.DataFrame({name: sums[name].of_genes for name in rows}, index=columns)
+    return pd.DataFrame.from_dict({name: sums[name].scores(profiles=known) for name in rows}, orient="index")
+
+
+def _table(adata: AnnData, truth: str) -> pd.DataFrame:
+    """A table of numbers in ``obsm``."""
+    if truth not in adata.obsm:
+        raise _check.missing("truth: layer or obsm key", truth, [*_adata.layer_names(adata), *adata.obsm])
+    table = adata.obsm[truth]
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"truth: adata.obsm[{truth!r}] must be a DataFrame, whose columns have names; got {type(table).__name__}")
+    values = table.to_numpy()
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"truth: adata.obsm[{truth!r}] has columns that are not numbers")
+    bad = ~np.isfinite(values.astype(np.float64)).all(axis=0)
+    if bad.any():
+        raise ValueError(
+            f"truth: adata.obsm[{truth!r}] has NaN or infinite values in {_check.listing(table.columns[bad])}; leave these out"
+        )
+    return table
+
+
+def _columns(adata: AnnData, table: pd.DataFrame | None, genes: Mapping[str, str] | None) -> tuple[list[str], np.ndarray]:
+    """Names of what is compared, and the places of its genes in the object."""
+    names = adata.var_names.astype(str)
+    if table is None:
+        return list(names), np.arange(adata.n_vars)
+    pairs = {str(column): str(column) for column in table.columns if column in names} if genes is None else dict(genes)
+    if not pairs:
+        raise ValueError(
+            f"no column of the table is named as a gene is: {_check.listing(table.columns, 5)}; say which gene each is with "
+            "genes={column: gene}"
+        )
+    for column, gene in pairs.items():
+        if column not in table.columns:
+            raise _check.missing("genes: column", column, table.columns)
+        if gene not in names:
+            raise _check.missing("genes: gene", gene, names)
+    return list(pairs), names.get_indexer(list(pairs.values()))
+
+
+def _dense(values: Any) -> np.ndarray:
+    return (values.toarray() if sp.issparse(values) else np.asarray(values)).astype(np.float64)
+
+
+class _Sums:
+    """Correlation of every gene, and the sums of every cell of which its correlations are made."""
+
+    def __init__(self, n_obs: int, n_genes: int) -> None:
+        self.of_genes = np.full(n_genes, np.nan)
+        self.plain, self.centred = np.zeros((2, 5, n_obs))
+        self.error, self.n = 0.0, 0
+
+    def add(self, some: slice, x: np.ndarray, y: np.ndarray) -> None:
+        """Some genes: prediction and truth, ``(n, genes)``."""
+        self.of_genes[some] = _spearman(x, y)
+        self.n += x.shape[1]
+        self.error += float(np.square(x - y).sum())
+        for sums, a, b in ((self.plain, x, y), (self.centred, _centred(x), _centred(y))):
+            sums += np.stack([a.sum(axis=1), b.sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1), (a * b).sum(axis=1)])
+
+    def scores(self, *, profiles: bool) -> dict[str, float]:
+        """A row of the table."""
+        known = self.of_genes[~np.isnan(self.of_genes)]
+        scores = {"gene_correlation": float(known.mean()) if known.size else np.nan}
+        if profiles:
+            scores["cell_correlation"] = _mean_correlation(self.plain, self.n)
+            scores["cell_correlation_centred"] = _mean_correlation(self.centred, self.n)
+            scores["rmse"] = float(np.sqrt(self.error / (self.n * self.plain.shape[1])))
+        return scores
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Every gene less its mean; 0, and not rounding, where it is constant."""
+    mean = values.mean(axis=0)
+    found = values - mean
+    found[:, np.abs(found).max(axis=0) <= _ROUNDING * np.maximum(np.abs(mean), 1)] = 0
+    return found
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlation of the ranks of every column; 0 where the first is constant, NaN where the second is."""
+    a, b = (_centred(rankdata(np.round(values, 9), axis=0)) for values in (x, y))
+    of_a, of_b = np.square(a).sum(axis=0), np.square(b).sum(axis=0)
+    both = np.sqrt(np.where((of_a > 0) & (of_b > 0), of_a * of_b, 1))
+    return np.where(of_b > 0, (a * b).sum(axis=0) / both, np.nan)
+
+
+def _mean_correlation(sums: np.ndarray, n: int) -> float:
+    """Mean over cells of Pearson's correlation; 0 for a cell whose prediction is constant, none for one whose truth is."""
+    of_x, of_y, of_xx, of_yy, of_xy = sums
+    spread_x, spread_y = of_xx - np.square(of_x) / n, of_yy - np.square(of_y) / n
+    defined, varies = spread_y > _ROUNDING * of_yy / n, spread_x > _ROUNDING * of_xx / n
+    both = np.sqrt(np.where(defined & varies, spread_x * spread_y, 1))
+    found = np.where(varies, (of_xy - of_x * of_y / n) / both, 0)[defined]
+    return float(found.mean()) if found.size else np.nan
