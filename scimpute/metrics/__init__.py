@@ -3,8 +3,9 @@
 from ._agreement import agreement
 from ._autocorrelation import spatial_autocorrelation
 from ._clusters import cluster_agreement
+from ._false_signal import false_signal
 from ._gene_trust import gene_trust
 from ._heldout import heldout
 from ._recovery import recovery
 
-__all__ = ["agreement", "cluster_agreement", "gene_trust", "heldout", "recovery", "spatial_autocorrelation"]
+__all__ = ["agreement", "cluster_agreement", "false_signal", "gene_trust", "heldout", "recovery", "spatial_autocorrelation"]

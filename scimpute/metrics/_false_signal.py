@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy import stats
+
+from .. import _adata, _annotations, _check, _random
+from .._counts import TARGET, chunks, column_sums
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+MIN_CELLS = 20
+HALF = "random_half"
+"""Column of ``obs`` with the random halves."""
+_METHODS = ("began", "nmf")
+_OUTPUTS = ("counts", "rate", "log1p")
+
+
+def false_signal(
+    adata: AnnData,
+    impute: str | Callable[..., Any],
+    *,
+    groups: str | None = None,
+    layer: str | None = None,
+    output: str = "counts",
+    n_splits: int = 5,
+    n_genes: int = 200,
+    alpha: float = 0.05,
+    random_state: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    """Impute data in which there is nothing to be found, and count what is found.
+
+    Two null experiments :cite:p:`Andrews2018`. *Halves*: cells of one group are dealt at random into two halves; no gene differs between
+    these. *Permuted*: the counts of every gene are dealt anew over the cells, each gene apart; no two genes are correlated. What the
+    imputation makes of either is beside what the counts themselves give. Then both once more with the random half given to the
+    imputation as a label, which shows what conditioning on a label does to a test of this label.
+
+    Parameters
+    ----------
+    adata
+        Object with counts. It is not changed.
+    impute
+        ``"began"`` or ``"nmf"`` for the method of this package at its defaults, or any function that takes an object with counts in
+        ``X`` (a copy of its own) and returns the imputed matrix, ``n_obs`` x ``n_vars``. One that takes a second argument is given
+        ``"random_half"``, the column of ``obs`` to be conditioned on, or None.
+    groups
+        Column of ``obs`` with cell types. The largest is taken, so that halves differ by nothing that is known. None: all cells are
+        one group.
+    layer
+        Layer with the counts; ``X`` where None.
+    output
+        Scale of what a function returns: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k).
+    n_splits
+        Number of random deals into halves. Each is imputed once with the half as a label.
+    n_genes
+        Number of genes between which correlations are looked at: those with the most molecules.
+    alpha
+        False discovery rate (Benjamini-Hochberg) at which a gene is called different.
+    random_state
+        Seed of the deals, generator, or None for a fresh one.
+
+    Returns
+    -------
+    Rows ``"raw"`` (the counts), ``"imputed"`` and, where the imputation takes a label, ``"imputed_with_label"``. The columns:
+
+    ``differential_genes``
+        Number of genes called different between two random halves, by the Mann-Whitney test of log1p(CP10k), mean over the splits.
+        0 is right.
+    ``tested_genes``
+        Number of genes tested, those with a molecule in the group.
+    ``correlation``
+        Mean absolute Spearman correlation between permuted genes. That of the counts is what chance gives; more was made by the imputation.
+
+    Raises
+    ------
+    KeyError
+        The layer or the column does not exist.
+    TypeError
+        ``impute`` is no function.
+    ValueError
+        The group has fewer than 20 cells; the matrix that was returned is of another shape or has NaN, infinite or negative values.
+    RuntimeError
+        ``impute`` has changed the object it was given.
+
+    Notes
+    -----
+    The imputation is called ``2 + n_splits + 1`` times where it takes a label, else twice. Tests work through chunks of genes.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts(80)
+    >>> table = scimpute.metrics.false_signal(adata, lambda a: a.X)
+    >>> bool(table.loc["imputed", "correlation"] == table.loc["raw", "correlation"])
+    True
+    """
+    _adata.check_object(adata)
+    n_splits, n_genes = _check.integer("n_splits", n_splits), _check.integer("n_genes", n_genes, 2)
+    alpha = _check.number("alpha", alpha, 0, 1, open_low=True, open_high=True)
+    call, output, labelled = _imputer(impute, output)
+    counts = _group(adata, groups, _adata.read_counts(adata, layer))
+    rng = _random.generator(random_state)
+    halves = [rng.permutation(counts.shape[0]) % 2 for _ in range(n_splits)]
+    permuted = _permuted(counts, rng)
+    names = adata.var_names
+    most = np.sort(np.argsort(-column_sums(counts), kind="stable")[:n_genes])
+    tested = np.flatnonzero(column_sums(counts) > 0)
+
+    def run(matrix: sp.csr_matrix, half: np.ndarray, *, label: bool) -> np.ndarray:
+        return _run(call, matrix, names, half, label=label)
+
+    def row(whole: Callable[[np.ndarray], Any], of_permuted: Any, scale: str) -> dict[str, float]:
+        found = [_differential(whole(half), half, tested, alpha, scale) for half in halves]
+        correlation = _correlation(_logged(of_permuted, most, scale))
+        return {"differential_genes": float(np.mean(found)), "tested_genes": len(tested), "correlation": correlation}
+
+    rows = {"raw": row(lambda half: counts, permuted, "counts")}
+    once = run(counts, halves[0], label=False)
+    rows["imputed"] = row(lambda half: once, run(permuted, halves[0], label=False), output)
+    if labelled:
+        of_permuted = run(permuted, halves[0], label=True)
+        rows["imputed_with_label"] = row(lambda half: run(counts, half, label=True), of_permuted, output)
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"tested_genes": int})
+
+
+def _imputer(impute: str | Callable[..., Any], output: str) -> tuple[Callable[[AnnData, str | None], Any], str, bool]:
+    """A function of the object and the label, the scale it writes, and whether it takes a label."""
+    _check.option("output", output, _OUTPUTS)
+    if isinstance(impute, str):
+        from .. import tl
+
+        name = _check.option("impute", impute, _METHODS)
+
+        def of_ours(given: AnnData, label: str | None) -> Any:
+            if name == "nmf":
+                tl.nmf(given, spatial_weight=0)
+            else:
+                tl.began(given, celltype_key=label)
+            return given.layers[name]
+
+        return of_ours, "counts", name == "began"
+    if not callable(impute):
+        raise TypeError(f"impute must be a function or one of {_check.listing(_METHODS)}, got {impute!r}")
+    try:
+        kinds = [p.kind for p in inspect.signature(impute).parameters.values()]
+    except (TypeError, ValueError):  # some functions written in C do not say
+        kinds = []
+    labelled = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds) > 1
+    return (lambda adata, label: impute(adata, label) if labelled else impute(adata)), output, labelled
+
+
+def _group(adata: AnnData, groups: str | None, counts: sp.csr_matrix) -> sp.csr_matrix:
+    """The counts of the largest group."""
+    where = "the object"
+    if groups is not None:
+        label = _annotations.read_label(adata, groups, "groups")
+        if label is not None:
+            largest = int(np.bincount(label.codes).argmax())
+            counts, where = counts[label.codes == largest], f"the largest group of {groups!r}, {label.levels[largest]!r},"
+    if counts.shape[0] < MIN_CELLS:
+        raise ValueError(f"{where} has {counts.shape[0]} cells; at least {MIN_CELLS} are needed for two halves")
+    return counts
+
+
+def _permuted(counts: sp.csr_matrix, rng: np.random.Generator) -> sp.csr_matrix:
+    """Every gene's counts dealt anew over the cells."""
+    columns = counts.tocsc().copy()
+    for gene in range(columns.shape[1]):
+        first, last = columns.indptr[gene : gene + 2]
+        columns.indices[first:last] = rng.choice(columns.shape[0], last - first, replace=False)
+    found = columns.tocsr()
+    found.sort_indices()
+    return found
+
+
+def _run(
+    call: Callable[[AnnData, str | None], Any], counts: sp.csr_matrix, names: pd.Index, half: np.ndarray, *, label: bool
+) -> np.ndarray:
+    """What the imputation makes of these counts, checked."""
+    obs = pd.DataFrame({HALF: pd.Categorical(np.where(half == 0, "first", "second"))}, index=[f"cell{i}" for i in range(len(half))])
+    given = ad.AnnData(counts.copy(), obs=obs if label else obs[[]], var=pd.DataFrame(index=names))
+    found = call(given, HALF if label else None)
+    if given.shape != counts.shape or not sp.issparse(given.X) or (counts != given.X).nnz:
+        raise RuntimeError("impute has changed the object it was given; let it work on a copy and return the imputed matrix")
+    if sp.issparse(found) or isinstance(found, np.matrix):
+        found = found.toarray() if sp.issparse(found) else np.asarray(found)
+    if not isinstance(found, np.ndarray) or found.shape != counts.shape:
+        what = f"shape {found.shape}" if isinstance(found, np.ndarray) else f"type {type(found).__name__}"
+        raise ValueError(f"impute returned {what}; a matrix of shape {counts.shape} is needed")
+    if found.dtype.kind not in "biuf" or not np.isfinite(found).all() or found.min() < 0:
+        raise ValueError("impute returned NaN, infinite or negative values; expected counts, rates or log1p(CP10k) are needed")
+    return found
+
+
+def _logged(matrix: Any, genes: np.ndarray, scale: str) -> np.ndarray:
+    """log1p(CP10k) of some genes, ``(n, genes)``."""
+    part = matrix[:, genes]
+    part = (part.toarray() if sp.issparse(part) else part).astype(np.float64)
+    if scale == "log1p":
+        return part
+    total = np.asarray(matrix.sum(axis=1), dtype=np.float64).reshape(-1, 1)
+    return np.log1p(part * (TARGET / np.where(total > 0, total, 1)))
+
+
+def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float, scale: str) -> int:
+    """Number of genes that are called different between the halves."""
+    p = np.ones(len(genes))
+    for some in chunks(len(genes), len(half)):
+        # Equal numbers that were summed in another order are equal.
+        values = np.round(_logged(matrix, genes[some], scale), 9)
+        varies = np.ptp(values, axis=0) > 0
+        if varies.any():
+            values = values[:, varies]
+            p[np.flatnonzero(varies) + some.start] = stats.mannwhitneyu(values[half == 0], values[half == 1], method="asymptotic").pvalue
+    return int((stats.false_discovery_control(p) < alpha).sum()) if len(p) else 0
+
+
+def _correlation(values: np.ndarray) -> float:
+    """Mean absolute Spearman correlation between columns; one that is constant is correlated with none."""
+    ranks = stats.rankdata(np.round(values, 9), axis=0)
+    ranks -= ranks.mean(axis=0)
+    norm = np.sqrt(np.square(ranks).sum(axis=0))
+    ranks /= np.where(norm > 0, norm, 1)
+    return float(np.abs(ranks.T @ ranks)[np.triu_indices(values.shape[1], 1)].mean())
