@@ -79,7 +79,7 @@ def miss_forest(n_nearest: int) -> Fill:
 
 
 def gain_of_hyperimpute(weight: float) -> Fill:
-    """GAIN (Yoon 2018) as hyperimpute has it, for its 100 epochs; ``weight`` is that of the reconstruction."""
+    """GAIN (Yoon 2018) as hyperimpute has it, for the 1,000 epochs that it takes; ``weight`` is that of the reconstruction."""
 
     def fill(reference: np.ndarray, query: np.ndarray) -> np.ndarray:
         from hyperimpute.plugins.imputers import Imputers
