@@ -5,7 +5,6 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -216,13 +215,11 @@ def read_neighbours(adata: ad.AnnData, key: str = _keys.SPATIAL) -> sp.csr_matri
     return sp.csr_matrix((np.ones(other.sum()), (rows[other], graph.indices[other])), shape=graph.shape)
 
 
-def warn_of_empty_cells(counts: sp.csr_matrix, stacklevel: int = 3) -> None:
+def warn_of_empty_cells(counts: sp.csr_matrix) -> None:
     """Say what becomes of cells without a molecule."""
     empty = int((np.diff(counts.indptr) == 0).sum())
     if empty:
-        warnings.warn(
-            f"{empty} cells have no molecules; they are imputed as the average cell at depth 0", UserWarning, stacklevel=stacklevel
-        )
+        _check.warn(f"{empty} cells have no molecules; they are imputed as the average cell at depth 0")
 
 
 def _check_key(
@@ -241,6 +238,12 @@ def _check_key(
     taken += [f"uns[{key!r}]"] if key in adata.uns else []
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
+
+
+def write_column(adata: ad.AnnData, name: str, values: np.ndarray) -> None:
+    """Write a column of ``var``; one of this name goes."""
+    adata.var[name] = values
+    logg.info(f"    adata.var[{name!r}] written by scimpute")
 
 
 def written_by(adata: ad.AnnData, key: str) -> str | None:
@@ -269,15 +272,13 @@ def write(
     goes, also where it was in the other of layers and obsm; of other slots, what ``earlier`` names.
     """
     if adata.isbacked:
-        warnings.warn(
-            "adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)",
-            UserWarning,
-            stacklevel=3,
-        )
+        _check.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)")
     target = adata.copy() if copy else adata
     new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "varm": varm or {}, "obsp": obsp or {}}
     new["uns"] = {name: {_keys.METHOD: method, **entry} for name, entry in {key: uns, **(more_uns or {})}.items()}
-    arrays = {*new["layers"], *new["obsm"]} if written_by(target, key) == method else set()
+    # Of a function that writes both, what is in one of them is not what was in the other.
+    either = not (new["layers"] and new["obsm"])
+    arrays = {*new["layers"], *new["obsm"]} if either and written_by(target, key) == method else set()
     old = {"layers": arrays, "obsm": arrays, **(earlier or {})}
     names = {slot: {*new[slot], *old.get(slot, ())} for slot in new}
     before = {slot: {name: getattr(target, slot)[name] for name in names[slot] if name in getattr(target, slot)} for slot in new}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +62,7 @@ def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
         return None
     few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
     if few:
-        warnings.warn(
-            f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them", UserWarning, stacklevel=3
-        )
+        _check.warn(f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them")
     return Label(column, [str(n) for n in names], codes.astype(np.int64))
 
 

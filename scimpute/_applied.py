@@ -217,16 +217,17 @@ def impute(
     rates = RunningMoments(len(size), len(names))
     own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None
     context = model.context()
+    told = None if side is None else side.told(counts, size, context.loadings)
     for number in tqdm(range(n_repeats), disable=not progress, desc="applying the model", unit=" repeats"):
         repeat = model.repeat(number)
         partition = Partition(columns, repeat.place, repeat.blocks, repeat.genes_per_block)
-        batches = CellBatches(counts, size, labels, partition, context, device, side)
+        batches = CellBatches(counts, size, labels, partition, context, device, side, told)
         add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
     place = {name: i for i, name in enumerate(model.imputed)}
     chosen = torch.tensor([place[name] for name in names])
     result = Rates(rates, own, model.tensors["sizes"][chosen], model.tensors["seen"][chosen])
     options = {name: model.params[name] for name in ("posterior", "output", "fill")}
-    finish(result, counts, size, columns, n_repeats, **options)
+    finish(result, counts, size, columns, n_repeats, **options, entrywise=model.params.get("likelihood") == "squared")
     return result
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 GIB = 2**30
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 def listing(names: Iterable[Any], most: int = 10) -> str:
@@ -90,6 +93,14 @@ def auto(name: str, value: Any) -> bool:
     if isinstance(value, str) and value != "auto":
         raise ValueError(f"{name} must be a number or 'auto', got {value!r}")
     return isinstance(value, str)
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points at the line of the user that called the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def key_name(name: str, value: Any) -> str:

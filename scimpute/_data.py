@@ -152,16 +152,15 @@ class Data:
         aside = rng.random(counts.nnz) < HELDOUT
         train, heldout = (_where(counts, some) for some in (~aside, aside))
         depth = np.log(np.maximum(size, 1) / max(float(np.median(size)), 1.0))
-        spot = np.repeat(np.arange(train.shape[0]), np.diff(train.indptr))
-        value, number = np.log(train.data.astype(np.float64)), np.maximum(np.bincount(train.indices, minlength=train.shape[1]), 1)
-
-        def mean(of: np.ndarray) -> np.ndarray:
-            return np.bincount(train.indices, of, minlength=train.shape[1]) / number
-
+        # Sums of every gene; of arrays as large as the data there are only two more.
+        logs = sp.csr_matrix((np.log(train.data), train.indices, train.indptr), shape=train.shape)
+        there = sp.csr_matrix((np.ones_like(train.data), train.indices, train.indptr), shape=train.shape)
+        number = np.maximum(train.getnnz(axis=0), 1)
+        value, deep = column_sums(logs), there.T @ depth
         # One slope for all genes, of what is left of both within each gene.
-        deep = depth[spot] - mean(depth[spot])[train.indices]
-        slope = float(deep @ (value - mean(value)[train.indices])) / max(float(deep @ deep), 1e-9)
-        share = np.exp(mean(value - slope * depth[spot])) / max(float(np.median(size)), 1.0)
+        spread = float((there.T @ np.square(depth) - np.square(deep) / number).sum())
+        slope = float((logs.T @ depth - deep * value / number).sum()) / max(spread, 1e-9)
+        share = np.exp((value - slope * deep) / number) / max(float(np.median(size)), 1.0)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
         genes = np.arange(counts.shape[1])

@@ -44,9 +44,9 @@ def build(
         if SPOT in told:
             scores = data.of_training(partition, context).scores().cpu()
             scores = scores - scores.mean(dim=0)
-            # Of the spots' vectors, which start where the scores are, the prior is the standard normal.
-            ratio = 1 / max(complexity.penalty, 1e-6)
-            modal = FactorGenerator(partition.genes_per_block, scores, log_share, start, ratio=ratio, depth_slope=data.depth_slope)
+            # The vectors of the spots start where the scores are, which have variance 1: so has their prior.
+            prior = {"spot_penalty": prior_precision(1.0, data), "depth_slope": data.depth_slope}
+            modal = FactorGenerator(partition.genes_per_block, scores, log_share, start, **prior)
         else:
             drawn = torch.Generator(data.device).manual_seed(_random.seed(rng))
             sizes = (*shape, context.n_values, data.levels, told)

@@ -13,9 +13,21 @@ from .models import posterior as posterior_of
 
 
 def finish(
-    result: Rates, counts: sp.csr_matrix, size: np.ndarray, columns: np.ndarray, repeats: int, *, posterior: bool, output: str, fill: str
+    result: Rates,
+    counts: sp.csr_matrix,
+    size: np.ndarray,
+    columns: np.ndarray,
+    repeats: int,
+    *,
+    posterior: bool,
+    output: str,
+    fill: str,
+    entrywise: bool = False,
 ) -> None:
-    """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations."""
+    """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations.
+
+    ``entrywise``: they are of entries that are not zero, and not of molecules.
+    """
     for rows in chunks(len(size), len(columns), 2_000_000):
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
@@ -42,7 +54,8 @@ def finish(
             mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
         elif output == "log1p":
             scale = TARGET / depth.clamp(min=1)
-            logged = torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
+            # Where zeros are missing, no zero is among the counts that are expected.
+            logged = (mean * scale).log1p() if entrywise else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
             sd = sd * scale / (1 + scale * mean)
             mean = torch.where(x > 0, (x * scale).log1p(), logged) if fill == "zeros" else logged
         result.rates.mean[rows] = mean.numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -81,12 +80,15 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     else:
         images = adata.uns.get(_keys.SPATIAL)
         if hasattr(images, "keys") and len(images) > 1:
-            warnings.warn(
+            _check.warn(
                 f"uns[{_keys.SPATIAL!r}] has {len(images)} sections, {_check.listing(images)}, but without library_key all spots are "
-                "taken to lie in one: some will be neighbours of spots in other sections. Pass the column of obs that tells them apart",
-                UserWarning,
-                stacklevel=3,
+                "taken to lie in one: some will be neighbours of spots in other sections. Pass the column of obs that tells them apart"
             )
+    return one_section(adata)
+
+
+def one_section(adata: AnnData) -> Sections:
+    """All spots in one."""
     return Sections([""], np.zeros(adata.n_obs, dtype=np.int64))
 
 
@@ -134,11 +136,7 @@ def _warn_of_small_sections(sections: Sections, n_neighs: int) -> None:
     small = [name for name, size in zip(sections.names, sizes, strict=True) if (3 if name else 1) <= size <= n_neighs]
     if small:
         where = f"sections {_check.listing(small)} have" if small[0] else f"the object has {len(sections.codes)} spots,"
-        warnings.warn(
-            f"n_neighs={n_neighs}, but {where} no more than that many spots: there, each has all others for neighbours",
-            UserWarning,
-            stacklevel=4,
-        )
+        _check.warn(f"n_neighs={n_neighs}, but {where} no more than that many spots: there, each has all others for neighbours")
 
 
 def read_features(adata: AnnData, key: str) -> np.ndarray:

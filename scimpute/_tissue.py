@@ -98,8 +98,10 @@ def section_image(adata: AnnData, section: str, image_key: str, coordinates: np.
     """The whole image of one section, uint8 ``(h, w, 3)``, and its pixels for one unit of the ``coordinates`` of the section's spots."""
     entry = stored(adata)[section]
     source = _stored_image(entry, section, image_key)
-    factor = _scale(entry, section, image_key, False, {})
-    _check_inside(coordinates, factor, source.shape, entry, f"image {image_key!r} of section {section!r}", "They are not drawn")
+    name = f"tissue_{image_key}_scalef"
+    factor = _factor(entry, section, name, "pass image_key=None to draw no image")
+    described = f"image {image_key!r} of section {section!r}"
+    _check_inside(coordinates, factor, source.shape, entry, described, "They are not drawn", f"set its {name!r} to ")
     height, width = source.shape
     return source.region(0, height, 0, width), factor
 
@@ -243,6 +245,7 @@ def _check_inside(
     entry: Mapping[str, Any],
     name: str,
     then: str = "They get the tile of the nearest point of the image",
+    remedy: str = "pass scale=",
 ) -> None:
     """Refuse coordinates that are not those of this image, and say what they look like; warn of single spots outside."""
     points = coordinates * scale
@@ -255,11 +258,11 @@ def _check_inside(
         f"with scale={scale:.4g} they lie from {points.min():.6g} to x={x:.6g}, y={y:.6g}"
     )
     if outside > _MOST_OUTSIDE:
-        raise ValueError(f"{found}. {_remedy(coordinates, scale, shape, entry)}")
+        raise ValueError(f"{found}. {_remedy(coordinates, scale, shape, entry, remedy)}")
     warnings.warn(f"{found}. {then}", UserWarning, stacklevel=4)
 
 
-def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any]) -> str:
+def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any], remedy: str) -> str:
     if _share_outside(coordinates[:, ::-1] * scale, shape) <= _MOST_OUTSIDE:
         return f"x and y look swapped: adata.obsm[{_keys.SPATIAL!r}] must hold x (column), y (row)"
     factors = {name: _number(value) for name, value in entry.get("scalefactors", {}).items() if name.endswith("_scalef")}
@@ -267,12 +270,12 @@ def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry
     # The largest factor that fits: one that is too small leaves the spots in a corner.
     for name, factor in sorted(known.items(), key=lambda item: -item[1]):
         if _share_outside(coordinates * factor, shape) <= _MOST_OUTSIDE:
-            return f"The coordinates look like pixels of the full resolution: pass scale={factor:.6g} ({name})"
+            return f"The coordinates look like pixels of the full resolution: {remedy}{factor:.6g} ({name})"
     most = coordinates.max(axis=0)
     if (most <= 0).any() or coordinates.min() < 0:
         return f"adata.obsm[{_keys.SPATIAL!r}] has negative positions, which are in no image"
     fits = min(shape[1] / most[0], shape[0] / most[1])
-    return f"The coordinates may be of another resolution: scale= would have to be about {fits:.3g} or less"
+    return f"The coordinates may be of another resolution: {remedy}..., which would have to be about {fits:.3g} or less"
 
 
 def _number(value: Any) -> float:

@@ -111,3 +111,15 @@ def test_refused(adata, refused, truth, options, error, message):
     adata.obsm["gaps"].iloc[2, 0] = np.nan
     adata.obsm["strangers"] = table[["CD5"]]
     refused(adata, lambda a: agreement(a, "imputed", truth, **options), error, message)
+
+
+def test_columns_of_the_same_name(adata):
+    adata.obsm["twice"] = adata.obsm["protein"].set_axis(["gene3", "gene3", "gene4"], axis=1)
+    with pytest.raises(ValueError, match="columns of the same name"):
+        agreement(adata, "imputed", "twice")
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+def test_genes_of_the_same_name(adata, refused):
+    adata.var_names = ["gene3"] * 12
+    refused(adata, lambda a: agreement(a, "imputed", "protein"), ValueError, "var_names_make_unique")

@@ -61,6 +61,18 @@ def test_a_label_that_was_given_is_found_in_every_gene(adata):
     assert table.loc["imputed_with_label", "correlation"] > 0.9
 
 
+def test_an_argument_with_a_default_is_no_label(adata):
+    assert list(false_signal(adata, lambda a, factor=2: a.X * factor, n_splits=1).index) == ["raw", "imputed"]
+
+
+def test_genes_without_molecules_do_not_count(adata):
+    more = ad.AnnData(sp.hstack([adata.X, sp.csr_matrix((120, 100))]).tocsr())
+    expected = false_signal(adata, smoothed, n_splits=1)
+    found = false_signal(more, smoothed, n_splits=1)
+    assert found.loc["raw", "tested_genes"] == 40
+    assert found.loc["imputed", "correlation"] == pytest.approx(expected.loc["imputed", "correlation"], rel=0.05)
+
+
 def test_of_began(adata, fingerprint):
     before = fingerprint(adata)
     table = false_signal(
@@ -140,6 +152,7 @@ def test_small_group(adata, refused):
     refused(adata[:3].copy(), lambda a: false_signal(a, smoothed), ValueError, "has 3 cells; at least 20")
     few = adata[90:].copy()
     few.obs["kind"] = pd.Categorical(np.arange(30) % 5)
+    refused(adata[:, :1].copy(), lambda a: false_signal(a, smoothed), ValueError, "1 genes have a molecule")
     refused(few, lambda a: false_signal(a, smoothed, groups="kind"), ValueError, "largest group of 'kind'.* has 6 cells")
     logs = adata.copy()
     logs.X = np.log1p(logs.X.toarray())

@@ -27,7 +27,7 @@ def run(adata: ad.AnnData, **changes: Any) -> Any:
 def test_log_rate_by_hand():
     rng = torch.Generator().manual_seed(0)
     start, log_share = torch.randn(5, 3, generator=rng), torch.randn(1, 1, 4, generator=rng)
-    generator = FactorGenerator(4, start, log_share, rng, ratio=0.1, depth_slope=-0.5)
+    generator = FactorGenerator(4, start, log_share, rng, spot_penalty=0.1, depth_slope=-0.5)
     inputs, rows = torch.randn(1, 2, 7, generator=rng), torch.tensor([3, 1])
     # The start: the gene's share, at the spot's depth.
     torch.testing.assert_close(generator(inputs, [rows]), log_share - 0.5 * inputs[..., -1:])
@@ -42,7 +42,7 @@ def test_log_rate_by_hand():
                 hidden = torch.nn.functional.gelu(generator.left(u[i]) + generator.right(v[j]))
                 expected = log_share[0, 0, j] + u[i] @ v[j] + generator.last @ hidden - 0.5 * inputs[0, place, -1]
                 torch.testing.assert_close(found[0, place, j], expected)
-    penalty = v.square().sum() + 0.1 * u.square().sum() + generator.last.square().sum()
+    penalty = v.square().sum() + generator.last.square().sum()
     torch.testing.assert_close(generator.penalty(), penalty[None])
 
 
@@ -96,6 +96,54 @@ def test_predicts_held_out_molecules():
     scimpute.tl.nmf(adata, layer="thin_train", n_factors=8, progress=False)
     scores = scimpute.metrics.heldout(adata, "nmf")["poisson"]
     assert scores["nmf"] < scores["gene_mean"] < scores["raw"]
+
+
+def test_vectors_of_spots_have_their_prior_whatever_that_of_the_genes(tissue):
+    run(tissue, penalty=0.0, spatial_weight=0, max_epochs=30)
+    assert np.square(tissue.obsm["X_nmf"]).mean() < 1.2
+
+
+def test_gradient_of_spots_that_are_there_twice():
+    """It is summed in one order, also by several threads."""
+    rng = torch.Generator().manual_seed(0)
+    generator = FactorGenerator(3, torch.randn(50, 128, generator=rng), torch.zeros(1, 1, 3), rng, spot_penalty=0.1, depth_slope=0.0)
+    torch.nn.init.normal_(generator.of_genes, generator=rng)
+    rows, inputs = torch.randint(0, 50, (600,), generator=rng), torch.zeros(1, 600, 4)
+    threads, found = torch.get_num_threads(), set()
+    torch.set_num_threads(4)
+    try:
+        for _ in range(20):
+            generator.zero_grad()
+            generator(inputs, [rows]).square().sum().backward()
+            found.add(generator.steps.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+def test_what_others_call_alike_stays(tissue):
+    run(tissue)
+    tissue.obsm["nmf"], tissue.layers["X_nmf"] = np.ones((64, 2)), tissue.X.copy()
+    run(tissue, random_state=1)
+    assert "nmf" in tissue.obsm
+    assert "X_nmf" in tissue.layers
+
+
+@pytest.mark.filterwarnings("error")
+def test_sections_do_not_matter_without_neighbours():
+    run(scimpute.datasets.toy_visium(6, 6, 30, n_sections=2), spatial_weight=0)
+
+
+def test_warnings_point_at_the_caller(tissue):
+    tissue.X[3] = 0
+    tissue.X.eliminate_zeros()
+    with pytest.warns(UserWarning, match="no molecules") as caught:
+        run(tissue)
+    assert caught[0].filename == __file__
+
+
+def test_one_gene(tissue, refused):
+    refused(tissue[:, :1].copy(), run, ValueError, "at least 2 genes, got 1")
 
 
 def test_more_factors_than_there_can_be(tissue):

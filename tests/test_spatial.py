@@ -330,6 +330,20 @@ def test_applied_to_some_spots_of_a_section_that_is_known(sections, tmp_path):
     assert np.ptp(np.log(expected), axis=0).max() > 0.01
 
 
+def test_applied_to_another_slide_of_the_same_name(sections, tmp_path):
+    path = tmp_path / "model.safetensors"
+    run(sections, library_key="section", modalities="position", save=path, max_epochs=20)
+    expected = sections.layers[KEY].copy()
+    sections.obsm["spatial"] = sections.obsm["spatial"] * 10
+    with pytest.warns(UserWarning, match="taken by its own extent") as caught:
+        scimpute.tl.apply(sections, path)
+    assert caught[0].filename == __file__
+    np.testing.assert_allclose(sections.layers[KEY], expected, rtol=1e-4)
+    sections.obsm["spatial"] = np.column_stack([sections.obsm["spatial"], np.zeros(sections.n_obs)])
+    with pytest.raises(ValueError, match="has 3 columns, the model was trained with 2"):
+        scimpute.tl.apply(sections, path)
+
+
 def test_applied_without_the_column_of_the_only_section(tissue, tmp_path):
     path = tmp_path / "model.safetensors"
     run(tissue, library_key="section", save=path)

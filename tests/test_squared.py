@@ -120,6 +120,16 @@ def test_recovers_what_was_hidden():
     assert np.median(1 / adata.uns["all"]["sizes"]) == pytest.approx(record["network"], rel=0.5)
 
 
+@pytest.mark.parametrize("output", ["rate", "log1p"])
+def test_other_scales(tissue, tmp_path, output):
+    scimpute.tl.spatial(tissue, key_added="counts", **QUICK)
+    scimpute.tl.spatial(tissue, output=output, save=tmp_path / "model", **QUICK)
+    rate = tissue.layers["counts"] / np.asarray(tissue.X.sum(axis=1))
+    np.testing.assert_allclose(tissue.layers[KEY], rate if output == "rate" else np.log1p(1e4 * rate), rtol=1e-4)
+    scimpute.tl.apply(tissue, tmp_path / "model", key_added="again")
+    np.testing.assert_allclose(tissue.layers["again"], tissue.layers[KEY], rtol=1e-4)
+
+
 def test_saved_model(tissue, tmp_path):
     scimpute.tl.spatial(tissue, "hires", save=tmp_path / "model", **QUICK)
     scimpute.tl.apply(tissue, tmp_path / "model", key_added="again")

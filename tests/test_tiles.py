@@ -561,7 +561,7 @@ ONE_SECTION = [
         lambda a: a.obsm.update(spatial=a.obsm["spatial"] * 30),
         {},
         ValueError,
-        r"scale= would have to be about 0.01\d+ or less",
+        r"pass scale=\.\.\., which would have to be about 0.01\d+ or less",
         id="55-no-factor",
     ),
     pytest.param(lambda a: a.obsm.update(spatial=a.obsm["spatial"] - 1000), {}, ValueError, "has negative positions", id="55-negative"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +105,10 @@ def agreement(
         raise ValueError(f"genes= is for a table in obsm, truth={truth!r} is a layer")
     columns, places = _columns(adata, table, genes)
     profiles = _profiles.read(adata, [*names, *([truth] if known else [])], layer, output)
+    # Genes are taken chunk by chunk: of rows, that would be a pass over all of them each time.
+    profiles = {
+        name: replace(found, matrix=found.matrix.tocsc()) if sp.issparse(found.matrix) else found for name, found in profiles.items()
+    }
     of_truth = profiles.pop(truth, None)
     share = column_sums(profiles[_profiles.RAW].matrix)
     share = np.log1p(TARGET * share / max(share.sum(), 1))
@@ -134,6 +139,8 @@ def _table(adata: AnnData, truth: str) -> pd.DataFrame:
     values = table.to_numpy()
     if values.dtype.kind not in "biuf":
         raise TypeError(f"truth: adata.obsm[{truth!r}] has columns that are not numbers")
+    if not table.columns.is_unique:
+        raise ValueError(f"truth: adata.obsm[{truth!r}] has columns of the same name; rename them")
     bad = ~np.isfinite(values.astype(np.float64)).all(axis=0)
     if bad.any():
         raise ValueError(
@@ -147,6 +154,8 @@ def _columns(adata: AnnData, table: pd.DataFrame | None, genes: Mapping[str, str
     names = adata.var_names.astype(str)
     if table is None:
         return list(names), np.arange(adata.n_vars)
+    if not names.is_unique:
+        raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
     pairs = {str(column): str(column) for column in table.columns if column in names} if genes is None else dict(genes)
     if not pairs:
         raise ValueError(

@@ -48,8 +48,8 @@ def false_signal(
         Object with counts. It is not changed.
     impute
         ``"began"`` or ``"nmf"`` for the method of this package at its defaults, or any function that takes an object with counts in
-        ``X`` (a copy of its own) and returns the imputed matrix, ``n_obs`` x ``n_vars``. One that takes a second argument is given
-        ``"random_half"``, the column of ``obs`` to be conditioned on, or None.
+        ``X`` (a copy of its own) and returns the imputed matrix, ``n_obs`` x ``n_vars``. One that takes a second argument without a
+        default is given ``"random_half"``, the column of ``obs`` to be conditioned on, or None.
     groups
         Column of ``obs`` with cell types. The largest is taken, so that halves differ by nothing that is known. None: all cells are
         one group.
@@ -110,15 +110,17 @@ def false_signal(
     halves = [rng.permutation(counts.shape[0]) % 2 for _ in range(n_splits)]
     permuted = _permuted(counts, rng)
     names = adata.var_names
-    most = np.sort(np.argsort(-column_sums(counts), kind="stable")[:n_genes])
     tested = np.flatnonzero(column_sums(counts) > 0)
+    if len(tested) < 2:
+        raise ValueError(f"{len(tested)} genes have a molecule in these cells; at least 2 are needed")
+    most = np.sort(tested[np.argsort(-column_sums(counts)[tested], kind="stable")[:n_genes]])
 
     def run(matrix: sp.csr_matrix, half: np.ndarray, *, label: bool) -> np.ndarray:
         return _run(call, matrix, names, half, label=label)
 
     def row(whole: Callable[[np.ndarray], Any], of_permuted: Any, scale: str) -> dict[str, float]:
         found = [_differential(whole(half), half, tested, alpha, scale) for half in halves]
-        correlation = _correlation(_logged(of_permuted, most, scale))
+        correlation = _correlation(_logged(of_permuted, most, _totals(of_permuted, scale)))
         return {"differential_genes": float(np.mean(found)), "tested_genes": len(tested), "correlation": correlation}
 
     rows = {"raw": row(lambda half: counts, permuted, "counts")}
@@ -149,10 +151,11 @@ def _imputer(impute: str | Callable[..., Any], output: str) -> tuple[Callable[[A
     if not callable(impute):
         raise TypeError(f"impute must be a function or one of {_check.listing(_METHODS)}, got {impute!r}")
     try:
-        kinds = [p.kind for p in inspect.signature(impute).parameters.values()]
+        parameters = list(inspect.signature(impute).parameters.values())
     except (TypeError, ValueError):  # some functions written in C do not say
-        kinds = []
-    labelled = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds) > 1
+        parameters = []
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    labelled = sum(p.kind in places and p.default is p.empty for p in parameters) > 1
     return (lambda adata, label: impute(adata, label) if labelled else impute(adata)), output, labelled
 
 
@@ -199,22 +202,28 @@ def _run(
     return found
 
 
-def _logged(matrix: Any, genes: np.ndarray, scale: str) -> np.ndarray:
+def _totals(matrix: Any, scale: str) -> np.ndarray | None:
+    """Sum of every row, ``(n, 1)``; None where the matrix is log1p(CP10k) already."""
+    if scale == "log1p":
+        return None
+    total = np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1, 1)
+    return np.where(total > 0, total, 1)
+
+
+def _logged(matrix: Any, genes: np.ndarray, totals: np.ndarray | None) -> np.ndarray:
     """log1p(CP10k) of some genes, ``(n, genes)``."""
     part = matrix[:, genes]
     part = (part.toarray() if sp.issparse(part) else part).astype(np.float64)
-    if scale == "log1p":
-        return part
-    total = np.asarray(matrix.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    return np.log1p(part * (TARGET / np.where(total > 0, total, 1)))
+    return part if totals is None else np.log1p(part * (TARGET / totals))
 
 
 def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float, scale: str) -> int:
     """Number of genes that are called different between the halves."""
-    p = np.ones(len(genes))
+    p, totals = np.ones(len(genes)), _totals(matrix, scale)
+    matrix = matrix.tocsc() if sp.issparse(matrix) else matrix
     for some in chunks(len(genes), len(half)):
         # Equal numbers that were summed in another order are equal.
-        values = np.round(_logged(matrix, genes[some], scale), 9)
+        values = np.round(_logged(matrix, genes[some], totals), 9)
         varies = np.ptp(values, axis=0) > 0
         if varies.any():
             values = values[:, varies]

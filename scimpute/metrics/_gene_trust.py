@@ -34,7 +34,7 @@ def gene_trust(adata: AnnData, key: str, *, thin: str = "thin") -> pd.DataFrame:
 
     Returns
     -------
-    A row for each gene. ``adata.var[f"{key}_trust"]`` is written with the column ``trust``. The columns:
+    A row for each gene. ``adata.var[f"{key}_trust"]`` is written with the column ``trust``, whatever was there. The columns:
 
     ``trust``
         :math:`1 - D(y, q) / D(y, m)` with the Poisson deviance :math:`D(y, q) = 2 \sum_i y_i \log(y_i / q_i) - y_i + q_i`. 0 is the gene's
@@ -90,5 +90,5 @@ def gene_trust(adata: AnnData, key: str, *, thin: str = "thin") -> pd.DataFrame:
     table.iloc[parts.kept, 0] = np.where(known, 2 * gain / np.where(null > 0, null, 1), np.nan)
     table.iloc[parts.kept, 1] = np.where(known & (error > 0), gain / np.where(error > 0, error, 1), np.nan)
     table.iloc[parts.kept, 2] = molecules.astype(np.int64)
-    adata.var[_keys.trust(name)] = table["trust"].to_numpy()
+    _adata.write_column(adata, _keys.trust(name), table["trust"].to_numpy())
     return table

@@ -36,7 +36,7 @@ class Profiles:
         """log1p(CP10k) of some genes, ``(n, genes)`` float32; sparse where the layer is. CP10k is of the sum over all genes."""
         scale = None if self.sums is None else (TARGET / np.where(self.sums > 0, self.sums, 1)).astype(np.float32)
         if sp.issparse(self.matrix):
-            part = self.matrix[:, genes]
+            part = self.matrix[:, genes].tocsr()
             if scale is not None:
                 part.data = np.log1p(part.data * np.repeat(scale, np.diff(part.indptr)))
             return part

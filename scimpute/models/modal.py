@@ -184,8 +184,8 @@ class FactorGenerator(nn.Module):
     ----------
     start
         Vectors the spots start from, ``(n, f)``; those of the genes start at 0.
-    ratio
-        Precision of the prior of the spots' vectors over that of the genes'.
+    spot_penalty
+        Weight of the squared vectors of the spots in the loss.
     """
 
     PAIRS = 8
@@ -194,12 +194,12 @@ class FactorGenerator(nn.Module):
     """A spot is seen once an epoch, a gene in every minibatch: its vector moves by larger steps."""
 
     def __init__(
-        self, genes: int, start: Tensor, log_share: Tensor, generator: torch.Generator, *, ratio: float, depth_slope: float
+        self, genes: int, start: Tensor, log_share: Tensor, generator: torch.Generator, *, spot_penalty: float, depth_slope: float
     ) -> None:
         super().__init__()
         factors = start.shape[1]
         self.names: tuple[str, ...] = ()
-        self.ratio, self.depth_slope = ratio, depth_slope
+        self.spot_penalty, self.depth_slope = spot_penalty, depth_slope
         self.steps = nn.Parameter(start / self.PACE)
         self.of_genes = nn.Parameter(torch.zeros(genes, factors, dtype=torch.float32))
         self.bias = nn.Parameter(log_share.clone())
@@ -213,7 +213,8 @@ class FactorGenerator(nn.Module):
 
     def forward(self, inputs: Tensor, told: Sequence[Tensor]) -> Tensor:
         """Log share of every gene, ``(1, b, m)``; of the inputs only the depth is looked at, ``told`` are the numbers of the spots."""
-        u, v = self.of_spots[told[-1]], self.of_genes
+        # A spot may be there twice: the gradient of an index would be summed in any order.
+        u, v = nn.functional.embedding(told[-1], self.steps) * self.PACE, self.of_genes
         d = u @ v.T
         # One unit after the other: all pairs of all units would be as many times the minibatch.
         for left, right, weight in zip(self.left(u).T, self.right(v).T, self.last, strict=True):
@@ -226,8 +227,8 @@ class FactorGenerator(nn.Module):
             self.bias.add_(by)
 
     def penalty(self) -> Tensor:
-        """Squared vectors of genes and spots, ``(1,)``."""
-        return (self.of_genes.square().sum() + self.ratio * self.of_spots.square().sum() + self.last.square().sum())[None]
+        """Squared vectors of the genes, ``(1,)``."""
+        return (self.of_genes.square().sum() + self.last.square().sum())[None]
 
 
 class Modal(nn.Module):
@@ -274,6 +275,8 @@ class Modal(nn.Module):
         lost = lost / (batch.exposure.sum() if self.likelihood == "poisson" else asked(self.likelihood, batch)).clamp(min=1)
         self.metrics = {"reconstruction": lost.detach()}
         loss = lost + self.penalty * self.generator.penalty().sum()
+        if isinstance(self.generator, FactorGenerator):
+            loss = loss + self.generator.spot_penalty * self.generator.of_spots.square().sum()
         if batch.neighbours is not None:
             apart = log_rate.new_zeros(())
             own = log_rate[:, : batch.neighbours.shape[-1]]

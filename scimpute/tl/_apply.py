@@ -36,8 +36,8 @@ def apply(
     """Impute other cells or samples with a saved model, without training.
 
     The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels of labels are matched by name,
-    every cell is imputed by itself (a part of the cells gets what all of them would get; spots need their neighbours, and positions are
-    scaled to the extent of the section as it is given: apply such a model to whole sections), and applied to
+    every cell is imputed by itself (a part of the cells gets what all of them would get; spots need their neighbours, and positions in a
+    section that was not in the training are scaled to its extent as it is given: apply such a model to whole sections), and applied to
     the cells it was trained on, a model gives what the training gave. Output, fill, posterior, target batch and
     the columns of ``obs`` are those of the training.
 
@@ -168,7 +168,7 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     raw = _adata.read_counts(adata, options.layer)
     counts = _applied.aligned(raw, places)
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
-    _adata.warn_of_empty_cells(counts, stacklevel=4)
+    _adata.warn_of_empty_cells(counts)
     _warn_of_genes(model, counts, found)
     side = None
     if model.features is not None:

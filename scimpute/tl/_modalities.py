@@ -52,6 +52,22 @@ def ring_weights(asked: Sequence[float]) -> tuple[float, ...]:
     return tuple(_check.number("ring_weights", weight, 0) for weight in asked)
 
 
+def _known_extents(coordinates: np.ndarray, own: np.ndarray, known: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Of a section that is known by its name, the extent it had: some of its spots may be missing here."""
+    found = own.copy()
+    for section in np.unique(known[known >= 0]):
+        rows, (low, high) = known == section, trained[section]
+        slack = 0.01 * (high - low).max()
+        # Another slide of the same name, or other pixels.
+        if ((coordinates[rows] >= low - slack) & (coordinates[rows] <= high + slack)).all():
+            found[rows] = low, high
+        else:
+            _check.warn(
+                "a section is named as one of the training is, and has spots where that has none: positions are taken by its own extent"
+            )
+    return found
+
+
 def read_side(
     adata: AnnData,
     params: Mapping[str, Any],
@@ -85,9 +101,12 @@ def read_side(
         of_spots = extents[sections.codes]
         if saved is None:
             kept["extents"] = torch.from_numpy(extents)
+        elif saved["extents"].shape[2] != coordinates.shape[1]:
+            raise ValueError(
+                f"adata.obsm['spatial'] has {coordinates.shape[1]} columns, the model was trained with {saved['extents'].shape[2]}"
+            )
         elif n_known > 1:
-            # Of a section that is known by its name some spots may be missing here.
-            of_spots[known >= 0] = saved["extents"].numpy()[known[known >= 0]]
+            of_spots = _known_extents(coordinates, of_spots, known, saved["extents"].numpy())
         features["position"] = torch.from_numpy(_side.positions(coordinates, of_spots, known, n_known))
     if tile_features is not None:
         read = _spatial.read_features(adata, tile_features)

@@ -65,7 +65,8 @@ def nmf(
     output
         As in :func:`scimpute.tl.began`: ``"counts"``, ``"rate"`` or ``"log1p"``.
     penalty
-        Prior precision of the genes' vectors; those of the spots have a standard normal prior. ``"auto"``: 100, or 200 with
+        Weight of the squared vectors of the genes beside the log-likelihood of all molecules (or squared errors of all entries);
+        those of the spots have weight 1. ``"auto"``: 100, or 200 with
         ``likelihood="squared"``.
     posterior
         Use the spot's own count once more, as in :func:`scimpute.tl.began`; ``"auto"``: True with ``likelihood="poisson"``.

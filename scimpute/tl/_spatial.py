@@ -75,9 +75,9 @@ def spatial(
     likelihood
         ``"poisson"``: molecules are held out and predicted (count splitting), and a zero is an observation like any other.
         ``"squared"``, as in the source of the method: **every zero is taken for missing**; hidden non-zero entries are predicted, in the
-        mean square of their logs. What is put in the place of a zero is *what would have been counted, given that anything was*, above 1 on
-        average, and the other entries stay as they are. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed
-        it makes one that is.
+        mean square of their logs. What is put in the place of a zero is *what would typically have been counted, given that anything
+        was* (the geometric mean, above 1 on average); the other entries stay as they are, and their standard deviations are what they
+        would have. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed it makes one that is.
     key_added
         Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
     output
@@ -111,7 +111,8 @@ def spatial(
         Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``.
     ``adata.uns[key_added]``
         ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
-        held-out molecules rises without it (``contribution``, nats per molecule); ``history``, ``chosen``, ``heldout``, ``sizes``,
+        held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
+        the logs of held-out entries, as then in ``heldout``, which has no posterior); ``history``, ``chosen``, ``heldout``, ``sizes``,
         ``stopped``, ``version`` and ``seconds`` as in :func:`scimpute.tl.began`; ``conditioned_on``, the sections.
 
     Raises

@@ -75,10 +75,15 @@ def impute(
     shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
 
     counts = _adata.read_counts(adata, layer)
+    if SPOT in asked["modalities"] and adata.n_vars < 2:
+        raise ValueError(f"tl.{method} needs at least 2 genes, got {adata.n_vars}")
     if adata.n_obs < MIN_SPOTS:
         raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
     size = _annotations.read_size(adata, size_key, counts)
-    sections = _spatial.read_sections(adata, asked["library_key"])
+    factors = SPOT in asked["modalities"]
+    alone = factors and not asked["spatial_weight"]
+    # Without neighbours it is the same in which section a spot is.
+    sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
     _check.memory(2 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
     side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
     _adata.warn_of_empty_cells(counts)
@@ -92,7 +97,7 @@ def impute(
         else:
             data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
         complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, keep_own=posterior)
-        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
+        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, entrywise=entrywise)
 
     params = {
         **asked,
@@ -122,7 +127,7 @@ def impute(
     }
     values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
     obsm, varm = {}, {}
-    if SPOT in asked["modalities"]:
+    if factors:
         # By the names of the arguments of `tl.nmf`.
         params["n_factors"] = params.pop("n_context")
         for name in ("modalities", "block_size", "n_repeats", "width"):
