@@ -129,7 +129,7 @@ def test_what_others_call_alike_stays(tissue):
     assert "X_nmf" in tissue.layers
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_sections_do_not_matter_without_neighbours():
     run(scimpute.datasets.toy_visium(6, 6, 30, n_sections=2), spatial_weight=0)
 
