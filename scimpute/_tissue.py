@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -259,7 +258,7 @@ def _check_inside(
     )
     if outside > _MOST_OUTSIDE:
         raise ValueError(f"{found}. {_remedy(coordinates, scale, shape, entry, remedy)}")
-    warnings.warn(f"{found}. {then}", UserWarning, stacklevel=4)
+    _check.warn(f"{found}. {then}")
 
 
 def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any], remedy: str) -> str:

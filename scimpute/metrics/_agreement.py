@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from scipy.stats import rankdata
 
 from .. import _adata, _check
@@ -105,10 +103,6 @@ def agreement(
         raise ValueError(f"genes= is for a table in obsm, truth={truth!r} is a layer")
     columns, places = _columns(adata, table, genes)
     profiles = _profiles.read(adata, [*names, *([truth] if known else [])], layer, output)
-    # Genes are taken chunk by chunk: of rows, that would be a pass over all of them each time.
-    profiles = {
-        name: replace(found, matrix=found.matrix.tocsc()) if sp.issparse(found.matrix) else found for name, found in profiles.items()
-    }
     of_truth = profiles.pop(truth, None)
     share = column_sums(profiles[_profiles.RAW].matrix)
     share = np.log1p(TARGET * share / max(share.sum(), 1))
@@ -117,12 +111,12 @@ def agreement(
     for some in chunks(len(places), adata.n_obs):
         chosen = places[some]
         if of_truth is not None:
-            y = _dense(of_truth.of(chosen))
+            y = of_truth.dense(chosen).astype(np.float64)
         else:
             assert table is not None, "the truth is a layer or a table"
             y = table[[columns[i] for i in range(some.start, some.stop)]].to_numpy(dtype=np.float64)
         for name in rows:
-            x = np.tile(share[chosen], (adata.n_obs, 1)) if name == _GENE_MEAN else _dense(profiles[name].of(chosen))
+            x = np.tile(share[chosen], (adata.n_obs, 1)) if name == _GENE_MEAN else profiles[name].dense(chosen).astype(np.float64)
             sums[name].add(some, x, y)
     if by == "gene":
         return pd.DataFrame({name: sums[name].of_genes for name in rows}, index=columns)
@@ -168,10 +162,6 @@ def _columns(adata: AnnData, table: pd.DataFrame | None, genes: Mapping[str, str
         if gene not in names:
             raise _check.missing("genes: gene", gene, names)
     return list(pairs), names.get_indexer(list(pairs.values()))
-
-
-def _dense(values: Any) -> np.ndarray:
-    return (values.toarray() if sp.issparse(values) else np.asarray(values)).astype(np.float64)
 
 
 class _Sums:

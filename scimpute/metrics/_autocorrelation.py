@@ -166,8 +166,7 @@ def _morans_i(graph: sp.csr_matrix, profiles: _profiles.Profiles, genes: np.ndar
 def _by_gene(profiles: _profiles.Profiles, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """log1p(CP10k), dense, of as many genes at a time as make a chunk."""
     for some in chunks(len(genes), profiles.matrix.shape[0]):
-        values = profiles.of(genes[some])
-        yield some, values if isinstance(values, np.ndarray) else values.toarray()
+        yield some, profiles.dense(genes[some])
 
 
 def _scores(after: np.ndarray, before: np.ndarray) -> dict[str, float]:

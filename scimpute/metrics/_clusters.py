@@ -233,8 +233,7 @@ def cluster(profiles: dict[str, _profiles.Profiles], settings: Settings) -> dict
 
 def _variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
     """Those that vary most, of all genes with a count."""
-    n_genes = counts.matrix.shape[1]
-    genes = np.flatnonzero(np.bincount(counts.matrix.indices, minlength=n_genes))
+    genes = np.flatnonzero(counts.matrix.getnnz(axis=0))
     if len(genes) <= n_top_genes:
         return genes
     table = sc.pp.highly_variable_genes(ad.AnnData(counts.of(genes)), n_top_genes=n_top_genes, inplace=False)

@@ -27,7 +27,7 @@ _HIGH_COUNT = 20
 
 @dataclass(frozen=True)
 class Profiles:
-    """A matrix (CSR or dense), and the sum of each of its rows; None where it is log1p(CP10k) already."""
+    """A matrix (CSC, as genes are taken from it, or dense), and the sum of each of its rows; None where it is log1p(CP10k) already."""
 
     matrix: Any
     sums: np.ndarray | None
@@ -48,6 +48,11 @@ class Profiles:
                 dense[rows] = np.log1p(dense[rows] * scale[rows, None])
         return dense
 
+    def dense(self, genes: np.ndarray) -> np.ndarray:
+        """The same as an array, also where the layer is sparse."""
+        found = self.of(genes)
+        return found if isinstance(found, np.ndarray) else found.toarray()
+
 
 def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | None) -> dict[str, Profiles]:
     """The counts of ``X`` or ``layer`` as ``"raw"``, and the layers, each on the scale it was written on.
@@ -58,7 +63,7 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
         _check.option("output", output, _OUTPUTS)
     matrices = {name: _adata.read_layer(adata, name) for name in names}
     counts = _adata.read_counts(adata, layer)
-    found = {RAW: Profiles(counts, _row_sums(adata, counts, _adata.source_name(layer))[0])}
+    found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, _adata.source_name(layer))[0])}
     for name, stored in matrices.items():
         what = f"layer {name!r}"
         matrix = to_csr(stored, what) if sp.issparse(stored) else stored
@@ -69,7 +74,7 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
                 f"{what} has no value above {highest:.3g}, where the counts reach {counts.data.max():g}: it looks like log1p(CP10k). "
                 "Pass output='log1p' if it is, output='counts' if these are expected counts"
             )
-        found[name] = Profiles(matrix, None if scale == "log1p" else sums)
+        found[name] = Profiles(matrix.tocsc() if sp.issparse(matrix) else matrix, None if scale == "log1p" else sums)
     return found
 
 

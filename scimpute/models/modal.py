@@ -198,7 +198,6 @@ class FactorGenerator(nn.Module):
     ) -> None:
         super().__init__()
         factors = start.shape[1]
-        self.names: tuple[str, ...] = ()
         self.spot_penalty, self.depth_slope = spot_penalty, depth_slope
         self.steps = nn.Parameter(start / self.PACE)
         self.of_genes = nn.Parameter(torch.zeros(genes, factors, dtype=torch.float32))

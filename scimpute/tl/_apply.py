@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -199,11 +198,9 @@ def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
             f"{_check.listing(adata.var_names, 5)}. Name the genes as in the training, which more than half of the model's genes need"
         )
     if absent:
-        warnings.warn(
+        _check.warn(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; "
-            "the model is told that they have no molecules",
-            UserWarning,
-            stacklevel=4,
+            "the model is told that they have no molecules"
         )
     return places
 
@@ -238,11 +235,9 @@ def _size(adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.c
         return _annotations.read_size(adata, None, counts), None
     if size_key in adata.obs:
         return _annotations.read_size(adata, size_key, raw), size_key
-    warnings.warn(
+    _check.warn(
         f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
-        "taken as library sizes, which are too small where adata was cut to some of its genes",
-        UserWarning,
-        stacklevel=4,
+        "taken as library sizes, which are too small where adata was cut to some of its genes"
     )
     return _annotations.read_size(adata, None, raw), None
 
@@ -253,11 +248,7 @@ def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str
     present = counts.getnnz(axis=0)[model.positions(names)] > 0
     new = [name for name, here in zip(names, present, strict=True) if here and never[name]]
     if new:
-        warnings.warn(
-            f"{len(new)} genes have molecules here and had none in the training: {_check.listing(new, 5)}; they are imputed as 0",
-            UserWarning,
-            stacklevel=4,
-        )
+        _check.warn(f"{len(new)} genes have molecules here and had none in the training: {_check.listing(new, 5)}; they are imputed as 0")
 
 
 _METHODS = {

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -275,17 +274,13 @@ def _check_options(
 
 def _warn_of_a_failed_fit(result: Result) -> None:
     if result.variation < _FLAT:
-        warnings.warn(
+        _check.warn(
             f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
-            "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?",
-            UserWarning,
-            stacklevel=3,
+            "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?"
         )
     elif result.heldout["network"] > result.heldout["gene_mean"] + _WORSE:
-        warnings.warn(
+        _check.warn(
             f"the generator predicts held-out molecules worse than the gene mean ({result.heldout['network']:.3f} against "
             f"{result.heldout['gene_mean']:.3f} nats per molecule); do not rely on the result. Is adversarial_weight or learning_rate "
-            "too large?",
-            UserWarning,
-            stacklevel=3,
+            "too large?"
         )

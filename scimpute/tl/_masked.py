@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -128,18 +127,12 @@ def _nonempty_genes(adata: AnnData, values: np.ndarray, empty_genes: str) -> np.
 def _warn_of_values(values: np.ndarray, adata: AnnData) -> None:
     top = float(np.nanmax(values))
     if top > _LOGGED:
-        warnings.warn(
-            f"values up to {top:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first",
-            UserWarning,
-            stacklevel=4,
-        )
+        _check.warn(f"values up to {top:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first")
     blank = np.flatnonzero(np.isnan(values).all(axis=1))
     if blank.size:
-        warnings.warn(
+        _check.warn(
             f"{blank.size} samples have no observed value (first: {adata.obs_names[blank[0]]!r}); "
-            "they are filled from their covariates alone",
-            UserWarning,
-            stacklevel=4,
+            "they are filled from their covariates alone"
         )
 
 

@@ -74,13 +74,13 @@ def impute(
     rng = _random.generator(random_state)
     shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
 
+    factors = SPOT in asked["modalities"]
     counts = _adata.read_counts(adata, layer)
-    if SPOT in asked["modalities"] and adata.n_vars < 2:
+    if factors and adata.n_vars < 2:
         raise ValueError(f"tl.{method} needs at least 2 genes, got {adata.n_vars}")
     if adata.n_obs < MIN_SPOTS:
         raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
     size = _annotations.read_size(adata, size_key, counts)
-    factors = SPOT in asked["modalities"]
     alone = factors and not asked["spatial_weight"]
     # Without neighbours it is the same in which section a spot is.
     sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
