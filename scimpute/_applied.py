@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
 from ._data import target_of
-from ._engine import Rates, add_rates
 from ._output import finish
+from ._rates import Rates, add_rates
 from ._side import Side
 from .models.began import Generator
 from .models.conv import ConvGenerator
@@ -233,6 +233,6 @@ def impute(
 
 @dataclass
 class _Applied:
-    """What `_engine.predict` asks for a rate."""
+    """What `_rates.predict` asks for a rate."""
 
     generator: nn.Module

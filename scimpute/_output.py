@@ -8,7 +8,7 @@ import torch
 
 from ._counts import TARGET, chunks, expected_log1p
 from ._counts import columns as columns_of
-from ._engine import Rates
+from ._rates import Rates
 from .models import posterior as posterior_of
 
 

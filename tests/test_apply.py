@@ -147,7 +147,7 @@ def test_result_does_not_depend_on_the_chunks(adata, train, monkeypatch):
     path = train(**LABELS, target_batch="average")
     adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).replace("type1", "other")
     expected = tables(tl.apply(adata, path, unseen="average", copy=True), "began")
-    for module in ("_engine", "_output"):
+    for module in ("_batches", "_rates", "_output"):
         monkeypatch.setattr(f"scimpute.{module}.chunks", lambda n, *_: (slice(i, min(i + 7, n)) for i in range(0, n, 7)))
     assert_same(tables(tl.apply(adata, path, unseen="average", copy=True), "began"), expected)
 
@@ -485,7 +485,7 @@ def test_what_is_not_an_anndata(train):
         tl.apply(pd.DataFrame(), train())
 
 
-@pytest.mark.parametrize("step", ["_engine.predict", "_applied.finish", "_applied.CellBatches.inputs", "tl._apply.pd.DataFrame"])
+@pytest.mark.parametrize("step", ["_rates.predict", "_applied.finish", "_applied.CellBatches.inputs", "tl._apply.pd.DataFrame"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_failure_of_a_step_changes_nothing(adata, train, monkeypatch, fingerprint, states, step, error):
     path = train(genes="marked")

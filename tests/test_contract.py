@@ -118,13 +118,13 @@ IMPUTERS = [
         steps=(
             "scimpute._engine.choose",
             "scimpute._engine.fit",
-            "scimpute._engine.predict",
+            "scimpute._rates.predict",
             "scimpute.tl._began.finish",
             "scimpute.tl._began.save_model",
             "scimpute._save.save_file",
             "scimpute._save.os.replace",
         ),
-        chunked=("scimpute._matrix", "scimpute._engine", "scimpute._output"),
+        chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
         labels={"batch_key": "batch", "celltype_key": "cell_type"},
         variants=(
             {"architecture": "conv"},
@@ -186,12 +186,12 @@ IMPUTERS = [
             "scimpute._engine.choose",
             "scimpute._engine.contributions",
             "scimpute._engine.fit",
-            "scimpute._engine.predict",
+            "scimpute._rates.predict",
             "scimpute._side.positions",
             "scimpute._side.weighted",
             "scimpute._spatial.read_rings",
         ),
-        chunked=("scimpute._matrix", "scimpute._engine", "scimpute._output"),
+        chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
         labels={"library_key": "batch"},
         variants=(
             {"spatial_weight": 0.5},
@@ -215,10 +215,10 @@ IMPUTERS = [
             "scimpute._engine.FactorGenerator",
             "scimpute._engine.choose",
             "scimpute._engine.fit",
-            "scimpute._engine.predict",
+            "scimpute._rates.predict",
             "scimpute._spatial.read_rings",
         ),
-        chunked=("scimpute._matrix", "scimpute._engine", "scimpute._output"),
+        chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
         labels={"library_key": "batch"},
         variants=({"spatial_weight": 0.0}, {"likelihood": "squared"}, {"ring_weights": (0.0, 1.0)}),
         options=({"output": "log1p"}, {"likelihood": "squared"}),
@@ -1122,7 +1122,7 @@ def sources(*names: str) -> list[Path]:
 @pytest.mark.parametrize(
     "path",
     sources(
-        *("models", "_train", "_batches", "_blocks", "_engine", "_complexity", "_data", "_output", "_counts", "_applied"),
+        *("models", "_train", "_batches", "_blocks", "_engine", "_rates", "_complexity", "_data", "_output", "_counts", "_applied"),
         *("_bulk", "_linear", "_graph", "_image"),
     ),
     ids=lambda p: p.stem,
@@ -1147,7 +1147,22 @@ def test_the_door_knows_no_torch(path):
 
 @pytest.mark.parametrize(
     "path",
-    sources("tl", "pp", "metrics", "pl", "_engine", "_bulk", "_linear", "_annotations", "_spatial", "_tissue", "_graph", "_image", "_cli"),
+    sources(
+        "tl",
+        "pp",
+        "metrics",
+        "pl",
+        "_engine",
+        "_rates",
+        "_bulk",
+        "_linear",
+        "_annotations",
+        "_spatial",
+        "_tissue",
+        "_graph",
+        "_image",
+        "_cli",
+    ),
     ids=lambda p: f"{p.parent.stem}-{p.stem}",
 )
 def test_only_the_door_writes(path):

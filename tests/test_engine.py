@@ -18,7 +18,7 @@ from scimpute._blocks import Partition
 from scimpute._complexity import choose
 from scimpute._counts import expected_log1p
 from scimpute._data import HELDOUT, Complexity, Data, Settings
-from scimpute._engine import Combiner, predict
+from scimpute._rates import Combiner, predict
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}

@@ -11,8 +11,9 @@ from scanpy import settings as scanpy_settings
 
 from .. import _adata, _annotations, _check, _device, _keys, _random
 from .._data import Data, checked_settings, target_of
-from .._engine import Result, run
+from .._engine import run
 from .._output import finish
+from .._rates import Result
 from .._save import save_model
 from .._version import __version__
 
