@@ -53,7 +53,7 @@ bibtex_reference_style = "author_year"
 
 html_theme = "sphinx_book_theme"
 html_title = "scimpute"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "show_navbar_depth": 1}
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "show_navbar_depth": 1, "navbar_persistent": []}
 
 
 def online() -> bool:
@@ -79,8 +79,11 @@ intersphinx_mapping = {
     }.items()
     if online()
 }
-# What belongs to other packages resolves online only.
-nitpick_ignore_regex = [(r"py:.*", r"(AnnData|Axes|Colormap|Sequence|Mapping|Callable|Any|np|pd|os|torch|anndata|scanpy|squidpy)(\..*)?")]
+# What belongs to other packages resolves online only, and the alias of what may be an image never.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(AnnData|Axes|Colormap|Sequence|Mapping|Callable|Any|np|pd|os|torch|anndata|numpy|scanpy|squidpy)(\..*)?"),
+    (r"py:class", r"_tissue\.Picture"),
+]
 
 
 def copy_notebooks(app, config) -> None:
