@@ -1,0 +1,131 @@
+"""What the build of the site does not see: links as a file browser follows them, keys as they are written, calls as they are signed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import pytest
+
+import scimpute
+from scimpute import _cli
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="a source distribution has no docs")
+
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")])
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+MODULES = {name: getattr(scimpute, name) for name in ("datasets", "metrics", "pl", "pp", "tl")}
+SLOTS = ("layers", "obs", "obsm", "obsp", "uns", "var", "varm")
+
+
+def text_of(path: Path) -> str:
+    """Markdown of a page, or of all text cells of a notebook."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def prose_of(path: Path) -> str:
+    """The same without code."""
+    return re.sub(r"^(`{3,})(?!{).*?^\1", "", text_of(path), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of the headings of a page, as GitHub and MyST name them."""
+    headings = re.findall(r"^#+ +(.+)$", prose_of(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
+        if re.match(r"https?:|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name}: there is no {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {path.name} has no heading #{anchor}, only {sorted(anchors(path))}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_api_page_lists_every_function(module: str) -> None:
+    listed = re.findall(rf"^   {module}\.(\w+)$", (DOCS / "api" / f"{module}.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(MODULES[module].__all__)
+
+
+def test_command_line_page_has_every_command() -> None:
+    page = (DOCS / "cli.md").read_text()
+    for command in ("demo", "apply", *_cli._IMPUTERS):
+        assert f"| `scimpute {command}` |" in page
+        assert f"generated/help_{command}.txt" in page
+
+
+def test_keys_page_names_every_function() -> None:
+    page = (DOCS / "keys.md").read_text()
+    assert [
+        f"{name}.{function}" for name, module in MODULES.items() for function in module.__all__ if f"`{name}.{function}`" not in page
+    ] == []
+
+
+QUICK: dict[str, Any] = {"max_epochs": 1, "progress": False}
+SMALL: dict[str, Any] = {**QUICK, "n_repeats": 1, "n_context": 3, "width": 4, "penalty": 1.0}
+BULK: dict[str, Any] = {**QUICK, "n_models": 1, "n_hidden": 8}
+
+
+def thinned() -> ad.AnnData:
+    adata = scimpute.datasets.toy_counts()
+    scimpute.pp.thin(adata)
+    adata.layers["began"] = adata.layers["rate"]
+    return adata
+
+
+WRITERS: dict[str, tuple[Callable[[], ad.AnnData], dict[str, Any]]] = {
+    "tl.began": (scimpute.datasets.toy_counts, {**SMALL, "batch_key": "batch"}),
+    "tl.spatial": (lambda: scimpute.datasets.toy_visium(8, 8, 60), SMALL),
+    "tl.nmf": (lambda: scimpute.datasets.toy_visium(8, 8, 60), {**QUICK, "n_factors": 4}),
+    "tl.pmi": (lambda: scimpute.datasets.toy_bulk(40, 60), BULK),
+    "tl.gain": (lambda: scimpute.datasets.toy_bulk(40, 60), BULK),
+    "pp.thin": (scimpute.datasets.toy_counts, {}),
+    "pp.hide": (scimpute.datasets.toy_counts, {}),
+    "pp.spatial_rings": (lambda: scimpute.datasets.toy_visium(8, 8, 60), {}),
+    "pp.tiles": (lambda: scimpute.datasets.toy_visium(8, 8, 60), {}),
+    "metrics.gene_trust": (thinned, {"key": "began"}),
+}
+
+
+@pytest.mark.parametrize("function", WRITERS)
+def test_keys_page_says_what_is_written(function: str) -> None:
+    make, options = WRITERS[function]
+    adata = make()
+    before = {(slot, name) for slot in SLOTS for name in getattr(adata, slot)}
+    module, name = function.split(".")
+    getattr(MODULES[module], name)(adata, **options)
+    new = {(slot, str(name)) for slot in SLOTS for name in getattr(adata, slot)} - before
+
+    section = re.search(rf"^### `{re.escape(function)}`\n(.*?)(?=^##|\Z)", (DOCS / "keys.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert section is not None
+    promised = set(re.findall(r'^\| `(\w+)\["(\w+)"\]` \|', section[1], flags=re.MULTILINE))
+    assert new == promised
+    entries = set(re.findall(r"`(\w+)`", section[1]))
+    for slot, key in new:
+        if slot == "uns":
+            assert set(adata.uns[key]) <= entries, f"uns[{key!r}] has entries the page does not name: {set(adata.uns[key]) - entries}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda path: path.name)
+def test_calls_in_examples_are_possible(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+        for node in ast.walk(ast.parse(block)):
+            called = ast.unparse(node.func).split(".") if isinstance(node, ast.Call) else []
+            if len(called) == 3 and called[0] == "scimpute":
+                function = getattr(getattr(scimpute, called[1]), called[2])
+                inspect.signature(function).bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords if keyword.arg})
