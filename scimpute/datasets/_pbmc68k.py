@@ -42,8 +42,7 @@ def pbmc68k() -> ad.AnnData:
 
     Notes
     -----
-    Source: Zheng et al. 2017, *Massively parallel digital transcriptional profiling of single cells*, Nature Communications 8, 14049
-    (10x Genomics, "Fresh 68k PBMCs, Donor A").
+    Source: :cite:t:`Zheng2017` (10x Genomics, "Fresh 68k PBMCs, Donor A").
 
     Examples
     --------

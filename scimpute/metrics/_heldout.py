@@ -60,7 +60,7 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
 
     Notes
     -----
-    Works through chunks of rows; no dense copy of the matrix is made. Source: Batson et al. 2019, *Molecular cross-validation*.
+    Works through chunks of rows; no dense copy of the matrix is made. Source: molecular cross-validation :cite:p:`Batson2019`.
     """
     _adata.check_object(adata)
     names = _check.layers(layers, ("raw", "gene_mean"))

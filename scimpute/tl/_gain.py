@@ -105,7 +105,7 @@ def gain(
         Standard deviation of every filled value, 0 where observed; scaled so that 90% of hidden entries lie within 1.645 of it.
     ``adata.uns[key_added]``
         ``params``; ``r2`` per gene on hidden entries (a DataFrame: which genes to trust); ``history`` per model and epoch; ``chosen``;
-        ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``version``; ``seconds``.
+        ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``stopped``; ``version``; ``seconds``.
 
     Raises
     ------
@@ -118,9 +118,9 @@ def gain(
 
     Notes
     -----
-    GAIN :cite:p:`Yoon2018`: the discriminator's loss is the cross-entropy of the mask where no hint was given; the generator's the
-    same with the answers turned round, plus ``supervised_weight`` times the squared error. In the published variant that error is over
-    the values the generator was shown, in the default over values it was not.
+    GAIN :cite:p:`Yoon2018`, with covariates :cite:p:`Vinas2021`: the discriminator's loss is the cross-entropy of the mask where no
+    hint was given; the generator's the same with the answers turned round, plus ``supervised_weight`` times the squared error. In the
+    published variant that error is over the values the generator was shown, in the default over values it was not.
 
     The default variant joins the network to a linear part, because at the size of most cohorts linear methods win. Values are
     standardised per gene on observed training entries.

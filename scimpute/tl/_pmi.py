@@ -100,7 +100,7 @@ def pmi(
         Standard deviation of every filled value, 0 where observed; scaled so that 90% of hidden entries lie within 1.645 of it.
     ``adata.uns[key_added]``
         ``params``; ``r2`` per gene on hidden entries (a DataFrame: which genes to trust); ``history`` per model and epoch; ``chosen``;
-        ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``version``; ``seconds``.
+        ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``stopped``; ``version``; ``seconds``.
 
     Raises
     ------
