@@ -31,6 +31,7 @@ extensions = [
     "sphinxcontrib.bibtex",
 ]
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
 
 # Pages and notebooks. Tests execute the notebooks; here they are shown as they are.
 myst_enable_extensions = ["colon_fence", "dollarmath", "html_image"]
@@ -48,7 +49,7 @@ napoleon_custom_sections = ["Returns"]
 python_maximum_signature_line_length = 80
 
 bibtex_bibfiles = ["references.bib"]
-bibtex_default_style = "alpha"
+bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 
 html_theme = "sphinx_book_theme"
