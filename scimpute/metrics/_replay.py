@@ -155,7 +155,9 @@ def read(
 def _method(adata: AnnData, key: str) -> str:
     found = find(adata)
     if not isinstance(key, str):
-        raise TypeError(f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(found)}")
+        raise TypeError(
+            f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(found)}"
+        )
     method = _adata.written_by(adata, key)
     if method in METHODS and key in found:
         return method
@@ -169,7 +171,8 @@ def _method(adata: AnnData, key: str) -> str:
     if key in _adata.layer_names(adata):
         raise ValueError(
             f"key={key!r}: uns[{key!r}] does not say how this layer was imputed, so that it cannot be imputed again; it is not of "
-            f"scimpute.tl. Imputations of counts: {_check.listing(found)}. Score other layers with scimpute.pp.thin and scimpute.metrics.heldout"
+            f"scimpute.tl. Imputations of counts: {_check.listing(found)}. Score other layers with scimpute.pp.thin and "
+            "scimpute.metrics.heldout"
         )
     raise _check.missing("key: imputation", key, found)
 
@@ -189,7 +192,7 @@ def _of_training(method: str, params: Mapping[str, Any], entry: Mapping[str, Any
     arguments = {name: params[name] for name in taken if name in params}
     candidates = entry.get("chosen", {}).get("candidates")
     if isinstance(candidates, pd.DataFrame):
-        varied = [name for name, column in _CHOSEN.items() if candidates[column].nunique() > 1]
+        varied = [name for name, column in _CHOSEN.items() if len(set(candidates[column])) > 1]
         arguments |= dict.fromkeys(varied, "auto")
     # A molecule is of the cell's own batch; and molecules can be scored on their own scale only.
     return arguments | {"output": "counts"}
@@ -205,8 +208,8 @@ def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -
     for name, needed in (("output", "counts"), ("target_batch", None)):
         if trained.get(name) != needed:
             raise ValueError(
-                f"model: {os.fspath(path)!r} was trained with {name}={trained.get(name)!r}, and what it writes cannot be scored on held-out "
-                f"molecules; train a model with {name}={needed!r}"
+                f"model: {os.fspath(path)!r} was trained with {name}={trained.get(name)!r}, and what it writes cannot be scored on "
+                f"held-out molecules; train a model with {name}={needed!r}"
             )
     return {"model": path, "unseen": params["unseen"]}
 

@@ -13,7 +13,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _adata, _keys, pp
+from .. import _keys, pp
 from .._counts import chunks, row_sums
 from . import _clusters, _heldout, _profiles, _thinned
 from ._false_signal import MIN_CELLS, false_signal
@@ -48,7 +48,9 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
     pp.thin(work, frac, key_added=_THIN, random_state=random_state)
     hidden = float(row_sums(work.layers[_keys.test(_THIN)]).sum())
     if not hidden or not work.layers[_keys.train(_THIN)].nnz:
-        raise ValueError(f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored")
+        raise ValueError(
+            f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored"
+        )
     train = work.layers[_keys.train(_THIN)]
     found = imputation.run(work, _keys.train(_THIN))
     if isinstance(found, pd.DataFrame):
@@ -96,15 +98,24 @@ def _similar_cells(train: sp.csr_matrix, parts: _thinned.Thinned, seed: int) -> 
     return read
 
 
-def null(imputation: Imputation, n_splits: int, n_labelled: int, random_state: int | np.random.Generator) -> tuple[pd.DataFrame | None, str]:
+def untestable(imputation: Imputation) -> str | None:
+    """Why the null test cannot be made, where it cannot."""
+    if imputation.genes is not None:
+        return "It needs all genes, and only some were imputed."
+    if imputation.counts.shape[0] < MIN_CELLS:
+        return f"It needs at least {MIN_CELLS} cells, and there are {imputation.counts.shape[0]}."
+    return None
+
+
+def null(
+    imputation: Imputation, n_splits: int, n_labelled: int, random_state: int | np.random.Generator
+) -> tuple[pd.DataFrame | None, str]:
     """The table of :func:`scimpute.metrics.false_signal`, or None and why there is none."""
     if not n_splits:
         return None, "It was left out (n_splits=0)."
-    if imputation.genes is not None:
-        return None, "It needs all genes, and only some were imputed."
-    if imputation.counts.shape[0] < MIN_CELLS:
-        return None, f"It needs at least {MIN_CELLS} cells, and there are {imputation.counts.shape[0]}."
-
+    why = untestable(imputation)
+    if why is not None:
+        return None, why
     impute: Callable[..., Any] = lambda given: imputation.run_on_null(given)  # noqa: E731
     if n_labelled and imputation.takes_label:
         impute = lambda given, label: imputation.run_on_null(given, label)  # noqa: E731
@@ -149,3 +160,23 @@ def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict
         warnings.simplefilter("ignore", RuntimeWarning)
         sc.tl.rank_genes_groups(work, "group", groups=chosen, n_genes=min(_MARKERS, len(genes)), method="t-test", use_raw=False)
     return {names[int(i)]: [int(place) for place in work.uns["rank_genes_groups"]["names"][i]] for i in chosen}
+
+
+def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str]:
+    """Two coordinates of every cell, ``(n, 2)``, and what they are."""
+    from ..pl import _read
+
+    if basis is None and imputation.method != "began" and _keys.SPATIAL in adata.obsm:
+        basis = _keys.SPATIAL
+    if basis is not None:
+        return _read.positions(adata, basis), f"obsm[{basis!r}]" if basis != _keys.SPATIAL else "the positions of the spots"
+    counts, how = profile(imputation.counts), settings(seed)
+    work = ad.AnnData(_clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how))
+    if adata.n_obs <= _SMALLEST or not work.X.any():
+        return np.asarray(work.X[:, [0, -1]], dtype=float), "the principal components of the raw counts"
+    with warnings.catch_warnings():
+        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
+        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
+        sc.pp.neighbors(work, n_neighbors=min(_NEIGHBOURS, adata.n_obs - 1), use_rep="X", random_state=seed)
+    sc.tl.umap(work, random_state=seed)
+    return np.asarray(work.obsm["X_umap"], dtype=float), "a UMAP of the raw counts"
