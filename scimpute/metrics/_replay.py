@@ -42,7 +42,7 @@ class Imputation:
     counts
         What was imputed, ``(n, g)``; shares its buffers with the object of the user.
     names
-        Names of the genes.
+        Names of the genes as the user has them.
     genes
         Places of the genes that were imputed; None for all.
     columns
@@ -83,8 +83,10 @@ class Imputation:
         obs = self.parts["obs"][[name for name in self.parts["obs"] if name != without]]
         if more_obs is not None:
             obs = pd.concat([obs, more_obs.set_axis(obs.index)], axis=1)
+        # Numbers for names that are not unique, which are never asked for: anndata would warn of each copy.
+        names = self.names if self.names.is_unique else pd.RangeIndex(len(self.names)).astype(str)
         others = {slot: dict(self.parts[slot]) for slot in ("obsm", "obsp", "uns")}
-        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=self.names), **others)
+        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), **others)
 
     def run(self, given: AnnData, layer: str | None = None, **changes: Any) -> np.ndarray | pd.DataFrame:
         """Expected counts; of some genes only a table."""
@@ -138,6 +140,9 @@ def read(
     else:
         arguments = _of_training(method, params, entry) | {"device": device}
         arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
+    genes = None if key in _adata.layer_names(adata) else list(adata.obsm[key].columns)
+    if genes is not None and not params.get("applied"):
+        arguments["genes"] = genes
     return Imputation(
         method,
         params,
@@ -145,7 +150,7 @@ def read(
         arguments,
         counts,
         adata.var_names,
-        None if key in _adata.layer_names(adata) else _annotations.read_genes(adata, list(adata.obsm[key].columns)),
+        _annotations.read_genes(adata, genes),
         columns,
         _parts(adata, set(needed.values()), params),
         progress,

@@ -217,7 +217,7 @@ def _before_and_after(
     grouped: tuple[np.ndarray, list[str], dict[str, list[int]]],
     trust: pd.DataFrame,
     embedding: tuple[np.ndarray, str],
-) -> tuple[pd.DataFrame, dict[str, str]]:
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of markers, and their figures."""
     from ..pl import _read
 
@@ -238,7 +238,7 @@ def _before_and_after(
             rows.append([group, str(imputation.names[place]), *values, believed[place]])
     tables = [_report_figures.means(values, codes, names, groups).set_axis(genes, axis=1) for values in (before, after)]
     some = list(dict.fromkeys(shown.var_names[found[0]] for found in groups.values()))[:_ON_EMBEDDING]
-    figures = {
+    figures: dict[str, Any] = {
         "heatmap": _report_figures.heatmap(*tables),
         "embedding": _report_figures.embedding(shown, some, key, "shown"),
         "genes": ", ".join(some),

@@ -15,16 +15,18 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from anndata import AnnData
 
+Picture = tuple[str, int]
+"""Data URI, and the width in CSS pixels."""
 _DPI = 130
 _BLUE, _GREY = "#0072B2", "#555555"
 _LOWEST = -1.0
 """Trust below this is drawn at it."""
 
 
-def _uri(figure: Figure) -> str:
+def _uri(figure: Figure) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), round(96 * figure.get_figwidth())
 
 
 def plain(text: str) -> str:
@@ -32,7 +34,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def trust(table: pd.DataFrame) -> str:
+def trust(table: pd.DataFrame) -> Picture:
     """How trust is distributed, and against the number of molecules."""
     known = table.dropna(subset="trust")
     values, molecules = known["trust"].clip(lower=_LOWEST), known["molecules"]
@@ -50,7 +52,7 @@ def trust(table: pd.DataFrame) -> str:
         return _uri(figure)
 
 
-def training(history: pd.DataFrame) -> str:
+def training(history: pd.DataFrame) -> Picture:
     """Curves of :func:`scimpute.pl.training`."""
     from ..pl._training import draw, panels
 
@@ -61,7 +63,7 @@ def training(history: pd.DataFrame) -> str:
         return _uri(figure)
 
 
-def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> str:
+def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> Picture:
     """Means of groups (rows) in genes (columns), in shares of the gene's highest in both tables."""
     top = np.maximum(before.max(), after.max()).replace(0, 1)
     with matplotlib.style.context("default"):
@@ -78,7 +80,7 @@ def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> str:
         return _uri(figure)
 
 
-def embedding(shown: AnnData, genes: Sequence[str], key: str, basis: str) -> str:
+def embedding(shown: AnnData, genes: Sequence[str], key: str, basis: str) -> Picture:
     """Genes before and after with :func:`scimpute.pl.imputed`."""
     from .. import pl
 

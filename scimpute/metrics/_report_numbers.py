@@ -56,8 +56,7 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
     if isinstance(found, pd.DataFrame):
         places = imputation.genes
         layers = {name: work.layers[name][:, places] for name in (_keys.train(_THIN), _keys.test(_THIN))}
-        names = pd.DataFrame(index=work.var_names[places])
-        work = ad.AnnData(imputation.counts[:, places], var=names, layers={**layers, RESULT: found.to_numpy()})
+        work = ad.AnnData(imputation.counts[:, places], layers={**layers, RESULT: found.to_numpy()})
     parts = _thinned.read(work, _THIN)
     knn = _similar_cells(train, parts, seed)
     table = _heldout.heldout(work, RESULT, key=_THIN)
@@ -70,7 +69,8 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
         ahead = deviance[name] - deviance[RESULT]
         table.loc[name, "lead"] = ahead.sum() / parts.test.sum()
         table.loc[name, "lead_se"] = np.sqrt(len(ahead)) * ahead.std(ddof=1) / parts.test.sum()
-    return table, gene_trust(work, RESULT, thin=_THIN)
+    names = imputation.names if imputation.genes is None else imputation.names[imputation.genes]
+    return table, gene_trust(work, RESULT, thin=_THIN).set_axis(names)
 
 
 def _of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> np.ndarray:
@@ -119,7 +119,7 @@ def null(
     impute: Callable[..., Any] = lambda given: imputation.run_on_null(given)  # noqa: E731
     if n_labelled and imputation.takes_label:
         impute = lambda given, label: imputation.run_on_null(given, label)  # noqa: E731
-    counts = ad.AnnData(imputation.counts, var=pd.DataFrame(index=imputation.names))
+    counts = ad.AnnData(imputation.counts)
     with warnings.catch_warnings():
         # That there is no signal is no news here, and what is wrong with the user's own counts has been said.
         warnings.simplefilter("ignore", UserWarning)

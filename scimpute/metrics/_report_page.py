@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .._version import __version__
@@ -26,7 +28,7 @@ p, li { max-width: 46rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: bold; padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }
-th[scope=row], th:first-child, td.text { text-align: left; overflow-wrap: anywhere; }
+th[scope=row], th:first-child, .text { text-align: left; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .9rem; color: #444; max-width: 46rem; }
 """
 
@@ -39,33 +41,47 @@ def items(texts: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def number(value: Any) -> str:
-    """Four digits that count; nothing where there is no number."""
-    if isinstance(value, str):
-        return value
-    if value is None or value != value:  # NaN
+def number(value: Any, digits: int = 3) -> str:
+    """A whole number as it is, any other with so many decimals; where there is none, it is said."""
+    if isinstance(value, str | bool):
+        return str(value)
+    if not math.isfinite(value):
         return "n/a"
-    if isinstance(value, bool) or float(value) != int(value):
-        return str(value) if isinstance(value, bool) else f"{value:.4g}"
-    return f"{int(value):,}"
+    return f"{int(value):,}" if value == int(value) else f"{value:.{digits}f}" if abs(value) >= 0.01 else f"{value:.3g}"
+
+
+def _column(values: pd.Series) -> list[str]:
+    """A column with one number of decimals."""
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        return [number(value) for value in values]
+    known = values[np.isfinite(values)].abs()
+    if (known == known.round()).all():
+        return [number(value, 0) for value in values]
+    digits = 4 if known.max() < 1 else 3 if known.max() < 10 else 2
+    return [f"{value:.{digits}f}" if math.isfinite(value) else "n/a" for value in values]
 
 
 def table(frame: pd.DataFrame, caption: str, *, index: str) -> str:
     """A table with a head and row heads; ``index`` is the head of the latter."""
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in (index, *frame.columns))
+    columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
+    kinds = ["" if pd.api.types.is_numeric_dtype(kind) else ' class="text"' for kind in frame.dtypes]
+    heads = (f'<th scope="col"{kind}>{escape(str(name))}</th>' for name, kind in zip(frame.columns, kinds, strict=True))
     rows = []
-    for name, row in zip(frame.index, frame.itertuples(index=False), strict=True):
-        cells = (f'<td class="text">{escape(v)}</td>' if isinstance(v, str) else f"<td>{escape(number(v))}</td>" for v in row)
+    for name, *row in zip(frame.index, *columns, strict=True):
+        cells = (f"<td{kind}>{escape(value)}</td>" for value, kind in zip(row, kinds, strict=True))
         rows.append(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(cells)}</tr>')
     title = escape(caption)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table><caption>{title}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<thead><tr><th scope="col">{escape(index)}</th>{"".join(heads)}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
-def figure(uri: str, alt: str, caption: str) -> str:
-    return f'<figure><img src="{uri}" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
+def figure(picture: tuple[str, int], alt: str, caption: str) -> str:
+    """An image that a narrow window scrolls rather than makes too small to read."""
+    uri, width = picture
+    image = f'<div class="scroll"><img src="{uri}" alt="{escape(alt)}" width="{width}" style="min-width: {min(width, 560)}px"></div>'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def page(title: str, verdict: str, reasons: pd.DataFrame, sections: Mapping[str, str]) -> str:

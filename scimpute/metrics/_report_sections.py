@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from . import _report_figures as figures
 from ._replay import RESULT, Imputation
-from ._report_page import figure, items, number, paragraph, table
+from ._report_page import figure, items, paragraph, table
 
 _FEW = 10
 """Molecules below which the trust in one gene is little but chance."""
@@ -18,8 +19,7 @@ _ROWS = {
     "gene_mean": "gene mean",
     "knn": "kNN (15 cells)",
     RESULT: "this imputation",
-    "imputed": "imputed",
-    "imputed_with_label": "imputed, half as label",
+    "imputed_with_label": "this imputation, half as label",
 }
 
 
@@ -61,7 +61,7 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
 
 
 def _value(value: Any) -> str:
-    return number(value) if isinstance(value, int | float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _chosen(imputation: Imputation) -> str:
@@ -76,7 +76,11 @@ def _chosen(imputation: Imputation) -> str:
             "rule; a best one at the edge, with a large lead, is a sign that more would have helped. A longer training is taken only "
             "where it is clearly better."
         )
-        text += table(tried.set_axis([str(i + 1) for i in range(len(tried))]), "Candidates", index="candidate")
+        settled = {"n_context": "n_context", "width": "width", "penalty": "penalty"}
+        taken = np.all([tried[column] == imputation.params.get(name) for name, column in settled.items()], axis=0)
+        frame = tried.astype(dict.fromkeys(("n_context", "width", "steps"), int))
+        frame["network"] = np.where(taken, "taken", "")
+        text += table(frame.set_axis([str(i + 1) for i in range(len(tried))]), "Candidates", index="candidate")
     return text
 
 
@@ -93,7 +97,7 @@ def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
             "cells test a saved model."
         )
     shown = scores.drop(columns=["lead", "lead_se", "poisson_openproblems"]).rename(index=_ROWS)
-    lead = [f"{number(a)} ± {error:.2g}" if a == a else "n/a" for a, error in zip(scores["lead"], scores["lead_se"], strict=True)]
+    lead = [f"{a:.3f} ± {error:.3f}" if a == a else "" for a, error in zip(scores["lead"], scores["lead_se"], strict=True)]
     shown.insert(1, "lead of the imputation", lead)
     text += table(shown, "Scores on hidden molecules", index="prediction")
     return text + paragraph(
@@ -143,11 +147,11 @@ def null(found: pd.DataFrame | None, why: str, n_splits: int) -> str:
     text += table(found.rename(index=_ROWS), f"What is found where there is nothing ({n_splits} deals into halves)", index="values")
     rows = [
         "counts as they are: what chance gives. differential_genes should be about 0.",
-        "imputed: this imputation. Far more differential genes than in the counts, or a much higher correlation, are bad signs.",
+        "this imputation: far more differential genes than in the counts, or a much higher correlation, are bad signs.",
     ]
     if "imputed_with_label" in found.index:
         rows.append(
-            "imputed, half as label: the imputation was also given the random half as celltype_key. Every gene found here is false: a "
+            "this imputation, half as label: it was also given the random half as celltype_key. Every gene found here is false: a "
             "label that an imputation was given can never be tested afterwards, however small the number is."
         )
     return text + items(rows)
@@ -167,13 +171,11 @@ def training(imputation: Imputation) -> str:
     return text + figure(figures.training(history), alt, f"How the training ended: {stopped}.")
 
 
-def markers(table_of: pd.DataFrame, column: str | None, given: bool, shown: dict[str, str]) -> str:
+def markers(table_of: pd.DataFrame, column: str | None, given: bool, shown: dict[str, Any]) -> str:
     """Markers of groups before and after; ``shown`` has the figures."""
-    origin = (
-        f"The groups are those of obs[{column!r}]."
-        if column is not None
-        else "The groups are k-means clusters of the raw counts, never of imputed values: clusters of those would show what the imputation made."
-    )
+    origin = f"The groups are those of obs[{column!r}]."
+    if column is None:
+        origin = "The groups are k-means clusters of the raw counts; clusters of imputed values would show what the imputation made."
     if given:
         origin += " The imputation was given this label, so that differences between its levels may be its own work."
     text = paragraph(

@@ -31,7 +31,7 @@ def verdict(heldout: pd.DataFrame, trust: pd.DataFrame, null: pd.DataFrame | Non
 
 def _against(heldout: pd.DataFrame, baseline: str) -> tuple[str, str]:
     lead, error = heldout.loc[baseline, "lead"], heldout.loc[baseline, "lead_se"]
-    numbers = f"{abs(lead):.3g} ± {error:.2g} nats per molecule"
+    numbers = f"{abs(lead):.3f} ± {error:.3f} nats per molecule"
     if lead > CLEAR * error:
         return "good", f"It predicts held-out molecules better than {_NAMES[baseline]}, by {numbers}."
     if lead < -CLEAR * error:
@@ -43,7 +43,8 @@ def _against(heldout: pd.DataFrame, baseline: str) -> tuple[str, str]:
 def _of_genes(trust: pd.DataFrame) -> tuple[str, str]:
     known = trust.dropna(subset="trust")
     above, worse = int((known["trust"] > 0).sum()), int((known["z"] < -CLEAR).sum())
-    text = f"{above:,} of {len(known):,} genes ({above / max(len(known), 1):.0%}) are predicted better than by their mean; {worse:,} clearly worse."
+    share = f"{above:,} of {len(known):,} genes ({above / max(len(known), 1):.0%})"
+    text = f"{share} are predicted better than by their mean; {worse:,} clearly worse."
     return ("good" if 2 * above > len(known) and worse <= _MANY_WORSE * len(known) else "care"), text
 
 
@@ -54,14 +55,14 @@ def _of_null(null: pd.DataFrame | None) -> list[tuple[str, str]]:
     false, chance, n = imputed["differential_genes"], raw["differential_genes"], int(imputed["tested_genes"])
     found = f"Between random halves of the cells, {false:.3g} of {n:,} imputed genes differ on average ({chance:.3g} of the counts)"
     reasons = [("care", f"{found}: it makes differences.") if false > max(1.0, chance) else ("good", f"{found}: as it should be.")]
-    reasons.append(
-        (
-            "note",
+    if imputed["correlation"] > raw["correlation"]:
+        text = (
             f"Genes without any correlation have a mean absolute one of {imputed['correlation']:.3f} after imputation, of "
-            f"{raw['correlation']:.3f} in the counts: do not read correlations between genes off imputed values.",
+            f"{raw['correlation']:.3f} in the counts: do not read correlations between genes off imputed values."
         )
-    )
+        reasons.append(("note", text))
     if "imputed_with_label" in null.index:
         label = null.loc["imputed_with_label", "differential_genes"]
-        reasons.append(("note", f"Given the random half as a label, it makes {label:.3g} of {n:,} genes differ between the halves."))
+        text = f"Given a random half as a label, it makes {label:.3g} of {n:,} genes differ between the halves"
+        reasons.append(("note", f"{text}: never test a label that an imputation was given, whatever this number is."))
     return reasons
