@@ -44,6 +44,18 @@ def save(tmp_path: Path) -> Path:
     return tmp_path / "page.html"
 
 
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at figures."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere they are not drawn, which takes most of the time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("scimpute.metrics._report_figures._uri", lambda figure: ("data:image/png;base64,", 100))
+
+
 def quick(adata: ad.AnnData, save: Any, key: str = "began", **options: Any) -> dict[str, Any]:
     return report(adata, key, save=save, **{"basis": "pca", "n_splits": 0} | options)
 
@@ -77,6 +89,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_section_is_there_and_nothing_from_outside(imputed, save):
     found = quick(imputed, save, n_splits=2)
     page = Page(save.read_text())
@@ -330,6 +343,7 @@ def test_markers_are_means_of_groups(imputed, save):
 NASTY = "<script>alert('$x_1$ & \"co\"')</script>"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_are_escaped(adata, save):
     adata.var_names = [f"{NASTY}{i}" if i else "$\\frac" for i in range(adata.n_vars)]
     adata.obs["kind<b>"] = adata.obs["cell_type"].astype(str) + "<i>$y"
@@ -347,6 +361,7 @@ def test_names_that_are_not_unique(adata, save):
     assert quick(adata, save)["gene_trust"].shape[0] == adata.n_vars
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_same_seed_gives_the_same_page(imputed, save):
     first = quick(imputed, save, n_splits=1), save.read_bytes()
     second = quick(imputed, save, n_splits=1), save.read_bytes()
@@ -356,6 +371,7 @@ def test_the_same_seed_gives_the_same_page(imputed, save):
     assert third["heldout"].loc["raw", "poisson"] != first[0]["heldout"].loc["raw", "poisson"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_nothing_else_changes(imputed, save, fingerprint, states):
     quick(imputed, save)  # whatever the libraries do at their first use
     before, numbers, settings, backend = fingerprint(imputed), states(), dict(mpl.rcParams), mpl.get_backend()

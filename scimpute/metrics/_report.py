@@ -253,9 +253,10 @@ def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np
 
     names = make_index_unique(pd.Index([_report_figures.plain(str(name)) for name in imputation.names]))
     params = {name: value for name, value in imputation.params.items() if name != "layer"}
-    slot: dict[str, Any] = {"layers": {key: _adata.read_layer(adata, key)}}
-    if imputation.genes is not None:
-        slot = {"obsm": {key: adata.obsm[key].set_axis(names[imputation.genes], axis=1)}}
-    obsm = {"X_shown": place, **slot.pop("obsm", {})}
+    layers, obsm = {}, {"X_shown": place}
+    if imputation.genes is None:
+        layers[key] = _adata.read_layer(adata, key)
+    else:
+        obsm[key] = adata.obsm[key].set_axis(names[imputation.genes], axis=1)
     uns = {key: {_keys.METHOD: imputation.method, "params": params}}
-    return ad.AnnData(imputation.counts, obs=imputation.parts["obs"], var=pd.DataFrame(index=names), obsm=obsm, uns=uns, **slot)
+    return ad.AnnData(imputation.counts, obs=imputation.parts["obs"], var=pd.DataFrame(index=names), obsm=obsm, uns=uns, layers=layers)
