@@ -138,13 +138,13 @@ def report(
     imputation.n_planned = 1 + testable * (2 + label * (1 + min(n_labelled, n_splits)))
     # What is cheap and may be refused comes first.
     codes, names, column = _report_numbers.groups(adata, imputation, groupby, seed)
-    place, where = _report_numbers.embedding(adata, imputation, basis, seed)
+    drawn_on = _report_numbers.embedding(adata, imputation, basis, seed)
 
     scores, trust = _report_numbers.heldout(imputation, frac, state, seed)
     null, why = _report_numbers.null(imputation, n_splits, n_labelled, state)
     sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns)
     groups = _report_numbers.markers(imputation, codes, names)
-    markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, (place, where))
+    markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
 
     arguments = list(inspect.signature(_function(imputation.method)).parameters)
     page = _report_page.page(
@@ -216,17 +216,17 @@ def _before_and_after(
     imputation: _replay.Imputation,
     grouped: tuple[np.ndarray, list[str], dict[str, list[int]]],
     trust: pd.DataFrame,
-    embedding: tuple[np.ndarray, str],
+    drawn_on: tuple[np.ndarray, str, str],
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of markers, and their figures."""
     from ..pl import _read
 
-    codes, names, groups = grouped
+    (codes, names, groups), (points, basis, where) = grouped, drawn_on
     places = list(dict.fromkeys(place for found in groups.values() for place in found))
     columns = ["group", "gene", "before_in", "before_out", "after_in", "after_out", "trust"]
     if not places:
         return pd.DataFrame(columns=columns), {}
-    shown = _display(adata, key, imputation, embedding[0])
+    shown = _display(adata, key, imputation, points, basis)
     genes = list(shown.var_names[places])
     before, after = _read.before_and_after(shown, genes, key, None)
     believed = dict(zip(range(adata.n_vars) if imputation.genes is None else imputation.genes, trust["trust"], strict=True))
@@ -240,20 +240,20 @@ def _before_and_after(
     some = list(dict.fromkeys(shown.var_names[found[0]] for found in groups.values()))[:_ON_EMBEDDING]
     figures: dict[str, Any] = {
         "heatmap": _report_figures.heatmap(*tables),
-        "embedding": _report_figures.embedding(shown, some, key, "shown"),
+        "embedding": _report_figures.embedding(shown, some, key, basis),
         "genes": ", ".join(some),
-        "where": embedding[1],
+        "where": where,
     }
     return pd.DataFrame(rows, columns=columns), figures
 
 
-def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np.ndarray) -> AnnData:
+def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np.ndarray, basis: str) -> AnnData:
     """The user's own result with names that can be drawn."""
     from anndata.utils import make_index_unique
 
     names = make_index_unique(pd.Index([_report_figures.plain(str(name)) for name in imputation.names]))
     params = {name: value for name, value in imputation.params.items() if name != "layer"}
-    layers, obsm = {}, {"X_shown": place}
+    layers, obsm = {}, {f"X_{basis}": place}
     if imputation.genes is None:
         layers[key] = _adata.read_layer(adata, key)
     else:

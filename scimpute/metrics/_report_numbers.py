@@ -162,21 +162,34 @@ def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict
     return {names[int(i)]: [int(place) for place in work.uns["rank_genes_groups"]["names"][i]] for i in chosen}
 
 
-def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str]:
-    """Two coordinates of every cell, ``(n, 2)``, and what they are."""
+def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str, str]:
+    """Two coordinates of every cell, ``(n, 2)``, how they are called, and what they are."""
     from ..pl import _read
 
-    if basis is None and imputation.method != "began" and _keys.SPATIAL in adata.obsm:
-        basis = _keys.SPATIAL
     if basis is not None:
-        return _read.positions(adata, basis), f"obsm[{basis!r}]" if basis != _keys.SPATIAL else "the positions of the spots"
+        return _read.positions(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"
+    if imputation.method != "began" and _keys.SPATIAL in adata.obsm:
+        return _on_tissue(_read.positions(adata, _keys.SPATIAL), adata, imputation), _keys.SPATIAL, "the positions of the spots"
     counts, how = profile(imputation.counts), settings(seed)
     work = ad.AnnData(_clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how))
     if adata.n_obs <= _SMALLEST or not work.X.any():
-        return np.asarray(work.X[:, [0, -1]], dtype=float), "the principal components of the raw counts"
+        return np.asarray(work.X[:, [0, -1]], dtype=float), "pca", "principal components of the raw counts"
     with warnings.catch_warnings():
         # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
         warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
         sc.pp.neighbors(work, n_neighbors=min(_NEIGHBOURS, adata.n_obs - 1), use_rep="X", random_state=seed)
     sc.tl.umap(work, random_state=seed)
-    return np.asarray(work.obsm["X_umap"], dtype=float), "a UMAP of the raw counts"
+    return np.asarray(work.obsm["X_umap"], dtype=float), "umap", "a UMAP of the raw counts"
+
+
+def _on_tissue(place: np.ndarray, adata: AnnData, imputation: Imputation) -> np.ndarray:
+    """Positions as an image shows them, rows from the top; sections side by side."""
+    column = imputation.params.get("library_key")
+    sections = np.zeros(len(place), dtype=np.int64) if column not in adata.obs else pd.factorize(adata.obs[column])[0]
+    found, left = place * (1, -1), 0.0
+    for section in np.unique(sections):
+        inside = sections == section
+        low, high = found[inside].min(axis=0), found[inside].max(axis=0)
+        found[inside] += (left - low[0], -high[1])
+        left += 1.1 * (high[0] - low[0])
+    return found

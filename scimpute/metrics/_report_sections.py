@@ -120,7 +120,7 @@ def trust(found: pd.DataFrame) -> str:
         return text + paragraph("No gene had a molecule in both parts; nothing can be said of any.")
     above, clear, worse = (int(hit.sum()) for hit in (known["trust"] > 0, known["z"] > 2, known["z"] < -2))
     text += paragraph(
-        f"{above:,} of {len(known):,} genes are above 0, {clear:,} of them clearly (z above 2); {worse:,} are clearly below (z below -2). "
+        f"{above:,} of {len(known):,} genes are above 0, {clear:,} of them clearly (z above 2); clearly below (z below -2): {worse:,}. "
         f"{len(found) - len(known):,} genes had too few molecules to say. The median is {known['trust'].median():.3f}."
     )
     alt = (
