@@ -44,14 +44,21 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
     order = [*(name for name in arguments if name in params), *(name for name in params if name not in arguments)]
     text += table(pd.DataFrame({"value": [_value(params[name]) for name in order]}, index=order), "Parameters", index="parameter")
     text += _chosen(imputation)
+    squared = params.get("likelihood") == "squared"
+    unit = "squared error of logs" if squared else "nats per molecule"
     recorded = entry.get("heldout", {})
     if recorded:
         text += paragraph(
-            "During the training some molecules were held out too. The network alone should be below the gene mean, and the posterior, "
-            "which uses the cell's own count once more, below the network."
+            "During the training some of the counts were held out too. The network alone should be below the gene mean, and the "
+            "posterior (where there is one), which uses the cell's own count once more, below the network."
         )
-        frame = pd.DataFrame({"nats per molecule": [float(value) for value in recorded.values()]}, index=list(recorded))
-        text += table(frame, "Deviance of the molecules held out in the training (lower is better)", index="prediction")
+        frame = pd.DataFrame({unit: [float(value) for value in recorded.values()]}, index=list(recorded))
+        text += table(frame, "Held out in the training (lower is better)", index="prediction")
+    if squared:
+        text += paragraph(
+            "With likelihood='squared' every zero was taken for missing. Hidden molecules, below, take a zero for an observation, and "
+            "such an imputation seldom does well on them."
+        )
     if isinstance(entry.get("contribution"), pd.DataFrame):
         text += paragraph(
             "What each modality was worth: by how much the deviance rises without it. One near or below 0 tells the imputation nothing."
@@ -91,6 +98,8 @@ def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
         f"{1 - frac:.0%} of the molecules were hidden at random. {again} again on the rest, in a copy and with the same settings, and "
         "each row predicts the hidden molecules. Lower is better in every column; poisson, the Poisson deviance, is the one to trust."
     )
+    if "target_batch" in imputation.params:
+        text += paragraph("target_batch was left out here and in the null test: the molecules of a cell are of its own batch.")
     if imputation.applied:
         text += paragraph(
             "If the model was trained on these very cells, it has seen the hidden molecules, and its scores here are too good. Only new "
