@@ -31,7 +31,7 @@ _MARKERS = ("CD79A", "CD3D", "GNLY", "FCER1A")
 """B cells, T cells, NK cells, dendritic cells."""
 
 _IMPUTERS = ("began", "spatial", "nmf", "pmi", "gain")
-_BAD_INPUT = (argparse.ArgumentError, ValueError, KeyError, TypeError, FileNotFoundError, IsADirectoryError)
+_BAD_INPUT = (argparse.ArgumentError, ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError, IsADirectoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
             options = _parser().parse_args(argv)
-            commands: dict[str, Callable[..., None]] = {"demo": demo, "apply": _apply}
+            commands: dict[str, Callable[..., None]] = {"demo": demo, "apply": _apply, "report": _judge}
             commands |= {name: functools.partial(_impute, name) for name in _IMPUTERS}
             commands[options.command](**{name: value for name, value in options[options.command].items() if name != "debug"})
         return 0
@@ -144,6 +144,20 @@ def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     _report(adata, options["key_added"] or default_key(method), out_file)
 
 
+def _judge(in_file: str, **options: Any) -> None:
+    from . import metrics
+    from .metrics._replay import find
+
+    adata = _read(in_file)
+    if options["key"] is None:
+        found = find(adata)
+        if len(found) != 1:
+            raise ValueError(f"{in_file!r} holds {len(found)} imputations of counts, {_check.listing(found)}; name one with --key")
+        options["key"] = found[0]
+    numbers = metrics.report(adata, **options)
+    _say(numbers["verdict"], *(f"- {reason}" for reason in numbers["reasons"]["reason"]), f"Wrote {options['save']}")
+
+
 def _report(adata: AnnData, key: str, out_file: str) -> None:
     slot = "obsm" if key in adata.obsm else "layers"
     shape = " x ".join(map(str, getattr(adata, slot)[key].shape))
@@ -205,7 +219,7 @@ class _Parser(ArgumentParser):
 
 
 def _parser() -> ArgumentParser:
-    from . import tl
+    from . import metrics, tl
 
     parser = _Parser(prog="scimpute", version=__version__, description="Impute single-cell, spatial or bulk expression in an h5ad file.")
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
@@ -215,6 +229,12 @@ def _parser() -> ArgumentParser:
     for name in _IMPUTERS:
         commands.add_subcommand(name, _parser_of(getattr(tl, name)), help=f"impute with scimpute.tl.{name}")
     commands.add_subcommand("apply", _parser_of(tl.apply, ("model", "MODEL")), help="impute other cells with a model that --save wrote")
+    judge = _Parser(function=metrics.report, epilog="Without --key the file must hold one imputation of counts.")
+    judge.add_argument("in_file", metavar="FILE.h5ad", help="File with counts and their imputation; it is not changed.")
+    judge.add_argument("--key", type=str | None, help="Name of the imputation; needed where the file holds several.")
+    judge.add_function(metrics.report, skip={"adata", "key"})
+    judge.set_defaults(progress=_in_terminal())
+    commands.add_subcommand("report", judge, help="judge an imputation of your data on one HTML page")
     return parser
 
 
@@ -226,9 +246,13 @@ def _parser_of(function: Callable[..., Any], *between: tuple[str, str]) -> _Pars
         parser.add_argument(name, metavar=metavar)
     parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")
     parser.add_function(function, skip={"adata", "copy", *(name for name, _ in between)})
-    # In a terminal a minute without a sign of life is long.
-    parser.set_defaults(progress=sys.stderr is not None and sys.stderr.isatty())
+    parser.set_defaults(progress=_in_terminal())
     return parser
+
+
+def _in_terminal() -> bool:
+    """Whether to show progress: a minute without a sign of life is long."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _one_line(error: object) -> str:

@@ -122,7 +122,7 @@ def test_cells_without_a_label_are_clustered_but_not_scored(typed):
 def test_genes_are_chosen_once_by_the_counts(adata):
     """A layer that is wild elsewhere is the same as the counts."""
     raw = _profiles.read(adata, [], None, None)["raw"]
-    logs, chosen = raw.of(np.arange(40)).toarray(), _clusters._variable_genes(raw, 15)
+    logs, chosen = raw.of(np.arange(40)).toarray(), _clusters.variable_genes(raw, 15)
     assert len(chosen) == 15
     wild = np.random.default_rng(0).normal(size=logs.shape).astype(np.float32) * 50
     wild[:, chosen] = logs[:, chosen]

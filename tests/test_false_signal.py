@@ -61,6 +61,20 @@ def test_a_label_that_was_given_is_found_in_every_gene(adata):
     assert table.loc["imputed_with_label", "correlation"] > 0.9
 
 
+def test_the_label_can_be_given_to_some_halves_only(adata):
+    calls = []
+
+    def counted(given: ad.AnnData, label: str | None) -> np.ndarray:
+        calls.append(label)
+        return of_labels(given, label)
+
+    table = false_signal(adata, counted, n_splits=3, n_labelled=1)
+    assert calls == [None, None, "random_half", "random_half"]
+    assert table.loc["imputed_with_label", "differential_genes"] > 36
+    assert list(false_signal(adata, of_labels, n_splits=2, n_labelled=0).index) == ["raw", "imputed"]
+    pd.testing.assert_frame_equal(false_signal(adata, of_labels, n_splits=2, n_labelled=9), false_signal(adata, of_labels, n_splits=2))
+
+
 def test_an_argument_with_a_default_is_no_label(adata):
     assert list(false_signal(adata, lambda a, factor=2: a.X * factor, n_splits=1).index) == ["raw", "imputed"]
 

@@ -7,5 +7,6 @@ from ._false_signal import false_signal
 from ._gene_trust import gene_trust
 from ._heldout import heldout
 from ._recovery import recovery
+from ._report import report
 
-__all__ = ["agreement", "cluster_agreement", "false_signal", "gene_trust", "heldout", "recovery", "spatial_autocorrelation"]
+__all__ = ["agreement", "cluster_agreement", "false_signal", "gene_trust", "heldout", "recovery", "report", "spatial_autocorrelation"]

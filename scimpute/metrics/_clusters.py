@@ -222,16 +222,16 @@ def _require_igraph() -> None:
 
 def cluster(profiles: dict[str, _profiles.Profiles], settings: Settings) -> dict[str, dict[str, np.ndarray]]:
     """Codes of the clusters ``(n,)`` by layer and method; the variable genes are those of the first layer."""
-    genes = _variable_genes(next(iter(profiles.values())), settings.n_top_genes)
+    genes = variable_genes(next(iter(profiles.values())), settings.n_top_genes)
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, layer in profiles.items():
-        scores = _scores(layer, genes, settings)
+        scores = components(layer, genes, settings)
         by_method = {"kmeans": _kmeans, "leiden": _leiden}
         found[name] = {method: by_method[method](scores, settings) for method in settings.methods}
     return found
 
 
-def _variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
+def variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
     """Those that vary most, of all genes with a count."""
     genes = np.flatnonzero(counts.matrix.getnnz(axis=0))
     if len(genes) <= n_top_genes:
@@ -240,7 +240,7 @@ def _variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
     return genes[table["highly_variable"].to_numpy()]
 
 
-def _scores(layer: _profiles.Profiles, genes: np.ndarray, settings: Settings) -> np.ndarray:
+def components(layer: _profiles.Profiles, genes: np.ndarray, settings: Settings) -> np.ndarray:
     """Principal components, ``(n, n_pcs)``."""
     values = layer.of(genes)
     n_pcs = min(settings.n_pcs, min(values.shape) - 1)

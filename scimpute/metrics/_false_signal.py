@@ -31,6 +31,7 @@ def false_signal(
     layer: str | None = None,
     output: str = "counts",
     n_splits: int = 5,
+    n_labelled: int | None = None,
     n_genes: int = 200,
     alpha: float = 0.05,
     random_state: int | np.random.Generator | None = 0,
@@ -58,7 +59,9 @@ def false_signal(
     output
         Scale of what a function returns: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k).
     n_splits
-        Number of random deals into halves. Each is imputed once with the half as a label.
+        Number of random deals into halves.
+    n_labelled
+        Number of these that are imputed once more with the half as a label; all where None, and at most all. 0 leaves the label out.
     n_genes
         Number of genes between which correlations are looked at: those with the most molecules.
     alpha
@@ -91,7 +94,7 @@ def false_signal(
 
     Notes
     -----
-    The imputation is called ``2 + n_splits + 1`` times where it takes a label, else twice. Tests work through chunks of genes.
+    The imputation is called ``2 + n_labelled + 1`` times where it takes a label, else twice. Tests work through chunks of genes.
 
     Examples
     --------
@@ -103,6 +106,7 @@ def false_signal(
     """
     _adata.check_object(adata)
     n_splits, n_genes = _check.integer("n_splits", n_splits), _check.integer("n_genes", n_genes, 2)
+    n_labelled = n_splits if n_labelled is None else _check.integer("n_labelled", n_labelled, 0)
     alpha = _check.number("alpha", alpha, 0, 1, open_low=True, open_high=True)
     call, output, labelled = _imputer(impute, output)
     counts = _group(adata, groups, _adata.read_counts(adata, layer))
@@ -118,17 +122,17 @@ def false_signal(
     def run(matrix: sp.csr_matrix, half: np.ndarray, *, label: bool) -> np.ndarray:
         return _run(call, matrix, names, half, label=label)
 
-    def row(whole: Callable[[np.ndarray], Any], of_permuted: Any, scale: str) -> dict[str, float]:
-        found = [_differential(whole(half), half, tested, alpha, scale) for half in halves]
+    def row(whole: Callable[[np.ndarray], Any], of_permuted: Any, scale: str, n_deals: int = n_splits) -> dict[str, float]:
+        found = [_differential(whole(half), half, tested, alpha, scale) for half in halves[:n_deals]]
         correlation = _correlation(_logged(of_permuted, most, _totals(of_permuted, scale)))
         return {"differential_genes": float(np.mean(found)), "tested_genes": len(tested), "correlation": correlation}
 
     rows = {"raw": row(lambda half: counts, permuted, "counts")}
     once = run(counts, halves[0], label=False)
     rows["imputed"] = row(lambda half: once, run(permuted, halves[0], label=False), output)
-    if labelled:
+    if labelled and n_labelled:
         of_permuted = run(permuted, halves[0], label=True)
-        rows["imputed_with_label"] = row(lambda half: run(counts, half, label=True), of_permuted, output)
+        rows["imputed_with_label"] = row(lambda half: run(counts, half, label=True), of_permuted, output, n_labelled)
     return pd.DataFrame.from_dict(rows, orient="index").astype({"tested_genes": int})
 
 

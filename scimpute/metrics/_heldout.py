@@ -14,7 +14,7 @@ from . import _thinned
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -> pd.DataFrame:
@@ -65,18 +65,19 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     _adata.check_object(adata)
     names = _check.layers(layers, ("raw", "gene_mean"))
     parts = _thinned.read(adata, key)
-    rows = {name: _scores(read, parts) for name, read in parts.predictions(adata, names).items()}
+    rows = {name: scores(read, parts) for name, read in parts.predictions(adata, names).items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _scores(read: _thinned.Read, parts: _thinned.Thinned) -> dict[str, float]:
+def scores(read: _thinned.Read, parts: _thinned.Thinned) -> dict[str, float]:
+    """The row of one prediction."""
     sums = dict.fromkeys(("poisson", "poisson_openproblems", "mse_log", "mse_log_renormalized"), 0.0)
     scale = TARGET / np.maximum(parts.depth_test, 1)
     for rows in chunks(*parts.test.shape):
         y, p = parts.test[rows].toarray(), read(rows)
         q = p * np.float32(parts.ratio)
-        sums["poisson"] += float((q - y * np.log(q + _EPSILON)).sum(dtype=np.float64))
-        sums["poisson_openproblems"] += float((y - q * np.log(y + _EPSILON)).sum(dtype=np.float64))
+        sums["poisson"] += float((q - y * np.log(q + EPSILON)).sum(dtype=np.float64))
+        sums["poisson_openproblems"] += float((y - q * np.log(y + EPSILON)).sum(dtype=np.float64))
         truth = np.log1p(y * scale[rows, None].astype(np.float32))
         sums["mse_log"] += float(np.square(truth - expected_log1p(q, scale[rows])).sum(dtype=np.float64))
         total = p.sum(axis=1, keepdims=True)

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    Panel = tuple[str, str, dict[str, tuple[str | None, str]]]
+
 # Title, label of the y axis, and the columns with their labels and colours. Blue, orange and green of Okabe and Ito, told apart by all.
-_PANELS = (
+_PANELS: tuple[Panel, ...] = (
     ("Deviance of held-out molecules", "nats per molecule", {"heldout": (None, "#333333")}),
     (
         "BEGAN losses",
@@ -71,11 +74,22 @@ def training(
     >>> scimpute.pl.training(adata)  # doctest: +SKIP
     """
     history = _read.history(adata, key)
-    panels = [(title, label, lines) for title, label, lines in _PANELS if set(lines) & set(history.columns)]
-    if not panels:
+    shown = panels(history)
+    if not shown:
         raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")
-    used = _figure.axes(ax, 1, len(panels), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in panels))
-    for axis, (title, label, lines) in zip(used, panels, strict=True):
+    used = _figure.axes(ax, 1, len(shown), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in shown))
+    draw(history, used, shown)
+    return _figure.finish(used, "training", show, save)
+
+
+def panels(history: pd.DataFrame) -> list[Panel]:
+    """Those of which the history knows something."""
+    return [panel for panel in _PANELS if set(panel[2]) & set(history.columns)]
+
+
+def draw(history: pd.DataFrame, used: Sequence[Axes], shown: Sequence[Panel]) -> None:
+    """Each panel on its axes."""
+    for axis, (title, label, lines) in zip(used, shown, strict=True):
         for column, (name, color) in lines.items():
             if column not in history:
                 continue
@@ -92,4 +106,3 @@ def training(
             axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False, fontsize="small")
-    return _figure.finish(used, "training", show, save)

@@ -1,0 +1,233 @@
+"""An imputation of counts that was recorded in ``uns``, done again in the same way on other counts of the same cells."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scanpy import logging as logg
+
+from .. import _adata, _annotations, _check, _keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+METHODS = ("began", "spatial", "nmf")
+RESULT = "imputed"
+"""Name of the result in the object of a replay."""
+# What a replay decides by itself.
+_OWN = ("adata", "layer", "key_added", "output", "target_batch", "random_state", "device", "progress", "save", "copy")
+# Arguments that tl.began and tl.spatial choose where they are left to the data, and the column of the candidates that tells.
+_CHOSEN = {"n_context": "n_context", "width": "width", "penalty": "penalty", "max_epochs": "steps"}
+_COLUMNS = ("batch_key", "celltype_key", "library_key", "size_key")
+
+
+@dataclass
+class Imputation:
+    """What was run, and what it needs to run again.
+
+    Attributes
+    ----------
+    method, params, entry
+        Name of the function, ``uns[key]["params"]`` with plain values, and the whole of ``uns[key]``.
+    arguments
+        Those of the replay.
+    counts
+        What was imputed, ``(n, g)``; shares its buffers with the object of the user.
+    names
+        Names of the genes as the user has them.
+    genes
+        Places of the genes that were imputed; None for all.
+    columns
+        Role and name of each column of ``obs`` that it was told, but for the library sizes.
+    parts
+        ``obs``, ``obsm``, ``obsp`` and ``uns`` that it reads.
+    progress
+        As in :func:`scimpute.tl.began`.
+    n_planned, n_done
+        How often it is to be run, and was.
+    """
+
+    method: str
+    params: dict[str, Any]
+    entry: Mapping[str, Any]
+    arguments: dict[str, Any]
+    counts: sp.csr_matrix
+    names: pd.Index
+    genes: np.ndarray | None
+    columns: dict[str, str]
+    parts: dict[str, Any]
+    progress: bool | None
+    n_planned: int = 1
+    n_done: int = field(default=0)
+
+    @property
+    def applied(self) -> bool:
+        """Whether it is of a saved model."""
+        return bool(self.params.get("applied"))
+
+    @property
+    def takes_label(self) -> bool:
+        """Whether any column of ``obs`` can be given as a cell type."""
+        return self.method == "began" and not self.applied
+
+    def object_of(self, counts: sp.csr_matrix, more_obs: pd.DataFrame | None = None, without: str | None = None) -> AnnData:
+        """An object with these counts in ``X`` and all that the imputation reads, but for one column of ``obs``."""
+        obs = self.parts["obs"][[name for name in self.parts["obs"] if name != without]]
+        if more_obs is not None:
+            obs = pd.concat([obs, more_obs.set_axis(obs.index)], axis=1)
+        # Numbers for names that are not unique, which are never asked for: anndata would warn of each copy.
+        names = self.names if self.names.is_unique else pd.RangeIndex(len(self.names)).astype(str)
+        others = {slot: dict(self.parts[slot]) for slot in ("obsm", "obsp", "uns")}
+        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), **others)
+
+    def run(self, given: AnnData, layer: str | None = None, **changes: Any) -> np.ndarray | pd.DataFrame:
+        """Expected counts; of some genes only a table."""
+        from .. import tl
+
+        self.n_done += 1
+        logg.info(f"report: imputation {self.n_done} of {self.n_planned}, of a copy")
+        function = tl.apply if self.applied else getattr(tl, self.method)
+        function(given, **self.arguments | changes, layer=layer, key_added=RESULT, progress=self.progress)
+        return given.layers[RESULT] if RESULT in _adata.layer_names(given) else given.obsm[RESULT]
+
+    def run_on_null(self, given: AnnData, label: str | None = None) -> np.ndarray | pd.DataFrame:
+        """As :func:`scimpute.metrics.false_signal` wants it. Library sizes are sums: those of dealt counts are other ones."""
+        size_key = self.params.get("size_key")
+        work = self.object_of(given.X, given.obs, without=size_key)
+        changes: dict[str, Any] = {"size_key": None} if size_key is not None and not self.applied else {}
+        return self.run(work, **changes | ({} if label is None else {"celltype_key": label}))
+
+
+def find(adata: AnnData) -> list[str]:
+    """Keys of the imputations of counts that the object holds."""
+    present = {*_adata.layer_names(adata), *adata.obsm}
+    return [key for key in adata.uns if key in present and _adata.written_by(adata, key) in METHODS]
+
+
+def read(
+    adata: AnnData, key: str, layer: str | None, model: str | os.PathLike[str] | None, seed: int, device: str, progress: bool | None
+) -> Imputation:
+    """The imputation under a key, everything checked that it needs to be run again.
+
+    Raises
+    ------
+    TypeError, KeyError, ValueError, FileNotFoundError
+        There is none, it is not of counts, or what it was told is not in the object any more.
+    """
+    method = _method(adata, key)
+    entry = adata.uns[key]
+    params = {str(name): _plain(value) for name, value in entry.get("params", {}).items()}
+    recorded = params.get("layer", "X")
+    counts = _adata.read_counts(adata, layer if layer is not None else None if recorded == "X" else recorded)
+    conditioned = entry.get("conditioned_on", {})
+    columns = {str(name): str(label["column"]) for name, label in conditioned.items()}
+    needed = {**{name: params[name] for name in _COLUMNS if name in params}, **columns}
+    for name, column in needed.items():
+        if column not in adata.obs and not (params.get("applied") and name == "library_key"):
+            raise _check.missing(f"uns[{key!r}]['params'][{name!r}]: obs column", column, adata.obs.columns)
+    if params.get("applied"):
+        arguments = _of_model(params, model) | {"device": device}
+    elif model is not None:
+        raise ValueError(f"model: {key!r} was trained on this object, not applied from a file; leave model out")
+    else:
+        arguments = _of_training(method, params, entry) | {"device": device}
+        arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
+    genes = None if key in _adata.layer_names(adata) else list(adata.obsm[key].columns)
+    if genes is not None and not params.get("applied"):
+        arguments["genes"] = genes
+    return Imputation(
+        method,
+        params,
+        entry,
+        arguments,
+        counts,
+        adata.var_names,
+        _annotations.read_genes(adata, genes),
+        columns,
+        _parts(adata, set(needed.values()), params),
+        progress,
+    )
+
+
+def _method(adata: AnnData, key: str) -> str:
+    found = find(adata)
+    if not isinstance(key, str):
+        raise TypeError(
+            f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(found)}"
+        )
+    method = _adata.written_by(adata, key)
+    if method in METHODS and key in found:
+        return method
+    if method in ("pmi", "gain"):
+        raise ValueError(
+            f"key={key!r} was written by tl.{method}, which fills missing expression; a report is about counts. Score it with "
+            "scimpute.pp.hide and scimpute.metrics.recovery"
+        )
+    if method in METHODS:
+        raise KeyError(f"uns[{key!r}] is there, but neither layers[{key!r}] nor obsm[{key!r}] is; impute again")
+    if key in _adata.layer_names(adata):
+        raise ValueError(
+            f"key={key!r}: uns[{key!r}] does not say how this layer was imputed, so that it cannot be imputed again; it is not of "
+            f"scimpute.tl. Imputations of counts: {_check.listing(found)}. Score other layers with scimpute.pp.thin and "
+            "scimpute.metrics.heldout"
+        )
+    raise _check.missing("key: imputation", key, found)
+
+
+def _plain(value: Any) -> Any:
+    """As it was before h5ad made arrays of it."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _of_training(method: str, params: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as they were given: what was left to the data is left to the data again, so that no held-out molecule has a say in it."""
+    from .. import tl
+
+    taken = [name for name in inspect.signature(getattr(tl, method)).parameters if name not in _OWN]
+    arguments = {name: params[name] for name in taken if name in params}
+    candidates = entry.get("chosen", {}).get("candidates")
+    if isinstance(candidates, pd.DataFrame):
+        varied = [name for name, column in _CHOSEN.items() if len(set(candidates[column])) > 1]
+        arguments |= dict.fromkeys(varied, "auto")
+    # A molecule is of the cell's own batch; and molecules can be scored on their own scale only.
+    return arguments | {"output": "counts"}
+
+
+def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -> dict[str, Any]:
+    from .._save import load_metadata
+
+    path = params["model"] if model is None else model
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"model: {os.fspath(path)!r}, which was applied, does not exist; pass model=... where it is now")
+    trained = load_metadata(path).get("params", {})
+    for name, needed in (("output", "counts"), ("target_batch", None)):
+        if trained.get(name) != needed:
+            raise ValueError(
+                f"model: {os.fspath(path)!r} was trained with {name}={trained.get(name)!r}, and what it writes cannot be scored on "
+                f"held-out molecules; train a model with {name}={needed!r}"
+            )
+    return {"model": path, "unseen": params["unseen"]}
+
+
+def _parts(adata: AnnData, columns: set[str], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what is read: columns of obs, and what is known of the places of spots."""
+    spatial = [name for name in (_keys.ARRAY_ROW, _keys.ARRAY_COL) if name in adata.obs]
+    obsm = [name for name in (_keys.SPATIAL, params.get("tile_features")) if name in adata.obsm]
+    obsp = [name for name in (_keys.SPATIAL_CONNECTIVITIES,) if name in adata.obsp]
+    uns = [name for name in (_keys.SPATIAL, _keys.neighbors(_keys.SPATIAL)) if name in adata.uns]
+    return {
+        "obs": adata.obs[[name for name in adata.obs if name in columns or name in spatial]].copy(),
+        "obsm": {name: adata.obsm[name] for name in obsm},
+        "obsp": {name: adata.obsp[name] for name in obsp},
+        "uns": {name: adata.uns[name] for name in uns},
+    }

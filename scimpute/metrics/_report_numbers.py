@@ -1,0 +1,195 @@
+"""The numbers of a report: held-out scores beside three baselines, trust in genes, the null test, markers, and a verdict on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+
+from .. import _keys, pp
+from .._counts import chunks, row_sums
+from . import _clusters, _heldout, _profiles, _thinned
+from ._false_signal import MIN_CELLS, false_signal
+from ._gene_trust import gene_trust
+from ._replay import RESULT, Imputation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+BASELINES = {"raw": "the counts as they are", "gene_mean": "the gene mean", "knn": "the mean of 15 similar cells"}
+_NEIGHBOURS = 15
+_PCS = 30
+_THIN = "thin"
+_CLUSTERS = 8
+"""Clusters of the counts where no label is named."""
+_GROUPS, _MARKERS, _SMALLEST = 8, 3, 10
+"""Groups shown at most, markers of each, and cells it needs."""
+
+
+def settings(seed: int) -> _clusters.Settings:
+    """How cells are compared: the same components for neighbours, clusters and the embedding."""
+    return _clusters.Settings(["kmeans"], _CLUSTERS, None, 2000, _PCS, _NEIGHBOURS, seed)
+
+
+def profile(counts: sp.csr_matrix) -> _profiles.Profiles:
+    return _profiles.Profiles(counts.tocsc(), row_sums(counts))
+
+
+def heldout(imputation: Imputation, frac: float, random_state: int | np.random.Generator, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of the imputation and of the baselines, and the trust in every gene, by molecules that are hidden here."""
+    work = imputation.object_of(imputation.counts)
+    pp.thin(work, frac, key_added=_THIN, random_state=random_state)
+    hidden = float(row_sums(work.layers[_keys.test(_THIN)]).sum())
+    if not hidden or not work.layers[_keys.train(_THIN)].nnz:
+        raise ValueError(
+            f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored"
+        )
+    train = work.layers[_keys.train(_THIN)]
+    found = imputation.run(work, _keys.train(_THIN))
+    if isinstance(found, pd.DataFrame):
+        places = imputation.genes
+        layers = {name: work.layers[name][:, places] for name in (_keys.train(_THIN), _keys.test(_THIN))}
+        work = ad.AnnData(imputation.counts[:, places], layers={**layers, RESULT: found.to_numpy()})
+    parts = _thinned.read(work, _THIN)
+    knn = _similar_cells(train, parts, seed)
+    table = _heldout.heldout(work, RESULT, key=_THIN)
+    table = pd.concat([table, pd.DataFrame.from_dict({"knn": _heldout.scores(knn, parts)}, orient="index")])
+    table = table.loc[[*BASELINES, RESULT]]
+    reads = {**parts.predictions(work, [RESULT]), "knn": knn}
+    deviance = {name: _of_cells(read, parts) for name, read in reads.items()}
+    for name in BASELINES:
+        # Paired: both are scored on the same molecules.
+        ahead = deviance[name] - deviance[RESULT]
+        table.loc[name, "lead"] = ahead.sum() / parts.test.sum()
+        table.loc[name, "lead_se"] = np.sqrt(len(ahead)) * ahead.std(ddof=1) / parts.test.sum()
+    names = imputation.names if imputation.genes is None else imputation.names[imputation.genes]
+    return table, gene_trust(work, RESULT, thin=_THIN).set_axis(names)
+
+
+def _of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> np.ndarray:
+    """Poisson deviance of every cell up to a constant, ``(n,)``: what the column ``poisson`` is the mean of."""
+    found = np.empty(parts.test.shape[0])
+    for rows in chunks(*parts.test.shape):
+        y, q = parts.test[rows].toarray(), read(rows) * np.float32(parts.ratio)
+        found[rows] = (q - y * np.log(q + _heldout.EPSILON)).sum(axis=1, dtype=np.float64)
+    return found
+
+
+def _similar_cells(train: sp.csr_matrix, parts: _thinned.Thinned, seed: int) -> _thinned.Read:
+    """The counts of the nearest cells together, at the depth of the cell."""
+    from sklearn.neighbors import NearestNeighbors
+
+    genes = np.flatnonzero(train.getnnz(axis=0))
+    scores = _clusters.components(profile(train), genes, settings(seed))
+    graph = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(scores))).fit(scores).kneighbors_graph(scores)
+
+    def read(rows: slice) -> np.ndarray:
+        total = (graph[rows] @ parts.train).toarray()
+        sums = total.sum(axis=1, keepdims=True)
+        return (total * (parts.depth[rows, None] / np.where(sums > 0, sums, 1))).astype(np.float32)
+
+    return read
+
+
+def untestable(imputation: Imputation) -> str | None:
+    """Why the null test cannot be made, where it cannot."""
+    if imputation.genes is not None:
+        return "It needs all genes, and only some were imputed."
+    if imputation.counts.shape[0] < MIN_CELLS:
+        return f"It needs at least {MIN_CELLS} cells, and there are {imputation.counts.shape[0]}."
+    return None
+
+
+def null(
+    imputation: Imputation, n_splits: int, n_labelled: int, random_state: int | np.random.Generator
+) -> tuple[pd.DataFrame | None, str]:
+    """The table of :func:`scimpute.metrics.false_signal`, or None and why there is none."""
+    if not n_splits:
+        return None, "It was left out (n_splits=0)."
+    why = untestable(imputation)
+    if why is not None:
+        return None, why
+    impute: Callable[..., Any] = lambda given: imputation.run_on_null(given)  # noqa: E731
+    if n_labelled and imputation.takes_label:
+        impute = lambda given, label: imputation.run_on_null(given, label)  # noqa: E731
+    counts = ad.AnnData(imputation.counts)
+    with warnings.catch_warnings():
+        # That there is no signal is no news here, and what is wrong with the user's own counts has been said.
+        warnings.simplefilter("ignore", UserWarning)
+        return false_signal(counts, impute, n_splits=n_splits, n_labelled=n_labelled, random_state=random_state), ""
+
+
+def groups(adata: AnnData, imputation: Imputation, groupby: str | None, seed: int) -> tuple[np.ndarray, list[str], str | None]:
+    """Codes ``(n,)`` with -1 for cells in none, and names of the groups of which markers are looked for, and their column of ``obs``.
+
+    Without a column they are clusters of the counts, as those of the imputed values would show what the imputation made.
+    """
+    column = groupby if groupby is not None else imputation.columns.get("celltype_key")
+    if column is not None:
+        known = _clusters.read_known(adata, column, (), "groupby")
+        return known.codes, known.levels, column
+    n_clusters = max(1, min(_CLUSTERS, imputation.counts.shape[0] // _SMALLEST))
+    counts, how = profile(imputation.counts), replace(settings(seed), n_clusters=n_clusters)
+    codes = _clusters.cluster({"raw": counts}, how)["raw"]["kmeans"]
+    return codes, [f"cluster {i + 1}" for i in range(n_clusters)], None
+
+
+def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict[str, list[int]]:
+    """Places of the genes that stand out in the counts of each of the largest groups, by the name of the group."""
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    shown = [i for i in np.argsort(-sizes, kind="stable")[:_GROUPS] if sizes[i] >= _SMALLEST]
+    genes = np.flatnonzero(imputation.counts.getnnz(axis=0))
+    if imputation.genes is not None:
+        genes = np.intersect1d(genes, imputation.genes)
+    if not shown or (sizes > 0).sum() < 2 or not len(genes):
+        return {}
+    cells = np.flatnonzero(codes >= 0)
+    label = pd.Categorical.from_codes(codes[cells], categories=[str(i) for i in range(len(names))])
+    # Numbers for names: those of the user need not be unique.
+    obs, var = pd.DataFrame({"group": label}, index=cells.astype(str)), pd.DataFrame(index=genes.astype(str))
+    work = ad.AnnData(profile(imputation.counts).of(genes)[cells], obs=obs, var=var)
+    chosen = [str(i) for i in shown]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        sc.tl.rank_genes_groups(work, "group", groups=chosen, n_genes=min(_MARKERS, len(genes)), method="t-test", use_raw=False)
+    return {names[int(i)]: [int(place) for place in work.uns["rank_genes_groups"]["names"][i]] for i in chosen}
+
+
+def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str, str]:
+    """Two coordinates of every cell, ``(n, 2)``, how they are called, and what they are."""
+    from ..pl import _read
+
+    if basis is not None:
+        return _read.positions(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"
+    if imputation.method != "began" and _keys.SPATIAL in adata.obsm:
+        return _on_tissue(_read.positions(adata, _keys.SPATIAL), adata, imputation), _keys.SPATIAL, "the positions of the spots"
+    counts, how = profile(imputation.counts), settings(seed)
+    work = ad.AnnData(_clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how))
+    if adata.n_obs <= _SMALLEST or not work.X.any():
+        return np.asarray(work.X[:, [0, -1]], dtype=float), "pca", "principal components of the raw counts"
+    with warnings.catch_warnings():
+        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
+        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
+        sc.pp.neighbors(work, n_neighbors=min(_NEIGHBOURS, adata.n_obs - 1), use_rep="X", random_state=seed)
+    sc.tl.umap(work, random_state=seed)
+    return np.asarray(work.obsm["X_umap"], dtype=float), "umap", "a UMAP of the raw counts"
+
+
+def _on_tissue(place: np.ndarray, adata: AnnData, imputation: Imputation) -> np.ndarray:
+    """Positions as an image shows them, rows from the top; sections side by side."""
+    column = imputation.params.get("library_key")
+    sections = np.zeros(len(place), dtype=np.int64) if column not in adata.obs else pd.factorize(adata.obs[column])[0]
+    found, left = place * (1, -1), 0.0
+    for section in np.unique(sections):
+        inside = sections == section
+        low, high = found[inside].min(axis=0), found[inside].max(axis=0)
+        found[inside] += (left - low[0], -high[1])
+        left += 1.1 * (high[0] - low[0])
+    return found

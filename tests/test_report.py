@@ -1,0 +1,584 @@
+"""``metrics.report``: the page and its numbers, what is refused, and that nothing else changes."""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import wraps
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from matplotlib import pyplot as plt
+
+import scimpute
+from scimpute import _cli
+from scimpute.metrics import _report_page, _verdict, report
+
+QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "block_size": 16}
+SECTIONS = (
+    "What was run",
+    "Hidden molecules",
+    "Which genes",
+    "The null test",
+    "Training",
+    "Markers before and after",
+    "When not to use it",
+)
+
+
+@pytest.fixture
+def imputed(adata: ad.AnnData) -> ad.AnnData:
+    scimpute.tl.began(adata, "batch", "cell_type", **QUICK)
+    return adata
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Path:
+    return tmp_path / "page.html"
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at figures."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere they are not drawn, which takes most of the time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("scimpute.metrics._report_figures._uri", lambda figure: ("data:image/png;base64,", 100))
+
+
+def quick(adata: ad.AnnData, save: Any, key: str = "began", **options: Any) -> dict[str, Any]:
+    return report(adata, key, save=save, **{"basis": "pca", "n_splits": 0} | options)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and that every tag is closed."""
+
+    EMPTY = ("meta", "img", "!doctype")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_every_section_is_there_and_nothing_from_outside(imputed, save):
+    found = quick(imputed, save, n_splits=2)
+    page = Page(save.read_text())
+    headings = re.findall(r"<h2[^>]*>\d\. ([^<]*)</h2>", save.read_text())
+    assert len(headings) == len(SECTIONS)
+    assert all(heading.startswith(wanted) for heading, wanted in zip(headings, SECTIONS, strict=True))
+    text = "".join(page.text)
+    assert found["verdict"] in text
+    assert all(reason in text for reason in found["reasons"]["reason"])
+    images = page.of("img")
+    assert len(images) == 4
+    for image in images:
+        assert image["src"].startswith("data:image/png;base64,iVBOR")
+        assert len(image["alt"]) > 30
+    assert not page.of("script")
+    assert not page.of("link")
+    assert not re.search(r"https?://|url\(|@import", save.read_text())
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.of("th"))
+    assert len(page.of("table")) == len(page.of("caption")) >= 6
+    # What it was told, and that this is not to be tested.
+    assert "obs['batch'], as batch_key" in text
+    assert "never test differences between its levels" in text
+
+
+def test_the_numbers_are_those_of_the_scores(imputed, save):
+    found = quick(imputed, save, random_state=3)
+    by_hand = imputed.copy()
+    scimpute.pp.thin(by_hand, random_state=3)
+    scimpute.tl.began(by_hand, "batch", "cell_type", layer="thin_train", key_added="again", **QUICK)
+    scores = scimpute.metrics.heldout(by_hand, "again").rename(index={"again": "imputed"})
+    pd.testing.assert_frame_equal(found["heldout"].loc[scores.index, list(scores.columns)], scores)
+    pd.testing.assert_frame_equal(found["gene_trust"], scimpute.metrics.gene_trust(by_hand, "again"))
+    # The lead is the difference of the deviances, in nats per hidden molecule.
+    kept = np.asarray(by_hand.layers["thin_train"].sum(axis=0)).ravel() > 0
+    entries, molecules = adata_entries(by_hand, kept)
+    lead = (found["heldout"]["poisson"] - found["heldout"].loc["imputed", "poisson"]) * entries / molecules
+    np.testing.assert_allclose(found["heldout"]["lead"].iloc[:3], lead.iloc[:3], rtol=1e-4)
+    assert found["heldout"].index.to_list() == ["raw", "gene_mean", "knn", "imputed"]
+    shown = "".join(Page(save.read_text()).text)
+    assert f"{found['heldout'].loc['knn', 'poisson']:.3f}" in shown
+    best = found["gene_trust"].query("molecules >= 10")["trust"].idxmax()
+    assert best in shown
+
+
+def adata_entries(adata: ad.AnnData, kept: np.ndarray) -> tuple[int, float]:
+    return adata.n_obs * int(kept.sum()), float(adata.layers["thin_test"][:, kept].sum())
+
+
+def test_knn_is_the_sum_of_the_nearest_cells(save):
+    """Two kinds of cells that share no gene: of the other kind nothing is predicted."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(6, (60, 30)) * (np.arange(60)[:, None] % 2 == np.arange(30) % 2)
+    adata = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)))
+    adata.obsm["X_pca"] = rng.normal(size=(60, 2))
+    scimpute.tl.began(adata, **QUICK)
+    found = quick(adata, save)["heldout"]
+    # Two epochs of training do not reach it.
+    assert found.loc["knn", "poisson"] < found.loc["imputed", "poisson"] < found.loc["gene_mean", "poisson"] * 1.02
+    assert found.loc["knn", "lead"] < 0
+
+
+def test_the_null_test_is_that_of_false_signal(imputed, save):
+    found = quick(imputed, save, n_splits=2, random_state=1)
+
+    def again(given: ad.AnnData, label: str | None) -> np.ndarray:
+        work = ad.AnnData(given.X, obs=imputed.obs[["batch", "cell_type"]].set_axis(given.obs_names))
+        work.obs = work.obs.join(given.obs)
+        scimpute.tl.began(work, "batch", label or "cell_type", **QUICK)
+        return work.layers["began"]
+
+    by_hand = scimpute.metrics.false_signal(ad.AnnData(imputed.X), again, n_splits=2, n_labelled=1, random_state=1)
+    pd.testing.assert_frame_equal(found["false_signal"], by_hand)
+
+
+@pytest.mark.parametrize(("options", "runs"), [({}, 5), ({"n_labelled": 0}, 3), ({"n_labelled": 2}, 6), ({"n_splits": 0}, 1)])
+def test_how_often_it_is_imputed(imputed, save, monkeypatch, options, runs):
+    calls = []
+    function = scimpute.tl.began
+
+    @wraps(function)
+    def counted(adata: ad.AnnData, *positional: Any, **arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(adata, *positional, **arguments)
+
+    monkeypatch.setattr(scimpute.tl, "began", counted)
+    quick(imputed, save, **{"n_splits": 2} | options)
+    assert len(calls) == runs
+    assert all(call["batch_key"] == "batch" and call["width"] == 16 for call in calls)
+
+
+def test_what_was_left_to_the_data_is_left_to_them_again(adata, save, monkeypatch):
+    given = {name: value for name, value in QUICK.items() if name not in ("penalty", "max_epochs")}
+    scimpute.tl.began(adata, **given)
+    adata.write_h5ad(save.with_suffix(".h5ad"))
+    seen = {}
+
+    def look(self: Any, *_: Any) -> None:
+        seen.update(self.arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scimpute.metrics._replay.Imputation, "run", look)
+    with pytest.raises(KeyboardInterrupt):
+        quick(ad.read_h5ad(save.with_suffix(".h5ad")), save)
+    assert (seen["penalty"], seen["max_epochs"], seen["width"], seen["n_context"]) == ("auto", "auto", 16, 5)
+
+
+# What can be reported on
+
+
+def matrices(counts: sp.csr_matrix) -> dict[str, Any]:
+    return {"dense": counts.toarray(), "csc": counts.tocsc(), "int": counts.astype(np.int64), "array": sp.csr_array(counts)}
+
+
+@pytest.mark.parametrize("kind", ["dense", "csc", "int", "array"])
+def test_any_kind_of_matrix(imputed, save, kind, fingerprint):
+    expected = quick(imputed, save)["heldout"]
+    imputed.X = matrices(imputed.X)[kind]
+    before = fingerprint(imputed)
+    pd.testing.assert_frame_equal(quick(imputed, save)["heldout"], expected, rtol=1e-5)
+    assert fingerprint(imputed) == before
+
+
+def test_counts_that_were_moved_to_a_layer(imputed, save):
+    expected = quick(imputed, save)
+    imputed.layers["counts"] = imputed.X.copy()
+    imputed.X = imputed.X.log1p()
+    with pytest.raises(ValueError, match=r"adata.X has values that are not whole numbers.*layer='counts'"):
+        quick(imputed, save)
+    pd.testing.assert_frame_equal(quick(imputed, save, layer="counts")["heldout"], expected["heldout"])
+    scimpute.tl.began(imputed, "batch", layer="counts", key_added="of_layer", **QUICK)
+    quick(imputed, save, "of_layer")
+    assert "'of_layer' was written by tl.began" in "".join(Page(save.read_text()).text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output": "log1p", "fill": "zeros"},
+        {"output": "rate", "posterior": False},
+        {"batch_key": "batch", "target_batch": "average"},
+        {"size_key": "total"},
+        {"random_state": np.random.default_rng(0)},
+        {"key_added": "raw"},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_any_setting_of_began(adata, save, options):
+    adata.obs["total"] = 2 * adata.obs["depth"]
+    scimpute.tl.began(adata, **QUICK | options)
+    found = quick(adata, save, options.get("key_added", "began"), n_splits=1)
+    assert np.isfinite(found["heldout"]["poisson"]).all()
+    assert found["false_signal"].shape[0] == 3
+    assert np.isfinite(found["markers"].drop(columns=["group", "gene", "trust"]).to_numpy(dtype=float)).all()
+
+
+def test_after_h5ad_it_is_the_same(imputed, save):
+    expected = quick(imputed, save)
+    page = save.read_bytes()
+    imputed.write_h5ad(save.with_suffix(".h5ad"))
+    found = quick(ad.read_h5ad(save.with_suffix(".h5ad")), save)
+    pd.testing.assert_frame_equal(found["heldout"], expected["heldout"])
+    assert sorted(Page(save.read_text()).text) == sorted(Page(page.decode()).text)
+
+
+def test_some_genes(adata, save):
+    scimpute.tl.began(adata, genes="marked", **QUICK)
+    found = quick(adata, save, n_splits=1)
+    assert list(found["gene_trust"].index) == list(adata.var_names[adata.var["marked"]])
+    assert found["false_signal"] is None
+    assert "only some were imputed" in save.read_text()
+    assert set(found["markers"]["gene"]) <= set(adata.var_names[adata.var["marked"]])
+
+
+def test_a_model_that_was_applied(adata, save, tmp_path):
+    model = tmp_path / "model.safetensors"
+    scimpute.tl.began(adata.copy(), "batch", save=model, **QUICK)
+    scimpute.tl.apply(adata, model)
+    found = quick(adata, save, n_splits=1)
+    assert list(found["false_signal"].index) == ["raw", "imputed"]
+    text = "".join(Page(save.read_text()).text)
+    assert "it has seen the hidden molecules" in text
+    assert "nothing was trained" in text
+    model.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match=r"model: .*model.safetensors', which was applied, does not exist; pass model="):
+        quick(adata, save)
+    quick(adata, save, model=tmp_path / "moved")
+
+
+def test_a_model_that_writes_no_counts(adata, save, tmp_path, refused):
+    scimpute.tl.began(adata, output="log1p", save=tmp_path / "model", **QUICK)
+    scimpute.tl.apply(adata, tmp_path / "model")
+    refused(adata, lambda a: quick(a, save), ValueError, "was trained with output='log1p'")
+
+
+@pytest.mark.parametrize("sections", [1, 2])
+def test_spatial_with_the_image(save, sections, fingerprint):
+    adata = scimpute.datasets.toy_visium(8, 8, 30, n_sections=sections)
+    told = {"library_key": "section"} if sections > 1 else {}
+    scimpute.tl.spatial(adata, "hires", **told, **QUICK)
+    before = fingerprint(adata)
+    found = report(adata, "spatial_imputed", groupby="region", n_splits=1, save=save)
+    assert fingerprint(adata) == before
+    text = "".join(Page(save.read_text()).text)
+    assert "Contributions of the modalities" in text
+    assert "the positions of the spots" in text
+    assert ("obs['section'], as library_key" in text) == (sections > 1)
+    assert list(found["false_signal"].index) == ["raw", "imputed"]
+    by_hand = adata.copy()
+    scimpute.pp.thin(by_hand)
+    scimpute.tl.spatial(by_hand, "hires", **told, layer="thin_train", key_added="again", **QUICK)
+    assert found["heldout"].loc["imputed", "poisson"] == scimpute.metrics.heldout(by_hand, "again").loc["again", "poisson"]
+
+
+@pytest.mark.parametrize("options", [{}, {"likelihood": "squared"}, {"spatial_weight": 0.0}], ids=str)
+def test_nmf(save, options):
+    adata = scimpute.datasets.toy_visium(6, 6, 30)
+    scimpute.tl.nmf(adata, max_epochs=2, n_factors=3, **options)
+    found = report(adata, "nmf", groupby="region", n_splits=1, save=save)
+    assert np.isfinite(found["heldout"]["poisson"]).all()
+
+
+def test_clusters_of_the_counts_and_a_umap(adata, save):
+    scimpute.tl.began(adata, **QUICK)
+    found = report(adata, "began", n_splits=0, save=save)
+    text = "".join(Page(save.read_text()).text)
+    assert "k-means clusters of the raw counts" in text
+    assert "a UMAP of the raw counts" in text
+    assert found["markers"]["group"].str.startswith("cluster ").all()
+    # Whatever was imputed, the groups and their markers are the same.
+    adata.layers["began"] = adata.layers["began"][::-1].copy()
+    again = quick(adata, save)["markers"]
+    columns = ["group", "gene", "before_in", "before_out"]
+    pd.testing.assert_frame_equal(again[columns], found["markers"][columns])
+
+
+def test_markers_are_means_of_groups(imputed, save):
+    found = quick(imputed, save)["markers"]
+    assert set(found["group"]) == set(imputed.obs["cell_type"])
+    row = found.iloc[0]
+    inside = (imputed.obs["cell_type"] == row["group"]).to_numpy()
+    depth = np.asarray(imputed.X.sum(axis=1))
+    before = np.log1p(imputed[:, row["gene"]].X.toarray() * 1e4 / depth).ravel()
+    after = np.log1p(imputed[:, row["gene"]].layers["began"] * 1e4 / depth).ravel()
+    expected = [before[inside].mean(), before[~inside].mean(), after[inside].mean(), after[~inside].mean()]
+    np.testing.assert_allclose(row[["before_in", "before_out", "after_in", "after_out"]].astype(float), expected, rtol=1e-4)
+
+
+# Names, files, and what must not change
+
+
+NASTY = "<script>alert('$x_1$ & \"co\"')</script>"
+
+
+@pytest.mark.usefixtures("drawn")
+def test_names_are_escaped(adata, save):
+    adata.var_names = [f"{NASTY}{i}" if i else "$\\frac" for i in range(adata.n_vars)]
+    adata.obs["kind<b>"] = adata.obs["cell_type"].astype(str) + "<i>$y"
+    scimpute.tl.began(adata, celltype_key="kind<b>", key_added="a<u>b", **QUICK)
+    quick(adata, save, "a<u>b", n_splits=1)
+    page = Page(save.read_text())
+    assert {tag for tag, _ in page.found}.isdisjoint({"script", "b", "i", "u"})
+    assert html.escape("obs['kind<b>']") in save.read_text()
+    assert NASTY in "".join(page.text)
+
+
+def test_names_that_are_not_unique(adata, save):
+    adata.var_names = ["same"] * adata.n_vars
+    scimpute.tl.began(adata, **QUICK)
+    assert quick(adata, save)["gene_trust"].shape[0] == adata.n_vars
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_same_seed_gives_the_same_page(imputed, save):
+    first = quick(imputed, save, n_splits=1), save.read_bytes()
+    second = quick(imputed, save, n_splits=1), save.read_bytes()
+    assert first[1] == second[1]
+    pd.testing.assert_frame_equal(first[0]["heldout"], second[0]["heldout"])
+    third = quick(imputed, save, random_state=1)
+    assert third["heldout"].loc["raw", "poisson"] != first[0]["heldout"].loc["raw", "poisson"]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_nothing_else_changes(imputed, save, fingerprint, states):
+    quick(imputed, save)  # whatever the libraries do at their first use
+    before, numbers, settings, backend = fingerprint(imputed), states(), dict(mpl.rcParams), mpl.get_backend()
+    report(imputed, "began", n_splits=1, save=save)
+    assert fingerprint(imputed) == before
+    assert states() == numbers
+    assert dict(mpl.rcParams) == settings
+    assert mpl.get_backend() == backend
+    assert plt.get_fignums() == []
+    assert [path.name for path in save.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("what", ["a page of others", "<!DOCTYPE html><html>theirs</html>", ""])
+def test_a_file_of_others_is_left(imputed, save, refused, what):
+    save.write_text(what)
+    refused(imputed, lambda a: quick(a, save), FileExistsError, r"page.html' exists and was not written by scimpute.metrics.report")
+    assert save.read_text() == what
+
+
+def test_a_report_is_replaced_and_a_link_followed(imputed, save):
+    quick(imputed, save)
+    link = save.with_name("link.html")
+    link.symlink_to(save)
+    first = save.read_bytes()
+    quick(imputed, link, random_state=5)
+    assert link.is_symlink()
+    assert save.read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("save", "error", "message"),
+    [
+        ("no/folder/page.html", FileNotFoundError, "the directory 'no/folder' does not exist"),
+        (".", IsADirectoryError, "is a directory"),
+        ("", ValueError, "save is empty"),
+        (None, TypeError, "save must be the path of a file"),
+        (True, TypeError, "save must be the path of a file"),
+        ("/dev/null", FileExistsError, "was not written by"),
+    ],
+)
+def test_places_that_cannot_be_written(imputed, refused, save, error, message):
+    refused(imputed, lambda a: quick(a, save), error, message)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("step", ["_replay.Imputation.run", "_report_page.page", "_report_figures.heatmap", "_report._require_ours"])
+def test_a_failure_leaves_nothing_behind(imputed, save, fingerprint, monkeypatch, failure, step):
+    quick(imputed, save)
+    earlier, before, settings = save.read_bytes(), fingerprint(imputed), dict(mpl.rcParams)
+
+    calls = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        # The file is looked at twice: at the second time it is about to be replaced.
+        if step != "_report._require_ours" or len(calls) > 1:
+            raise failure
+
+    module, name = step.rsplit(".", 1)
+    monkeypatch.setattr(f"scimpute.metrics.{module}.{name}", fail)
+    with pytest.raises(failure):
+        quick(imputed, save, random_state=9)
+    assert save.read_bytes() == earlier
+    assert fingerprint(imputed) == before
+    assert dict(mpl.rcParams) == settings
+    assert [path.name for path in save.parent.iterdir()] == ["page.html"]
+
+
+def test_a_file_that_appeared_meanwhile_is_left(imputed, save, monkeypatch):
+    write = _report_page.page
+    monkeypatch.setattr(_report_page, "page", lambda *given: save.write_text("theirs") and write(*given))
+    with pytest.raises(FileExistsError):
+        quick(imputed, save)
+    assert save.read_text() == "theirs"
+
+
+# What is refused
+
+
+def without_layer(adata: ad.AnnData) -> None:
+    del adata.layers["began"]
+
+
+def of_bulk(adata: ad.AnnData) -> None:
+    adata.layers["log"] = adata.X.log1p()
+    scimpute.tl.pmi(adata, layer="log", missing="zero", n_models=1, n_hidden=8, max_epochs=1)
+
+
+def without_label(adata: ad.AnnData) -> None:
+    del adata.obs["batch"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "options", "error", "message"),
+    [
+        (None, {"key": "began2"}, KeyError, r"imputation 'began2' not found; available: \['began'\]; did you mean 'began'"),
+        (None, {"key": None}, TypeError, "key must be the name of an imputation"),
+        (None, {"key": "rate"}, ValueError, "uns\\['rate'\\] does not say how this layer was imputed"),
+        (of_bulk, {"key": "pmi"}, ValueError, "written by tl.pmi.*metrics.recovery"),
+        (without_layer, {}, KeyError, "neither layers\\['began'\\] nor obsm"),
+        (without_label, {}, KeyError, "obs column 'batch' not found"),
+        (None, {"groupby": "nope"}, KeyError, "groupby: obs column 'nope' not found"),
+        (None, {"basis": "nope"}, KeyError, "obsm key 'nope' not found"),
+        (None, {"layer": "nope"}, KeyError, "layer 'nope' not found"),
+        (None, {"frac": 1.0}, ValueError, "frac must be in"),
+        (None, {"n_splits": -1}, ValueError, "n_splits must be at least 0"),
+        (None, {"n_labelled": 0.5}, ValueError, "n_labelled must be a whole number"),
+        (None, {"model": "model"}, ValueError, "was trained on this object"),
+        (None, {"device": "gpu"}, ValueError, "device 'gpu'"),
+        (None, {"random_state": -1}, ValueError, "random_state must not be negative"),
+        (None, {"progress": 1}, TypeError, "progress must be True or False"),
+        (None, {"frac": 1 - 1e-12}, ValueError, "all or none of the"),
+    ],
+)
+def test_bad_arguments(imputed, save, refused, edit, options, error, message):
+    if edit is not None:
+        edit(imputed)
+    if edit is None and options.get("key") == "rate":
+        imputed.layers["rate"] = imputed.layers["began"].copy()
+    refused(imputed, lambda a: quick(a, save, **options), error, message)
+    assert not save.exists()
+
+
+def test_no_object(save):
+    with pytest.raises(TypeError, match="expected AnnData, got str"):
+        quick("file.h5ad", save)
+
+
+# The verdict
+
+
+def scores(**leads: float) -> pd.DataFrame:
+    table = pd.DataFrame({"lead": {"raw": 1.0, "gene_mean": 0.3, "knn": 0.1} | leads})
+    return table.assign(lead_se=0.01)
+
+
+def trusts(*values: float) -> pd.DataFrame:
+    return pd.DataFrame({"trust": values, "z": np.multiply(values, 10), "molecules": 50})
+
+
+def signals(imputed: float, raw: float = 0.0) -> pd.DataFrame:
+    table = pd.DataFrame({"differential_genes": [raw, imputed], "tested_genes": 100, "correlation": [0.03, 0.03]})
+    return table.set_axis(["raw", "imputed"])
+
+
+GOOD = trusts(0.2, 0.3, -0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "because"),
+    [
+        ((scores(), GOOD, signals(0)), "The held-out molecules support this imputation.", "2 of 3 genes (67%)"),
+        ((scores(), GOOD, None), "The held-out molecules support this imputation.", "It was not tested"),
+        ((scores(gene_mean=0.01), GOOD, signals(0)), "Do not use this imputation.", "clearly better than the gene mean"),
+        ((scores(gene_mean=-0.1), GOOD, signals(0)), "Do not use this imputation.", "worse than the gene mean, by 0.100"),
+        ((scores(knn=-0.1), GOOD, signals(0)), "Do not use this imputation.", "worse than the mean of similar cells"),
+        ((scores(raw=0.0), GOOD, signals(0)), "Do not use this imputation.", "clearly better than the counts themselves"),
+        ((scores(knn=0.01), GOOD, signals(0)), "Use this imputation with care.", "clearly better than the mean of similar cells"),
+        ((scores(), trusts(-0.1, -0.1, 0.2), signals(0)), "Use this imputation with care.", "1 of 3 genes (33%)"),
+        ((scores(), trusts(0.1, 0.1, -0.5), signals(0)), "Use this imputation with care.", "1 clearly worse"),
+        ((scores(), GOOD, signals(5)), "Use this imputation with care.", "it makes differences"),
+        ((scores(), GOOD, signals(2, raw=3)), "The held-out molecules support this imputation.", "as it should be"),
+    ],
+)
+def test_verdict(given, expected, because):
+    sentence, reasons = _verdict.verdict(*given, {})
+    assert sentence == expected
+    assert reasons["reason"].str.contains(because, regex=False).any()
+
+
+def test_the_gene_mean_in_disguise_is_not_to_be_used(adata, save):
+    """So strong a prior that every cell gets the mean, and no posterior."""
+    adata.X = sp.csr_matrix(np.random.default_rng(0).poisson(2, adata.shape).astype(np.float32))
+    scimpute.tl.began(adata, **QUICK | {"penalty": 1e7}, posterior=False)
+    found = quick(adata, save)
+    assert found["verdict"] == "Do not use this imputation."
+    assert "Do not use this imputation." in save.read_text()
+
+
+# The command line
+
+
+def test_command(imputed, save, tmp_path, capsys):
+    source = tmp_path / "in.h5ad"
+    imputed.write_h5ad(source)
+    assert _cli.main(["report", str(source), "--save", str(save), "--n-splits=0", "--basis=pca"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"Wrote {save}"
+    assert lines[0].endswith(("imputation.", "care."))
+    assert lines[0] in save.read_text()
+    assert "Traceback" not in "".join(lines)
+
+
+def test_command_refuses(imputed, save, tmp_path, capsys):
+    source, none = tmp_path / "in.h5ad", tmp_path / "none.h5ad"
+    scimpute.tl.began(imputed, key_added="second", **QUICK)
+    imputed.write_h5ad(source)
+    scimpute.datasets.toy_counts().write_h5ad(none)
+    before = source.read_bytes()
+    for argv, message in (
+        ([str(source)], "holds 2 imputations of counts, ['began', 'second']; name one with --key"),
+        ([str(none)], "holds 0 imputations of counts, []; name one with --key"),
+        ([str(source), "--key=third"], "imputation 'third' not found"),
+        ([str(source), "--key=began", f"--save={source}"], "was not written by scimpute.metrics.report"),
+        (["missing.h5ad"], "'missing.h5ad' does not exist"),
+    ):
+        assert _cli.main(["report", "--save", str(save), *argv]) == 2
+        assert message in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert not save.exists()
