@@ -67,12 +67,13 @@ for split in (first, second):
     assert split.loc["CD4", "trust"] < 0.05
 assert nothing.loc[["raw", "imputed"], "differential_genes"].max() < 1 < 5 < nothing.loc["imputed_with_label", "differential_genes"]
 assert nothing.loc["imputed", "correlation"] > nothing.loc["raw", "correlation"] + 0.015
-permuted = without_signal["poisson"]
+permuted, again = without_signal["permuted"], without_signal["test part once more"]
+assert (again[["began_train_like_it", "began_train"]] > again["gene_mean"] + 0.005).all()
 assert permuted["began_train"] < permuted["began_train_like_it"] < permuted["gene_mean"] - 0.005
 methods = ["began_train_like_it", "began_train"]
 assert (permuted["gene_mean"] - permuted[methods] < poisson["gene_mean"] - poisson[methods] - 0.001).all()
 small, large = group_sums[group_sums["cells"] < 40], group_sums[group_sums["cells"] > 90]
-assert len(small) > 2 < len(large) + 1 and (small["imputed"] < small["counts"] - 0.05).all()
+assert len(small) == 4 and len(large) == 3 and (small["imputed"] < small["counts"] - 0.05).all()
 assert (abs(large["imputed"] / large["counts"] - 1) < 0.06).all()
 """,
     "02_bulk": """
