@@ -141,6 +141,7 @@ assert abs(share["batch_key"] - share["no key"]) < 0.05 and abs(ari["batch_key"]
 for target in ("as first", "as average"):
     assert 0.05 < share[target] < share["no key"] - 0.07 and 0.15 < distance[target] < distance["no key"] - 0.05
 assert share[["ComBat of counts", "ComBat of no key"]].max() < 0.05
+assert ari.max() - ari.min() < 0.1
 rmse = truth.xs("rmse", axis=1, level=1)
 assert abs(rmse.loc["batch_key"] - rmse.loc["no key"]).max() < 0.04
 for target in ("as first", "as average"):
@@ -194,7 +195,7 @@ assert adata.n_vars == 200 and path and not hasattr(adata, "true_first")
 share, ari = measures["share of batches"], measures["ARI with types"]
 assert share["no key"] > share["counts"] > share["ComBat of no key"] and share["no key"] - 0.2 < share["as average"] < share["no key"] - 0.03
 assert abs(share["batch_key"] - share["no key"]) < 0.03
-assert ari["as average"] > ari["counts"] + 0.2
+assert ari[["counts", "no key", "batch_key"]].max() < 0.6 < 0.9 < ari.drop(["counts", "no key", "batch_key"]).min()
 told_scores = heldout.drop(["raw", "gene_mean"])
 assert (told_scores.max() - told_scores.min()).max() < 0.002
 assert (unseen["closed"] < 0.4).all()
