@@ -102,9 +102,7 @@ def toy_counts(
     params = {**sizes, "depth": depth, "dropout": dropout, "batch_effect": batch_effect, "random_state": _random.describe(random_state)}
     return ad.AnnData(
         sp.csr_matrix(counts.astype(np.float32)),
-        obs=pd.DataFrame(
-            {"batch": batches, "cell_type": _named("type", cell_type, n_types)}, index=[f"cell{i}" for i in range(n_obs)]
-        ),
+        obs=pd.DataFrame({"batch": batches, "cell_type": _named("type", cell_type, n_types)}, index=[f"cell{i}" for i in range(n_obs)]),
         var=pd.DataFrame(index=genes),
         varm={"batch_effect": pd.DataFrame(effect.T.astype(np.float32), index=genes, columns=list(batches.categories))},
         layers={"rate": rate.astype(np.float32)},
