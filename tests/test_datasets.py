@@ -69,6 +69,19 @@ def test_toy_counts_has_the_planted_structure():
     assert values[2] > 1e-3 * values[0] > values[3]
 
 
+def test_toy_batch_effect_is_what_batches_differ_by():
+    one, other = (datasets.toy_counts(400, 50, depth=500, batch_effect=effect) for effect in (1.0, 0.0))
+    effect = one.varm["batch_effect"]
+    assert list(effect.columns) == ["batch0", "batch1"]
+    assert effect.to_numpy().std() > 0.7
+    assert not other.varm["batch_effect"].to_numpy().any()
+    # Without it, all cells are as in the object that never had one: the deals of the two are the same.
+    share = np.log(one.layers["rate"].astype(float)) - effect[one.obs["batch"]].to_numpy().T
+    share -= share.mean(1, keepdims=True)
+    expected = np.log(other.layers["rate"].astype(float))
+    np.testing.assert_allclose(share, expected - expected.mean(1, keepdims=True), atol=1e-4)
+
+
 def test_toy_dropout_takes_the_wanted_fraction_and_the_low_entries_first():
     adata = datasets.toy_counts(800, 40, dropout=0.4, depth=4000)
     rate, zero = adata.layers["rate"], adata.X.toarray() == 0
@@ -89,6 +102,7 @@ def test_toy_dropout_takes_the_wanted_fraction_and_the_low_entries_first():
         ({"rank": "3"}, TypeError, "rank"),
         ({"depth": 0.0}, ValueError, "depth"),
         ({"dropout": 1.0}, ValueError, "dropout"),
+        ({"batch_effect": -0.1}, ValueError, "batch_effect"),
         ({"random_state": -1}, ValueError, "random_state"),
     ],
 )

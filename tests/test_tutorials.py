@@ -32,6 +32,50 @@ WRITE = os.environ.get("SCIMPUTE_TUTORIALS") == "write"
 
 # What the text of a notebook says about its numbers, in its own variables.
 CLAIMS = {
+    "01_single_cell": """
+assert adata.shape == (700, 765) and adata.obs["bulk_labels"].nunique() == 10
+assert adata.obs["leiden_imputed"].nunique() > adata.obs["leiden_counts"].nunique()
+ari = agreement.xs("max", axis=1, level=1)["kmeans_ari"]
+assert abs(ari["all molecules", "imputed"] - ari["all molecules", "raw"]) < 0.06
+assert ari["a tenth of them", "imputed"] > ari["a tenth of them", "raw"] + 0.05
+lost = ari["all molecules"] - ari["a tenth of them"]
+assert lost["raw"] > lost["imputed"] + 0.04
+leiden = agreement.xs("max", axis=1, level=1)["leiden_ari"]
+assert leiden["all molecules", "imputed"] < leiden["all molecules", "raw"] + 0.08
+assert agreement["leiden_ari"]["min"]["a tenth of them", "imputed"] > leiden["a tenth of them", "raw"] + 0.02
+gained = marker_auc["imputed"] - marker_auc["counts"]
+assert (gained.drop(["CD4", "LYZ", "NKG7"]) > 0.005).all() and gained[["LYZ", "NKG7"]].abs().max() < 0.05
+assert gained[marker_auc["molecules"] < 100].min() > gained[marker_auc["molecules"] > 900].max()
+assert marker_auc.loc[["GATA2", "KLRC2"], "molecules"].between(7, 12).all() and marker_auc.loc[["GATA2", "KLRC2"], "imputed"].min() > 0.95
+assert abs(marker_auc.loc["CD4", "counts"] - 0.5) < 0.05 and marker_auc.loc["CD4", "imputed"] < marker_auc.loc["CD4", "counts"] - 0.03
+cd4 = (adata.to_df()["CD4"] / size).groupby(adata.obs[labels], observed=True).mean()
+assert cd4["CD14+ Monocyte"] > cd4["CD4+/CD25 T Reg"]
+first_gene = list(markers)[0]
+assert adata.to_df(layer="began")[first_gene].max() < adata.to_df()[first_gene].max()
+middle = relative.median()
+assert (middle.iloc[-1] < 0.2).all() and middle.iloc[:3].min().min() > 0.5 and (abs(middle.iloc[:2] - 1) < 0.15).all().all()
+assert (middle["began"].iloc[4:] < middle["cells_like_it"].iloc[4:]).all()
+poisson = heldout["poisson"]
+assert poisson["raw"] > poisson["gene_mean"] > poisson["svd"] > poisson["knn"] > poisson["began_train_like_it"] + 0.003
+assert poisson["began_train_like_it"] > poisson["began_train"]
+assert (abs(calibration.iloc[2:] - 1) < 0.15).all().all() and calibration.iloc[0]["held out / expected"] < 0.95
+by_band = second.groupby(band, observed=True).median()
+assert by_band["z"].is_monotonic_increasing and by_band["trust"].iloc[:2].max() < 0.05 < 0.25 < by_band["trust"].iloc[-1]
+assert 200 < believed.n_vars < 350
+for split in (first, second):
+    assert (split.loc[["KLRC2", "GATA2"], "molecules"] < 4).all() and not (split.loc[["KLRC2", "GATA2"], "z"] > 2).any()
+    assert split.loc["CD4", "trust"] < 0.05
+assert nothing.loc[["raw", "imputed"], "differential_genes"].max() < 1 < 5 < nothing.loc["imputed_with_label", "differential_genes"]
+assert nothing.loc["imputed", "correlation"] > nothing.loc["raw", "correlation"] + 0.015
+permuted, again = without_signal["permuted"], without_signal["test part once more"]
+assert (again[["began_train_like_it", "began_train"]] > again["gene_mean"] + 0.005).all()
+assert permuted["began_train"] < permuted["began_train_like_it"] < permuted["gene_mean"] - 0.005
+methods = ["began_train_like_it", "began_train"]
+assert (permuted["gene_mean"] - permuted[methods] < poisson["gene_mean"] - poisson[methods] - 0.001).all()
+small, large = group_sums[group_sums["cells"] < 40], group_sums[group_sums["cells"] > 90]
+assert len(small) == 4 and len(large) == 3 and (small["imputed"] < small["counts"] - 0.05).all()
+assert (abs(large["imputed"] / large["counts"] - 1) < 0.06).all()
+""",
     "02_bulk": """
 assert 0.2 < scores.loc["group_mean", "r2"] < 0.4
 assert scores.loc["pmi", "r2"] > scores.loc["group_mean", "r2"] + 0.3
@@ -88,9 +132,46 @@ assert 1.65 < spots["squared"] / spots["counted"] < 1.95
 gained = new_section.loc["gene_mean", "poisson"] - new_section["poisson"]
 assert abs(gained["applied"] / gained["trained_on_it"] - 1) < 0.1
 """,
+    "04_batches": """
+assert list(adata.obs[batch_key].cat.categories) == [first, second] and (pd.crosstab(adata.obs[batch_key], adata.obs[labels]) > 50).all().all()
+assert abs(seen.loc[second, "molecules"] / seen.loc[first, "molecules"] - 0.5) < 0.06
+share, distance, ari = (measures[name] for name in ("share of batches", "distance of batches", "ARI with types"))
+assert share["counts"] < 0.12 and share["no key"] > share["counts"] + 0.1
+assert abs(share["batch_key"] - share["no key"]) < 0.05 and abs(ari["batch_key"] - ari["no key"]) < 0.05
+for target in ("as first", "as average"):
+    assert 0.05 < share[target] < share["no key"] - 0.07 and 0.15 < distance[target] < distance["no key"] - 0.05
+assert share[["ComBat of counts", "ComBat of no key"]].max() < 0.05
+assert ari.max() - ari.min() < 0.1
+rmse = truth.xs("rmse", axis=1, level=1)
+assert abs(rmse.loc["batch_key"] - rmse.loc["no key"]).max() < 0.04
+for target in ("as first", "as average"):
+    assert (rmse.loc[target] < rmse.loc["no key"] - 0.02).all()
+    assert (truth.xs("gene_correlation", axis=1, level=1).loc[target] > truth.xs("gene_correlation", axis=1, level=1).loc["no key"] + 0.01).all()
+assert rmse["true_first"].idxmin() == "as first" and rmse["true_average"].idxmin() == "ComBat of no key"
+assert rmse.loc["ComBat of no key", "true_average"] < rmse.loc["ComBat of counts", "true_average"] - 1
+left = strength["as average"] / strength["no key"]
+assert left[0.25] < 0.6 < 0.85 < left[1.0] and left.is_monotonic_increasing
+assert (strength["ComBat of no key"] < 0.06).all()
+assert (depths.loc[second].drop("sd / value") < 0.6 * depths.loc[first].drop("sd / value")).all()
+assert 1 < depths.loc[second, "sd / value"] / depths.loc[first, "sd / value"] < 1.3
+assert unseen.loc[kind, "cells in second"] == 0 and (unseen["closed"] < 0.6).all() and (unseen["closed"] > 0.05).all()
+assert unseen["closed"].idxmin() == kind
+genes = pd.concat(nothing)["differential_genes"].unstack()
+assert genes[["raw", "imputed"]].max().max() < 1 and genes.loc["batch_key", "imputed_with_label"] > 5
+assert genes.loc["target_batch='average'", "imputed_with_label"] < 1
+told_scores = heldout.drop(["raw", "gene_mean"])
+assert (told_scores.max() - told_scores.min()).max() < abs(heldout["split 0"] - heldout["split 1"]).loc[told_scores.index].max()
+assert (told_scores.max() < heldout.loc["gene_mean"] - 0.03).all()
+""",
 }
 # What must hold on real data too.
 REAL_CLAIMS = {
+    "01_single_cell": """
+assert adata.n_vars <= 300 + len(markers) and (adata.obs["n_counts"] > adata.X.sum(axis=1).A1).all()
+assert agreement.xs("max", axis=1, level=1)["kmeans_ari"]["a tenth of them", "imputed"] > 0.2
+assert heldout.loc["began_train", "poisson"] < heldout.loc[["gene_mean", "knn", "svd"], "poisson"].min()
+assert (group_sums["imputed"] < group_sums["gene mean"]).all()
+""",
     "02_bulk": """
 assert adata.n_vars == 150 and adata.X.max() < 30
 assert scores.loc["pmi", "r2"] > scores.loc["group_mean", "r2"] + 0.05
@@ -108,6 +189,16 @@ assert patterned.loc["shuffled genes", list(tellings)].min() > 0.5
 where = totals.loc["mean where 0 was counted"]
 assert where["poisson"] < 0.5 < 1 < where["squared"]
 assert new_section.loc["applied", "poisson"] < new_section.loc["gene_mean", "poisson"] - 0.05
+""",
+    "04_batches": """
+assert adata.n_vars == 200 and path and not hasattr(adata, "true_first")
+share, ari = measures["share of batches"], measures["ARI with types"]
+assert share["no key"] > share["counts"] > share["ComBat of no key"] and share["no key"] - 0.2 < share["as average"] < share["no key"] - 0.03
+assert abs(share["batch_key"] - share["no key"]) < 0.03
+assert ari[["counts", "no key", "batch_key"]].max() < 0.6 < 0.9 < ari.drop(["counts", "no key", "batch_key"]).min()
+told_scores = heldout.drop(["raw", "gene_mean"])
+assert (told_scores.max() - told_scores.min()).max() < 0.002
+assert (unseen["closed"] < 0.4).all()
 """,
 }
 
@@ -225,4 +316,35 @@ def test_spatial_runs_on_real_data(run):
         quick={"n_repeats": 1, "n_context": 15, "width": 32, "penalty": 30.0, "max_epochs": 20},
     )
     notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS["03_spatial"]))
+    assert complaints(run(notebook)) == []
+
+
+@pytest.mark.skipif(not (DATA / "pbmc3k.h5ad").exists(), reason=f"no pbmc3k.h5ad in {DATA}; set SCIMPUTE_DATA")
+def test_single_cell_runs_on_real_data(run, tmp_path):
+    """Every fourth cell, few genes and a short training: the time grows with all of them."""
+    ad.read_h5ad(DATA / "pbmc3k.h5ad")[::4].copy().write_h5ad(tmp_path / "pbmc.h5ad")
+    notebook = with_parameters(
+        nbformat.read(ROOT / "tutorials" / "01_single_cell.ipynb", as_version=4),
+        path=str(tmp_path / "pbmc.h5ad"),
+        labels="cell_type",
+        markers={"MS4A1": "B", "CD8A": "CD8 T", "LYZ": "CD14+ Mono", "NKG7": "NK"},
+        n_top_genes=300,
+        quick={"n_repeats": 1, "n_context": 10, "width": 32, "penalty": 30.0, "max_epochs": 15},
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS["01_single_cell"]))
+    assert complaints(run(notebook)) == []
+
+
+@pytest.mark.skipif(not (DATA / "cellmix_2tech.h5ad").exists(), reason=f"no cellmix_2tech.h5ad in {DATA}; set SCIMPUTE_DATA")
+def test_batches_run_on_real_data(run):
+    """Few genes and a short training: the time grows with both."""
+    notebook = with_parameters(
+        nbformat.read(ROOT / "tutorials" / "04_batches.ipynb", as_version=4),
+        path=str(DATA / "cellmix_2tech.h5ad"),
+        batch_key="batch",
+        labels="cell_type",
+        n_top_genes=200,
+        quick={"n_repeats": 1, "n_context": 10, "width": 32, "penalty": 30.0, "max_epochs": 15},
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(REAL_CLAIMS["04_batches"]))
     assert complaints(run(notebook)) == []

@@ -19,6 +19,7 @@ def toy_counts(
     rank: int = 3,
     depth: float = 200.0,
     dropout: float = 0.3,
+    batch_effect: float = 0.4,
     random_state: int | np.random.Generator | None = 0,
 ) -> ad.AnnData:
     r"""Counts with a known truth: low-rank cell states, cell types, batches, and dropout.
@@ -43,6 +44,8 @@ def toy_counts(
         Mean number of molecules of a cell before dropout.
     dropout
         Expected fraction of the entries that are lost, in [0, 1); it sets :math:`c`.
+    batch_effect
+        Standard deviation of :math:`b` over the genes.
     random_state
         Seed, generator, or None for a fresh one.
 
@@ -56,6 +59,8 @@ def toy_counts(
         :math:`\lambda`, the expected counts before dropout at the cell's own depth, dense float32.
     ``obs["batch"]``, ``obs["cell_type"]``
         Categorical: ``"batch0"``, ..., and ``"type0"``, ...; every level has cells.
+    ``varm["batch_effect"]``
+        :math:`b`, a DataFrame with a column for each batch, float32.
     ``uns["toy_counts"]``
         The parameters.
 
@@ -76,6 +81,7 @@ def toy_counts(
     n_obs, n_vars, n_types, n_batches, rank = sizes.values()
     depth = _check.number("depth", depth, 0, open_low=True)
     dropout = _check.number("dropout", dropout, 0, 1, open_high=True)
+    batch_effect = _check.number("batch_effect", batch_effect, 0)
     for name in ("n_types", "n_batches"):
         if sizes[name] > n_obs:
             raise ValueError(f"{name}={sizes[name]} is more than there are cells, n_obs={n_obs}")
@@ -84,23 +90,23 @@ def toy_counts(
     cell_type, batch = (rng.permutation(np.arange(n_obs) % n) for n in (n_types, n_batches))
     scores = 1.5 * rng.normal(size=(n_types, rank))[cell_type] + 0.5 * rng.normal(size=(n_obs, rank))
     loadings = rng.normal(size=(rank, n_vars)) / np.sqrt(rank)
-    batch_effect = 0.4 * rng.normal(size=(n_batches, n_vars))
-    log_share = rng.normal(size=n_vars) + batch_effect[batch] + scores @ loadings
+    effect = batch_effect * rng.normal(size=(n_batches, n_vars))
+    log_share = rng.normal(size=n_vars) + effect[batch] + scores @ loadings
     # exp(normal) of this mean and spread is 1 on average
     cell_depth = depth * np.exp(rng.normal(-0.045, 0.3, size=(n_obs, 1)))
     rate = cell_depth * softmax(log_share, axis=1)
     counts = rng.poisson(rate)
     counts[rng.random(rate.shape) < _loss(np.log(rate), dropout)] = 0
 
+    batches, genes = _named("batch", batch, n_batches), [f"gene{j}" for j in range(n_vars)]
+    params = {**sizes, "depth": depth, "dropout": dropout, "batch_effect": batch_effect, "random_state": _random.describe(random_state)}
     return ad.AnnData(
         sp.csr_matrix(counts.astype(np.float32)),
-        obs=pd.DataFrame(
-            {"batch": _named("batch", batch, n_batches), "cell_type": _named("type", cell_type, n_types)},
-            index=[f"cell{i}" for i in range(n_obs)],
-        ),
-        var=pd.DataFrame(index=[f"gene{j}" for j in range(n_vars)]),
+        obs=pd.DataFrame({"batch": batches, "cell_type": _named("type", cell_type, n_types)}, index=[f"cell{i}" for i in range(n_obs)]),
+        var=pd.DataFrame(index=genes),
+        varm={"batch_effect": pd.DataFrame(effect.T.astype(np.float32), index=genes, columns=list(batches.categories))},
         layers={"rate": rate.astype(np.float32)},
-        uns={"toy_counts": {**sizes, "depth": depth, "dropout": dropout, "random_state": _random.describe(random_state)}},
+        uns={"toy_counts": params},
     )
 
 
