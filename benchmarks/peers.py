@@ -20,7 +20,7 @@ TRANSFORMS = {"log": (np.log1p, np.expm1), "sqrt": (np.sqrt, np.square)}
 
 def depth(counts: sp.csr_matrix) -> np.ndarray:
     """Molecules of every cell, at least 1, ``(n, 1)``."""
-    return np.maximum(np.asarray(counts.sum(1)).reshape(-1, 1), 1)
+    return np.maximum(np.asarray(counts.astype(np.float64).sum(1)).reshape(-1, 1), 1)
 
 
 def scaled(counts: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray]) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -37,7 +37,8 @@ def raw(adata: ad.AnnData, seed: int = 0) -> np.ndarray:
 
 def gene_mean(adata: ad.AnnData, seed: int = 0) -> np.ndarray:
     """Every cell the average cell at its own depth."""
-    return np.asarray(adata.X.sum(0)).ravel() / adata.X.sum() * depth(adata.X)
+    total = np.asarray(adata.X.astype(np.float64).sum(0)).ravel()
+    return total / total.sum() * depth(adata.X)
 
 
 def magic(adata: ad.AnnData, norm: str = "log", t: int | str = 3, knn: int = 5, seed: int = 0) -> np.ndarray:
