@@ -1,6 +1,7 @@
-"""Accuracy, ablations, growth and speed of tl.began beside its peers; every table of docs/benchmarks.md.
+"""Accuracy, ablations, growth and speed of tl.began beside its peers; with evidence.py, every table of docs/benchmarks.md.
 
-    python benchmarks/run.py accuracy          held-out scores of peers and ours
+    python benchmarks/run.py all               every table and figure of the docs: this file, evidence.py, bulk.py, spatial.py, tables.py
+    python benchmarks/run.py accuracy          held-out scores: every peer at its defaults and tuned, with and without the posterior step
     python benchmarks/run.py speed             seconds and memory of peers and ours on pbmc3k, in turns
     python benchmarks/run.py ablation          what each part of tl.began is worth
     python benchmarks/run.py growth            cells doubled from 2k to 32k, genes from 3.4k to 13.7k
@@ -8,49 +9,39 @@
     python benchmarks/run.py adversary         what the adversary changes: smoothing, and correlation between permuted genes
     python benchmarks/run.py calibration       the error of held-out molecules against the standard deviation that was written
 
-Each row runs in a process of its own, so that its peak memory is its own. Results go to docs/benchmarks/<table>.csv.
+Each row runs in a process of its own, so that its peak memory is its own. Results go to docs/benchmarks/<table>.csv; rows that are there
+are not run again (see rows.py), and tables.py makes the tables of the docs of them.
 Data are read from SCIMPUTE_DATA (default ../shared/data); peers (magic-impute, scvi-tools) are needed for their rows only.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import resource
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from peers import knn, magic, scvi, svd
+from peers import PEERS
+from rows import DATA, ROOT, SEEDS, answer, arguments, began, every_method, predictions, run, text
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
 # The convolutional network has fixed choices; beside it the dense one with the same.
 CONV_AND_DENSE = (
     {"architecture": "conv", "n_repeats": 1},
     {"n_context": 30, "penalty": 200, "width": 32, "max_epochs": 14, "n_repeats": 1},
 )
-LABELS = {"batch_key": "batch", "celltype_key": "cell_type"}
-
-
-def began(adata: ad.AnnData, labels: bool = True, **options) -> np.ndarray:
-    import scimpute
-
-    keys = {
-        argument: column for argument, column in LABELS.items() if labels and column in adata.obs and len(adata.obs[column].unique()) > 1
-    }
-    scimpute.tl.began(adata, **keys, **options)
-    return adata.layers["began"]
-
-
-METHODS = {f.__name__: f for f in (magic, knn, svd, scvi, began)}
+# What "all" runs, in order.
+ALL = {
+    "run.py": ["accuracy", "ablation", "speed", "growth", "epoch", "adversary", "calibration"],
+    "evidence.py": ["mixtures", "null", "clusters"],
+    "bulk.py": ["accuracy", "fractions", "cohorts", "growth"],
+    "spatial.py": ["heldout", "hidden", "clusters", "speed", "growth"],
+}
 
 
 def load(name: str, n_obs: int | None, n_vars: int | None) -> ad.AnnData:
@@ -67,67 +58,45 @@ def load(name: str, n_obs: int | None, n_vars: int | None) -> ad.AnnData:
     return adata
 
 
-def one(task: dict) -> dict:
-    """Run one row in this process."""
+def one(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of one task, in this process."""
     import scimpute
 
-    warnings.filterwarnings("ignore")
     adata = load(task["data"], task.get("n_obs"), task.get("n_vars"))
     scimpute.pp.thin(adata, random_state=task["seed"])
     keep = np.asarray(adata.layers["thin_train"].sum(0)).ravel() > 0
     adata = adata[:, keep].copy()
     work = ad.AnnData(adata.layers["thin_train"].copy(), obs=adata.obs.copy())
     del adata.X
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    options = dict(task["options"])
-    if task["method"] == "began":
-        options["random_state"] = task["seed"]
-    start = time.perf_counter()
-    prediction = METHODS[task["method"]](work, **options)
+    if task["table"] in ("speed", "growth"):
+        return [timed(task, work)]
+    rows = []
+    for row, found in predictions(task, work):
+        adata.layers["prediction"] = np.asarray(found, dtype=np.float32)
+        rows.append(row | scimpute.metrics.heldout(adata, "prediction").loc["prediction"].to_dict())
+    return rows
+
+
+def timed(task: dict[str, Any], work: ad.AnnData) -> dict[str, Any]:
+    """Seconds and memory of a method alone: peers without the posterior step."""
+    method = began if task["method"] == "began" else PEERS[task["method"]]
+    key = "random_state" if method is began else "seed"
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    found = method(work, **task["options"], **{key: task["seed"]})
     row = {"seconds": time.perf_counter() - start, "peak_GB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20}
-    row["output_GB"] = prediction.size * 4 / 2**30
-    if task.get("score", True):
-        adata.layers["prediction"] = np.asarray(prediction, dtype=np.float32)
-        scores = scimpute.metrics.heldout(adata, "prediction")
-        # Scored rows may run side by side; only the speed table is timed alone.
-        row = scores.loc["prediction"].to_dict() | {f"{base}_poisson": scores.loc[base, "poisson"] for base in ("raw", "gene_mean")}
-    if task["method"] == "began":
+    row["output_GB"] = found.size * 4 / 2**30
+    if method is began:
         chosen = work.uns["began"]["params"]
-        row |= {name: chosen[name] for name in ("n_context", "width", "penalty", "max_epochs")}
+        row["setting"] = text({name: chosen[name] for name in ("n_context", "width", "penalty", "max_epochs")})
     return row
 
 
-def run(tasks: list[dict], table: str) -> pd.DataFrame:
-    """Run the tasks one after the other; the CSV grows with them."""
-    out = ROOT / "docs" / "benchmarks" / f"{table}.csv"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for task in tasks:
-        done = subprocess.run([sys.executable, __file__, "one", json.dumps(task)], capture_output=True, text=True)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-        result = json.loads(lines[-1]) if lines else {"failed": done.stderr.strip().splitlines()[-1:]}
-        options = ", ".join(f"{k}={v}" for k, v in task["options"].items())
-        rows.append(
-            {
-                "data": task["data"],
-                "method": task["method"],
-                "options": options,
-                "seed": task["seed"],
-                **{k: task[k] for k in ("n_obs", "n_vars") if k in task},
-                **result,
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-        pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6g")
-    return pd.DataFrame(rows)
-
-
 def summary(frame: pd.DataFrame) -> str:
-    groups = frame.groupby(["data", "method", "options"], sort=False)
+    keys = [name for name in ("data", "method", "options", "tuned", "posterior") if name in frame]
+    groups = frame.groupby(keys, sort=False, dropna=False)
     names = [name for name in ("poisson", "mse_log", "mse_log_renormalized", "seconds", "peak_GB") if name in frame]
-    table = groups[names].median(numeric_only=True)
     spread = groups["poisson" if "poisson" in frame else "seconds"]
-    return table.assign(low=spread.min(), high=spread.max()).round(5).to_string()
+    return groups[names].median(numeric_only=True).assign(low=spread.min(), high=spread.max()).round(5).to_string()
 
 
 def permuted(adata: ad.AnnData) -> ad.AnnData:
@@ -227,48 +196,59 @@ def epoch() -> None:
         print(f"{name}: {seconds:.3f} s an epoch, {flops / peak / seconds:.0%} of that rate")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["accuracy", "speed", "ablation", "growth", "epoch", "adversary", "calibration", "one"])
-    parser.add_argument("task", nargs="?")
-    parser.add_argument("--seeds", type=int, default=3)
-    asked = parser.parse_args()
-    if asked.table == "one":
-        print(json.dumps(one(json.loads(asked.task)), default=float))
-    elif asked.table in ("epoch", "adversary", "calibration"):
-        {"epoch": epoch, "adversary": adversary, "calibration": calibration}[asked.table]()
-    elif asked.table == "growth":
+def everything(options: list[str]) -> None:
+    """Every table, one after the other; what has failed is said at the end."""
+    failed = []
+    here = Path(__file__).parent
+    for script, tables in ALL.items():
+        for table in tables:
+            resumes = script == "evidence.py" or (script == "run.py" and table not in ("epoch", "adversary", "calibration"))
+            if subprocess.run([sys.executable, here / script, table, *(options if resumes else [])]).returncode:
+                failed.append(f"{script} {table}")
+    if subprocess.run([sys.executable, here / "tables.py"]).returncode:
+        failed.append("tables.py")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def tasks_of(table: str, seeds: int) -> list[dict[str, Any]]:
+    """The rows of a table."""
+    if table == "growth":
         sizes = [{"n_obs": n} for n in (14000, 2000, 4000, 8000, 16000, 32000)] + [{"n_obs": 4000, "n_vars": g} for g in (3428, 6857)]
-        tasks = [{"data": "pbmc3k", "method": "began", "score": False, **size} for size in sizes]
-        tasks.insert(1, tasks[0] | {"method": "magic"})
-        run([{**t, "options": {}, "seed": 0} for t in tasks], "growth")
-    elif asked.table == "speed":
+        tasks = [{"data": "pbmc3k", "method": "began", "options": {}, "seed": 0, **size} for size in sizes]
+        return [tasks[0], tasks[0] | {"method": "magic"}, *tasks[1:]]
+    if table == "speed":
         # scVI runs a tenth of the 400 epochs it takes by default here.
-        methods = [("began", {}), ("magic", {"norm": "log"}), ("knn", {}), ("svd", {}), ("scvi", {"max_epochs": 40})]
-        tasks = [{"data": "pbmc3k", "method": m, "options": o, "seed": s, "score": False} for s in range(asked.seeds) for m, o in methods]
+        methods = [("began", {}), ("magic", {"norm": "log"}), ("alra", {}), ("knn", {}), ("svd", {}), ("scvi", {"max_epochs": 40})]
+        tasks = [{"data": "pbmc3k", "method": m, "options": o, "seed": s} for s in range(seeds) for m, o in methods]
         tasks = [t for t in tasks if t["method"] != "scvi" or t["seed"] == 0]
         extra = [("cellmix_2tech", {}), *(("zeisel_ercc", options) for options in CONV_AND_DENSE)]
-        tasks += [{"data": d, "method": "began", "options": o, "seed": s, "score": False} for s in range(asked.seeds) for d, o in extra]
-        print(summary(run(tasks, "speed")))
-    elif asked.table == "accuracy":
-        methods = [
-            ("svd", {}),
-            ("knn", {}),
-            ("magic", {"norm": "sqrt"}),
-            ("magic", {"norm": "log"}),
-            ("began", {"posterior": False}),
-            ("began", {}),
-        ]
+        return tasks + [{"data": d, "method": "began", "options": o, "seed": s} for s in range(seeds) for d, o in extra]
+    if table == "accuracy":
         names = ["pbmc3k", "cellmix_2tech", "zeisel_ercc", "rnamix_celseq2"]
-        tasks = [{"data": d, "method": m, "options": o, "seed": s} for d in names for m, o in methods for s in range(asked.seeds)]
-        print(summary(run(tasks, "accuracy")))
+        return [{**task, "seed": s} for d in names for task in every_method(d) for s in range(seeds)]
+    variants: list[dict[str, Any]] = [{}, {"adversarial_weight": 0}, {"adversarial_weight": 1}]
+    variants += [{"reconstruction_weight": 0, "adversarial_weight": 1}, {"labels": False}, {"n_repeats": 1}, {"posterior": False}]
+    variants += [{"n_context": 1}, {"width": 16}, {"penalty": 0}]
+    names = ["cellmix_2tech", "zeisel_ercc"]
+    tasks = [{"data": d, "method": "began", "options": o, "seed": s} for d in names for o in variants for s in range(seeds)]
+    return tasks + [{"data": "zeisel_ercc", "method": "began", "options": o, "seed": s} for o in CONV_AND_DENSE for s in range(seeds)]
+
+
+def main() -> None:
+    alone = {"epoch": epoch, "adversary": adversary, "calibration": calibration}
+    parser = arguments(__doc__, ["all", "accuracy", "speed", "ablation", "growth", *alone])
+    asked = parser.parse_args()
+    if asked.table == "one":
+        answer(one, asked)
+    elif asked.table == "all":
+        everything(sys.argv[2:])
+    elif asked.table in alone:
+        alone[asked.table]()
     else:
-        variants = [{}, {"adversarial_weight": 0}, {"adversarial_weight": 1}, {"reconstruction_weight": 0, "adversarial_weight": 1}]
-        variants += [{"labels": False}, {"n_repeats": 1}, {"posterior": False}, {"n_context": 1}, {"width": 16}, {"penalty": 0}]
-        names = ["cellmix_2tech", "zeisel_ercc"]
-        tasks = [{"data": d, "method": "began", "options": o, "seed": s} for d in names for o in variants for s in range(asked.seeds)]
-        tasks += [{"data": "zeisel_ercc", "method": "began", "options": o, "seed": s} for o in CONV_AND_DENSE for s in range(asked.seeds)]
-        print(summary(run(tasks, "ablation")))
+        timed = asked.table in ("speed", "growth")
+        frame = run(__file__, asked.table, tasks_of(asked.table, max(SEEDS, asked.seeds)), asked, timed=timed)
+        print(summary(frame))
 
 
 if __name__ == "__main__":

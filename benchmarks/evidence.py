@@ -1,0 +1,161 @@
+"""What an imputation gets right of biology that is known, and what it invents; tables of docs/benchmarks.md.
+
+    python benchmarks/evidence.py mixtures     rnamix_celseq2: cells of 3.75 to 15 pg against the pooled 30 pg profile of their mixture
+    python benchmarks/evidence.py null         genes dealt anew, and random halves of one cell type: what is found where nothing is
+    python benchmarks/evidence.py clusters     clusters of imputed cells against labels
+
+Every method of run.py's accuracy table, in the same variants, without a label that is scored: ours and scVI are told the batch alone.
+Rows are run and kept as those of run.py (see rows.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from rows import DATA, SEEDS, answer, arguments, every_method, predictions, run
+
+import scimpute
+
+TRUTH_PG = 30.0
+CLUSTERED = ("cellmix_2tech", "pbmc3k", "rnamix_celseq2", "zeisel_ercc")
+# Data with nothing to be found, by name: a cell type, all of one kind.
+ONE_TYPE = {"pbmc3k": "Naive CD4 T", "cellmix_2tech": "H1975"}
+N_SPLITS = 5
+
+
+def unlabelled(adata: ad.AnnData) -> ad.AnnData:
+    """The counts and the batch."""
+    return ad.AnnData(sp.csr_matrix(adata.X), obs=adata.obs[[name for name in ("batch",) if name in adata.obs]].copy(), var=adata.var[[]])
+
+
+# Known mixtures
+
+
+def mixtures(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Imputed from all cells below 30 pg; truth is the sum of the 30 pg cells of the same mixture, which no method sees."""
+    adata = ad.read_h5ad(DATA / f"{task['data']}.h5ad")
+    amount, mixture = adata.obs["mRNA_amount"].to_numpy(float), adata.obs["cell_type"].astype(str).to_numpy()
+    member = pd.get_dummies(mixture)
+    of_truth = member.to_numpy(float) * (amount == TRUTH_PG)[:, None]
+    truth = member.to_numpy(float) @ (of_truth.T @ adata.X)
+    given = amount < TRUTH_PG
+    work = unlabelled(adata[given])
+    if task["method"] == "pooled":
+        same = member.to_numpy(float)[given]
+        found = [({"posterior": False}, same @ (same.T @ work.X))]
+    else:
+        found = list(predictions(task, work))
+    rows = []
+    for row, prediction in found:
+        work.layers["truth"], work.layers["found"] = truth[given].astype(np.float32), np.asarray(prediction, dtype=np.float32)
+        for pg in np.unique(amount[given]):
+            scores = scimpute.metrics.agreement(work[amount[given] == pg].copy(), "found", "truth", output="counts")
+            rows.append(row | {"pg": pg} | scores.loc["found"].to_dict())
+    return rows
+
+
+# Nothing to be found
+
+
+def null_data(name: str) -> ad.AnnData:
+    if name == "pbmc68k":
+        adata = scimpute.datasets.pbmc68k()
+        labels = adata.obs["bulk_labels"].astype(str)
+        return adata[(labels == labels.value_counts().index[0]).to_numpy()].copy()
+    adata = ad.read_h5ad(DATA / f"{name}.h5ad")
+    return adata[(adata.obs["cell_type"] == ONE_TYPE[name]).to_numpy()].copy()
+
+
+def null(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """metrics.false_signal of a method, and for ours also with the random half as a label."""
+    adata = unlabelled(null_data(task["data"]))
+    rows = []
+    for step in task["posterior"]:
+        # The label is given to what can take one; a peer's batch correction is no such thing.
+        impute: Callable[..., np.ndarray] = _remembered(task, step)
+        if task["method"] == "began":
+            impute = _labelled(task, step)
+        table = scimpute.metrics.false_signal(adata, impute, n_splits=N_SPLITS, random_state=task["seed"])
+        row = {"posterior": step} | table.loc["imputed"].to_dict()
+        row |= {f"raw_{name}": table.loc["raw", name] for name in ("differential_genes", "correlation")}
+        if "imputed_with_label" in table.index:
+            row |= {f"label_{name}": table.loc["imputed_with_label", name] for name in ("differential_genes", "correlation")}
+        rows.append(row)
+    return rows
+
+
+def _labelled(task: dict[str, Any], step: bool) -> Callable[[ad.AnnData, str | None], np.ndarray]:
+    def impute(given: ad.AnnData, label: str | None) -> np.ndarray:
+        options = {**task["options"], "posterior": step, "random_state": task["seed"], "celltype_key": label}
+        return scimpute.tl.began(given, copy=True, **options).layers["began"]
+
+    return impute
+
+
+_SEEN: dict[str, dict[bool, np.ndarray]] = {}
+
+
+def _remembered(task: dict[str, Any], step: bool) -> Callable[[ad.AnnData], np.ndarray]:
+    """A method with or without the posterior step; what it makes of the same counts is found once for both."""
+
+    def impute(given: ad.AnnData) -> np.ndarray:
+        key = hashlib.sha256(given.X.indices.tobytes() + given.X.data.tobytes()).hexdigest()
+        if key not in _SEEN:
+            _SEEN[key] = {row["posterior"]: found for row, found in predictions(task, unlabelled(given))}
+        return _SEEN[key][step]
+
+    return impute
+
+
+# Clusters
+
+
+def clusters(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """k-means and Leiden on a layer that was made from all molecules, against ``cell_type``."""
+    adata = ad.read_h5ad(DATA / f"{task['data']}.h5ad")
+    rows = []
+    for row, found in predictions(task, unlabelled(adata)):
+        adata.layers["found"] = np.asarray(found, dtype=np.float32)
+        scores = scimpute.metrics.cluster_agreement(
+            adata, "found", "cell_type", method=["kmeans", "leiden"], output="counts", random_state=task["seed"]
+        )
+        rows.append(row | scores.loc["found"].to_dict())
+    return rows
+
+
+TABLES = {f.__name__: f for f in (mixtures, null, clusters)}
+
+
+def one(task: dict[str, Any]) -> list[dict[str, Any]]:
+    return TABLES[task["table"]](task)
+
+
+def tasks_of(table: str, seeds: int) -> list[dict[str, Any]]:
+    names = {"mixtures": ["rnamix_celseq2"], "null": ["pbmc68k", *ONE_TYPE], "clusters": CLUSTERED}[table]
+    tasks = [task for name in names for task in every_method(name)]
+    if table == "mixtures":
+        pooled = {"data": names[0], "method": "pooled", "options": {}, "tuned": False, "posterior": [False]}
+        tasks.insert(2, pooled)
+    return [{**task, "seed": seed} for task in tasks for seed in range(seeds)]
+
+
+def main() -> None:
+    asked = arguments(__doc__, list(TABLES)).parse_args()
+    if asked.table == "one":
+        answer(one, asked)
+        return
+    warnings.filterwarnings("ignore")
+    frame = run(__file__, asked.table, tasks_of(asked.table, max(SEEDS, asked.seeds)), asked)
+    keys = [name for name in ("data", "pg", "method", "options", "tuned", "posterior") if name in frame]
+    print(frame.groupby(keys, sort=False, dropna=False).median(numeric_only=True).round(4).to_string())
+
+
+if __name__ == "__main__":
+    main()

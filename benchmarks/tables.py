@@ -1,0 +1,276 @@
+"""The tables between ``<!-- table: name -->`` and ``<!-- end -->`` in the docs, and their figures, from docs/benchmarks/*.csv.
+
+python benchmarks/tables.py                writes them anew; a table whose CSV is not there stays as it is
+
+A cell is the median over the seeds that were run, and their range where there are several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/benchmarks.md")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+DATA = ("pbmc3k", "cellmix_2tech", "zeisel_ercc", "rnamix_celseq2")
+NULL = ("pbmc68k", "pbmc3k", "cellmix_2tech")
+NAMES = {
+    "raw": "no imputation",
+    "gene_mean": "gene mean",
+    "pooled": "pooled by the true mixture",
+    "svd": "SVD",
+    "knn": "kNN",
+    "magic": "MAGIC",
+    "alra": "ALRA",
+    "scvi": "scVI",
+    "began": "**scimpute**",
+}
+OPTIONS = {"norm=sqrt": "square root", "norm=log": "log", "max_epochs=100": "100 epochs", "max_epochs=40": "40 epochs"}
+ABLATIONS = {
+    "": "default",
+    "adversarial_weight=0": "without the adversary",
+    "adversarial_weight=1": "`adversarial_weight=1`",
+    "reconstruction_weight=0, adversarial_weight=1": "the adversary alone",
+    "labels=False": "without labels",
+    "n_repeats=1": "one repeat instead of three",
+    "posterior=False": "without the empirical-Bayes step",
+    "n_context=1": "one context score",
+    "width=16": "`width=16`",
+    "penalty=0": "`penalty=0`",
+    "architecture=conv, n_repeats=1": "convolutional, one repeat",
+    "n_context=30, penalty=200, width=32, max_epochs=14, n_repeats=1": "dense of the same complexity, one repeat",
+}
+
+
+def read(name: str) -> pd.DataFrame:
+    """A CSV with a column ``label`` for the method and its variant; FileNotFoundError where it was not run."""
+    frame = pd.read_csv(ROOT / "docs" / "benchmarks" / f"{name}.csv", dtype={"options": str})
+    if "failed" in frame:
+        frame = frame[frame["failed"].isna()]
+    if "method" in frame:
+        frame["options"] = frame["options"].fillna("") if "options" in frame else ""
+        tuned = frame["tuned"] if "tuned" in frame else pd.Series(data=False, index=frame.index)
+        frame["label"] = [_label(*row) for row in zip(frame["method"], frame["options"], tuned)]
+    return frame
+
+
+def _label(method: str, options: str, tuned: bool) -> str:
+    return ", ".join([NAMES.get(method, method), *(["tuned"] if tuned else [OPTIONS.get(options, options)] if options else [])])
+
+
+def order(labels: Iterable[str]) -> list[str]:
+    """Methods in the order of :data:`NAMES`, variants as they come, tuned ones after them."""
+    names = list(NAMES.values())
+    found = list(dict.fromkeys(labels))
+    return sorted(found, key=lambda label: (names.index(label.split(", ")[0]), label.endswith("tuned"), found.index(label)))
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Scores without the zero before the point; seconds and the like, of fewer digits, with it."""
+    shown = f"{round(value, digits) + 0.0:.{digits}f}"  # not -0.000
+    return shown.replace("0.", ".", 1) if digits > 2 and abs(value) < 1 else shown
+
+
+def cell(values: pd.Series, digits: int = 4) -> str:
+    """Median, and the range where there are several."""
+    values = values.dropna()
+    if values.empty:
+        return ""
+    middle = number(values.median(), digits)
+    if len(values) < 2:
+        return middle
+    return f"{middle} ({number(values.min(), digits)} to {number(values.max(), digits)})"
+
+
+def markdown(columns: list[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def by_data(frame: pd.DataFrame, make: Callable[[pd.DataFrame], str], column: str = "data", values: Iterable[str] = DATA) -> str:
+    """A row for each label, a column for each data set."""
+    if frame.empty:
+        raise FileNotFoundError("none of these rows was run")
+    values = [value for value in values if value in set(frame[column])]
+    rows = [
+        [label, *(make(frame[(frame["label"] == label) & (frame[column] == value)]) for value in values)] for label in order(frame["label"])
+    ]
+    return markdown(["method", *map(str, values)], rows)
+
+
+def steps(frame: pd.DataFrame, column: str, digits: int) -> str:
+    """Median without and with the posterior step."""
+    parts = [frame.loc[frame["posterior"] == step, column].dropna() for step in (False, True)]
+    return " / ".join(number(part.median(), digits) if len(part) else "-" for part in parts) if any(map(len, parts)) else ""
+
+
+def accuracy() -> str:
+    frame = read("accuracy")
+    return by_data(frame[~frame["posterior"]], lambda part: cell(part["poisson"]))
+
+
+def accuracy_posterior() -> str:
+    frame = read("accuracy")
+    return by_data(frame[frame["posterior"]], lambda part: cell(part["poisson"]))
+
+
+def accuracy_log() -> str:
+    frame = read("accuracy")
+    frame = frame[(frame["posterior"] == (frame["method"] == "began")) & frame["mse_log"].notna()]
+    names = ["mse_log", "mse_log_renormalized"]
+    return by_data(frame, lambda part: " / ".join(number(part[name].median()) for name in names) if len(part) else "")
+
+
+def accuracy_settings() -> str:
+    """The settings that tuning took, the first seed's."""
+    frame = read("accuracy")
+    frame = frame[frame["tuned"] & ~frame["posterior"] & (frame["seed"] == 0)]
+    return by_data(frame, lambda part: part["setting"].iloc[0] if len(part) else "")
+
+
+def readme() -> str:
+    frame = read("accuracy")
+    # Each method as its own users have it: at the best of its defaults, ours with the posterior step that is its default.
+    frame = frame[~frame["tuned"] & (frame["posterior"] == (frame["method"] == "began")) & (frame["method"] != "raw")]
+    medians = frame.groupby(["data", "method", "label"], sort=False)["poisson"].median().groupby(["data", "method"]).min()
+    methods = [name for name in ("gene_mean", "knn", "svd", "alra", "magic", "scvi", "began") if name in set(frame["method"])]
+    rows = []
+    for data in DATA:
+        found = medians[data]
+        shown = {name: number(value) for name, value in found.items()} | {found.idxmin(): f"**{number(found.min())}**"}
+        rows.append([data, *(shown.get(name, "") for name in methods)])
+    return markdown(["", *(NAMES[name].strip("*") for name in methods)], rows)
+
+
+def speed() -> str:
+    frame = read("speed")
+    frame = frame[frame["data"] == "pbmc3k"]
+    rows = []
+    for label in order(frame["label"]):
+        part = frame[frame["label"] == label]
+        rows.append([label, cell(part["seconds"], 1), number(part["peak_GB"].median(), 2), str(len(part))])
+    return markdown(["method", "seconds", "peak above the input, GiB", "runs"], rows)
+
+
+def ablation() -> str:
+    frame = read("ablation")
+    names = ["cellmix_2tech", "zeisel_ercc"]
+    rows = []
+    for options, label in ABLATIONS.items():
+        part = frame[frame["options"] == options]
+        rows.append([label, *(cell(part.loc[part["data"] == name, "poisson"], 5) for name in names)])
+    return markdown(["", *names], rows)
+
+
+def growth() -> str:
+    frame = read("growth").sort_values(["method", "n_obs", "n_vars"], na_position="last", kind="stable")
+    rows = []
+    for _, row in frame.iterrows():
+        genes = 13714 if pd.isna(row["n_vars"]) else int(row["n_vars"])
+        limit = number(1.5 * 2 * row["output_GB"] + 600 / 1024, 2) if row["method"] == "began" else ""
+        rows.append([row["label"], f"{row['n_obs']:,.0f}", f"{genes:,}", f"{row['seconds']:.0f}", number(row["peak_GB"], 2), limit])
+    return markdown(["method", "cells", "genes", "seconds", "peak above the input, GiB", "limit, GiB"], rows)
+
+
+def adversary() -> str:
+    frame = read("adversary").groupby("adversarial_weight").mean()
+    names = {"poisson": 4, "sd_of_log_rate": 2, "error_of_zero_fraction": 3, "correlation_of_permuted_genes": 3}
+    rows = []
+    for weight, row in frame.iterrows():
+        default = " (default)" if weight == 0.1 else ""
+        rows.append([f"{weight:g}{default}", *(f"{row[name]:.{digits}f}".replace("0.", ".", 1) for name, digits in names.items())])
+    return markdown(["adversarial_weight", "held-out Poisson", "sd of log rates over cells", "error of zeros", "permuted genes"], rows)
+
+
+def calibration() -> str:
+    rows = [
+        [row.data, row.imputed_counts.replace("10 to inf", "above 10"), f"{row.entries:,}", f"{row.with_sd:.2f}", f"{row.without_sd:.2f}"]
+        for row in read("calibration").itertuples()
+    ]
+    return markdown(["data", "imputed counts", "entries", "with `began_sd`", "Poisson noise alone"], rows)
+
+
+def mixtures() -> str:
+    frame = read("mixtures")
+    frame = frame[frame["pg"] == 3.75]
+    names = ["rmse", "cell_correlation", "cell_correlation_centred", "gene_correlation"]
+    rows = []
+    for label in order(frame["label"]):
+        part = frame[frame["label"] == label]
+        rows.append([label, *(steps(part, name, 3) for name in names)])
+    return markdown(["method", "RMSE of log CP10k", "correlation of a cell", "the same, centred", "correlation of a gene"], rows)
+
+
+def null() -> str:
+    return by_data(read("null"), lambda part: steps(part, "correlation", 3), values=NULL)
+
+
+def null_genes() -> str:
+    frame = read("null")
+    table = by_data(frame, lambda part: steps(part, "differential_genes", 1), values=NULL)
+    if "label_differential_genes" not in frame:
+        return table
+    told = frame[frame["label_differential_genes"].notna()]
+    cells = [steps(told[told["data"] == name], "label_differential_genes", 0) for name in NULL if name in set(frame["data"])]
+    return table + f"| {NAMES['began']}, told the half | " + " | ".join(cells) + " |\n"
+
+
+def trade() -> str:
+    read("null")
+    return "![Held-out deviance against made-up correlation](images/benchmark_trade.svg)\n"
+
+
+def clusters() -> str:
+    frame = read("clusters")
+    return by_data(frame, lambda part: f"{steps(part, 'kmeans_ari', 2)}; {steps(part, 'leiden_ari', 2)}" if len(part) else "")
+
+
+TABLES = {
+    f.__name__: f
+    for f in (
+        accuracy,
+        accuracy_posterior,
+        accuracy_log,
+        accuracy_settings,
+        readme,
+        speed,
+        ablation,
+        growth,
+        adversary,
+        calibration,
+        mixtures,
+        null,
+        null_genes,
+        trade,
+        clusters,
+    )
+}
+
+
+def filled(page: str) -> str:
+    """A page with its tables as the CSVs have them."""
+
+    def table(found: re.Match[str]) -> str:
+        try:
+            return found[1] + TABLES[found[2]]() + found[4]
+        except FileNotFoundError:
+            return found[0]
+
+    return MARKED.sub(table, page)
+
+
+def main() -> None:
+    from figures import draw
+
+    for name in PAGES:
+        page = (ROOT / name).read_text()
+        (ROOT / name).write_text(filled(page))
+    draw()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the docs say was measured is what the CSV files have, and a peer's posterior step is the arithmetic it claims to be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import scimpute
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+if not BENCHMARKS.is_dir():  # the source archive has the tests without them
+    pytest.skip("no benchmarks beside the tests", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts import each other as they do when run; their names are not left for other tests to find."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_tables_of_the_docs_are_those_of_the_csv_files(page: str) -> None:
+    import tables
+
+    text = (ROOT / page).read_text()
+    names = [found[2] for found in tables.MARKED.finditer(text)]
+    assert names
+    assert set(names) <= set(tables.TABLES)
+    assert tables.filled(text) == text, "run python benchmarks/tables.py"
+
+
+def test_a_number_changed_by_hand_is_written_over() -> None:
+    import tables
+
+    text = (ROOT / "README.md").read_text()
+    assert tables.filled(text.replace("**.", "**.9", 1)) == text
+
+
+@pytest.fixture
+def cells() -> ad.AnnData:
+    """Two kinds of cells, 120 x 60."""
+    rng = np.random.default_rng(0)
+    profiles = rng.gamma(0.7, size=(2, 60))
+    rates = profiles[np.arange(120) % 2]
+    return ad.AnnData(sp.csr_matrix(rng.poisson(150 * rates / rates.sum(1, keepdims=True)).astype(np.float32)))
+
+
+def test_alra_keeps_counts_preserves_zeros_and_matches_the_moments_of_non_zeros(cells: ad.AnnData) -> None:
+    import peers
+
+    found = peers.alra(cells, k=2)
+    counts = cells.X.toarray()
+    assert found.shape == counts.shape
+    assert (found >= 0).all()
+    assert (found[counts > 0] > 0).all()
+    # A gene that half of the cells lack stays lacking there.
+    rare = counts.copy()
+    rare[::2, :5] = 0
+    again = peers.alra(ad.AnnData(sp.csr_matrix(rare)), k=2)
+    assert (again[::2, :5] == 0).mean() > 0.9
+    logged = np.log1p(1e4 * counts / counts.sum(1, keepdims=True))
+    of_found = np.log1p(1e4 * found / counts.sum(1, keepdims=True))
+    gene = int(counts.sum(0).argmax())
+    assert of_found[of_found[:, gene] > 0, gene].mean() == pytest.approx(logged[logged[:, gene] > 0, gene].mean(), rel=0.05)
+
+
+def test_posterior_step_of_a_peer_lowers_the_heldout_deviance_and_a_zero_is_no_trap(cells: ad.AnnData) -> None:
+    import tuning
+
+    scimpute.pp.thin(cells)
+    work = ad.AnnData(cells.layers["thin_train"])
+    fitted = tuning.fit(work, "knn", {"k": 3, "n_pcs": 2}, 0, with_posterior=True, limits={})
+    cells.layers["plain"], cells.layers["step"] = fitted.plain, fitted.posterior
+    scores = scimpute.metrics.heldout(cells, ["plain", "step"])["poisson"]
+    assert scores["step"] < scores["plain"]
+    floor, sizes = tuning.choose(*_halves(work), np.zeros(work.shape, dtype=np.float32))
+    found = tuning.apply(work.X, np.zeros(work.shape, dtype=np.float32), floor, sizes)
+    seen = work.X.toarray() > 0
+    assert (found[seen] > 0).all()
+    assert np.isfinite(found).all()
+
+
+def _halves(work: ad.AnnData) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    import tuning
+
+    inner, test = tuning.inner_split(work, 0)
+    assert (inner.X + test != work.X).nnz == 0
+    return inner.X, test
+
+
+def test_tuning_takes_the_grid_point_that_predicts_the_inner_split_best(cells: ad.AnnData) -> None:
+    import peers
+    import tuning
+
+    inner, test = tuning.inner_split(cells, 0)
+    setting, prediction = tuning.tuned(inner, test, "knn", 0, {})
+    scores = [tuning.deviance(inner, test, tuning.predict(inner, "knn", point, 0)) for point in peers.GRIDS["knn"]]
+    assert setting == peers.GRIDS["knn"][int(np.argmin(scores))]
+    assert tuning.deviance(inner, test, prediction) == pytest.approx(min(scores))
+
+
+def test_rows_that_are_there_are_not_run_again_until_their_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rows
+
+    monkeypatch.setattr(rows, "ROOT", tmp_path)
+    monkeypatch.setattr(rows, "code", lambda method: "1")
+    script = tmp_path / "script.py"
+    script.write_text("import json, sys\ntask = json.loads(sys.argv[2])\nprint(json.dumps([{'score': task['seed'] / 3}]))\n")
+    tasks = [{"data": "a", "method": "knn", "options": {"k": 3}, "seed": seed} for seed in range(3)]
+
+    def run(*options: str) -> int:
+        seen: list[str] = []
+        monkeypatch.setattr(rows, "_run", lambda script, task, *, alone: seen.append(task) or real(script, task, alone=alone))
+        rows.run(str(script), "table", tasks, rows.arguments("", ["table"]).parse_args(["table", *options]))
+        return len(seen)
+
+    real = rows._run
+    assert run("--seeds", "1") == 1
+    assert run() == 2
+    assert run("--jobs", "2") == 0
+    assert run("--again", "--methods", "svd") == 0
+    written = (tmp_path / "docs" / "benchmarks" / "table.csv").read_text().splitlines()
+    assert len(written) == 4
+    assert written[-1].endswith("0.666667")
+    monkeypatch.setattr(rows, "code", lambda method: "2")
+    assert run("--again", "--jobs", "2") == 3
+    script.write_text("raise SystemExit('no peer')")
+    assert run("--again") == 3
+    assert run("--seeds", "1") == 1, "a row that failed is run again"
