@@ -23,6 +23,7 @@ from ._side import Side
 from .models.began import Generator
 from .models.conv import ConvGenerator
 from .models.modal import ModalGenerator
+from .models.posterior import Prior
 
 
 class AnyLevel(nn.Module):
@@ -117,7 +118,12 @@ class Model:
         for name in ("output", "fill", "posterior", "n_repeats", "width", "architecture"):
             if name not in self.params:
                 raise KeyError(f"no params[{name!r}]")
-        for name, length in (("sizes", len(self.imputed)), ("seen", len(self.imputed)), ("loadings", len(self.genes))):
+        for name, length in (
+            ("sizes", len(self.imputed)),
+            ("reference", len(self.imputed)),
+            ("seen", len(self.imputed)),
+            ("loadings", len(self.genes)),
+        ):
             if len(self.tensors[name]) != length:
                 raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
         told = self.features or {}
@@ -152,6 +158,10 @@ class Model:
         """Places of some names among the model's genes."""
         place = {name: i for i, name in enumerate(self.genes)}
         return np.array([place[name] for name in names], dtype=np.int64)
+
+    def prior(self) -> Prior:
+        slope, spread = self.tensors["varying"].tolist()
+        return Prior(self.tensors["sizes"], self.tensors["reference"], slope, spread)
 
     def context(self) -> Context:
         return Context(self.tensors["loadings"].numpy(), float(self.tensors["median_size"]))
@@ -225,7 +235,7 @@ def impute(
         add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
     place = {name: i for i, name in enumerate(model.imputed)}
     chosen = torch.tensor([place[name] for name in names])
-    result = Rates(rates, own, model.tensors["sizes"][chosen], model.tensors["seen"][chosen])
+    result = Rates(rates, own, model.prior()[chosen], model.tensors["seen"][chosen])
     options = {name: model.params[name] for name in ("posterior", "output", "fill")}
     finish(result, counts, size, columns, n_repeats, **options, entrywise=model.params.get("likelihood") == "squared")
     return result

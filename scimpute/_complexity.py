@@ -132,8 +132,5 @@ def _score_candidates(
             size = torch.from_numpy(data.size_train[part].astype(np.float32)).to(data.device)[:, None]
             seen, target = data.dense(data.train, part, partition.genes), data.dense(data.heldout, part, partition.genes)
             ratio = data.heldout_ratio(part)
-            sizes = posterior.GRID[::3]
-            total = total + torch.stack(
-                [posterior.heldout_deviance(seen, partition.gather(rate) * size, target, ratio, sizes).sum(1) for rate in rates]
-            )
+            total = total + torch.stack([posterior.heldout_deviance(seen, partition.gather(rate) * size, target, ratio) for rate in rates])
     return [data.per_molecule(float(value), partition.genes) for value in total.amin(dim=1)]  # type: ignore[union-attr]

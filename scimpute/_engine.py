@@ -171,8 +171,11 @@ def run(
             tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
             tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
     result = combiner.finish()
-    tensors |= {"sizes": result.sizes, "seen": result.seen, "share": torch.from_numpy(data.share)}
+    prior = result.prior
+    varying = {"size_slope": prior.slope, "size_spread": prior.spread}
+    tensors |= {"sizes": prior.sizes, "reference": prior.reference, "varying": torch.tensor(list(varying.values()))}
+    tensors |= {"seen": result.seen, "share": torch.from_numpy(data.share)}
     if parts:
         record["contribution"] = sum(parts[1:], parts[0]) / len(parts)
-    record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": result.sizes.numpy()}
+    record |= {"history": pd.DataFrame(history), "stopped": stopped, "heldout": result.heldout, "sizes": prior.sizes.numpy(), **varying}
     return complexity, result, record, tensors

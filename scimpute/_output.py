@@ -34,13 +34,13 @@ def finish(
         mu = torch.from_numpy(result.rates.mean[rows]) * depth
         variance = result.rates.variance(rows, repeats) * depth.square()
         if not posterior:
-            mean, variance = mu, mu.square() / result.sizes + variance
+            mean, variance = mu, result.prior.variance(mu) + variance
         elif result.own is None:
-            mean, variance = posterior_of.mean_and_variance(x, mu, result.sizes, variance)
+            mean, variance = posterior_of.mean_and_variance(x, mu, result.prior, variance)
         else:
             # The own count says how the cell differs from its own batch's prediction; that factor is carried over.
             own = torch.from_numpy(result.own.mean[rows]) * depth
-            mean, own_variance = posterior_of.mean_and_variance(x, own, result.sizes, torch.zeros(()))
+            mean, own_variance = posterior_of.mean_and_variance(x, own, result.prior, torch.zeros(()))
             factor = mu / own.clamp(min=1e-12)
             variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
             mean = mean * factor

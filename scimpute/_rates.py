@@ -71,15 +71,15 @@ class Rates:
         Mean and spread over repeats of the rate each cell is imputed at, ``(n, k)``.
     own
         Mean rate in the cell's own batch where ``rates`` is of another one, else None.
-    sizes
-        Size of every imputed gene, ``(k,)``.
+    prior
+        How the rates of the imputed genes vary around their prediction.
     seen
         Whether the counts trained on have any molecule of the gene, ``(k,)``.
     """
 
     rates: RunningMoments
     own: RunningMoments | None
-    sizes: torch.Tensor
+    prior: posterior.Prior
     seen: torch.Tensor
 
 
@@ -124,34 +124,30 @@ class Combiner:
     def finish(self) -> Result:
         """Sizes of the genes, and what the held-out molecules say of gene mean, network and posterior."""
         data, genes = self.data, self.data.genes
-        sizes, scores = self._of_molecules() if data.likelihood == "poisson" else self._of_entries()
+        prior, scores = self._of_molecules() if data.likelihood == "poisson" else self._of_entries()
         log_rates = np.log(np.maximum(self.validation.mean[:256], 1e-12))
         variation = float(log_rates.std(axis=0).max())
         seen = torch.from_numpy(column_sums(columns(data.counts, genes)) > 0)
-        return Result(self.rates, self.own, sizes.cpu(), seen, scores, variation)
+        return Result(self.rates, self.own, prior.to("cpu"), seen, scores, variation)
 
-    def _of_molecules(self) -> tuple[torch.Tensor, dict[str, float]]:
+    def _of_molecules(self) -> tuple[posterior.Prior, dict[str, float]]:
         data, genes = self.data, self.data.genes
-        marginal: torch.Tensor | float = 0.0
-        heldout: torch.Tensor | float = 0.0
         share = torch.from_numpy(data.share[genes].astype(np.float32)).to(data.device)
-        for rows in chunks(len(data.validation), len(genes), 2_000_000):
-            seen, mu, target, ratio = self._validation(rows)
-            marginal = marginal + posterior.marginal_deviance(seen, mu)
-            heldout = heldout + posterior.heldout_deviance(seen, mu, target, ratio)
-        sizes = posterior.choose_sizes(marginal, heldout, share)  # type: ignore[arg-type]
+        parts = list(chunks(len(data.validation), len(genes), 2_000_000))
+        reference = share * max(float(np.median(data.size_train)), 1.0)
+        prior = posterior.estimate(map(self._validation, parts), len(data.validation), share, reference)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
-        for rows in chunks(len(data.validation), len(genes), 2_000_000):
+        for rows in parts:
             seen, mu, target, ratio = self._validation(rows)
             depth = torch.from_numpy(data.size_train[data.validation[rows]].astype(np.float32)).to(data.device)[:, None]
-            mean, _ = posterior.mean_and_variance(seen, mu, sizes, mu.new_zeros(()))
+            mean, _ = posterior.mean_and_variance(seen, mu, prior, mu.new_zeros(()))
             hits = target.nonzero(as_tuple=True)
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
                 rate = value * ratio[:, None]
                 sums[name] += float(rate.sum(dtype=torch.float64) - target[hits].double() @ rate[hits].clamp(min=1e-12).double().log())
-        return sizes, {name: data.per_molecule(value, genes) for name, value in sums.items()}
+        return prior, {name: data.per_molecule(value, genes) for name, value in sums.items()}
 
-    def _of_entries(self) -> tuple[torch.Tensor, dict[str, float]]:
+    def _of_entries(self) -> tuple[posterior.Prior, dict[str, float]]:
         """As sizes, one over the variance of the log of a hidden entry around its prediction: that is relative, too."""
         data = self.data
         share, n = np.log(data.share), np.zeros(data.heldout.shape[1])
@@ -170,7 +166,8 @@ class Combiner:
         # A gene with few hidden entries has the variance of all.
         variance = (squares + PSEUDO * squares.sum() / total) / (n + PSEUDO)
         scores = {"gene_mean": null / total, "network": squares.sum() / total}
-        return torch.from_numpy(1 / np.maximum(variance, 1e-6)).float(), {name: float(value) for name, value in scores.items()}
+        sizes = torch.from_numpy(1 / np.maximum(variance, 1e-6)).float()
+        return posterior.Prior(sizes, torch.ones_like(sizes)), {name: float(value) for name, value in scores.items()}
 
     def _validation(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         data = self.data

@@ -1,33 +1,140 @@
 """The empirical-Bayes step: the cell's own count, used once more.
 
-The rate of an entry is Gamma distributed around the network's prediction ``mu`` with a size ``theta`` of its gene, and the
-count is Poisson around the rate; then the posterior of the rate is Gamma again, with
+The rate of an entry is Gamma distributed around the network's prediction ``mu`` with a size ``theta``, and the count is Poisson around
+the rate; then, the size known, the posterior of the rate is Gamma again, with
 
     mean = (x + theta) / (1 + theta / mu),      variance = mean / (1 + theta / mu).
+
+The size is not known. Its logarithm is normal over the entries of a gene, and its centre follows the prediction:
+
+    log theta_ij = log theta_j + slope * log(mu_ij / reference_j) + spread * z,      z ~ N(0, 1).
+
+With one size a gene (slope and spread 0) a single stray molecule counts as much as it does among three others, while real counts have more
+entries far off their prediction than a Gamma has, and entries that the network expects to be low are relatively less certain. The normal is
+replaced by the nodes of a Gauss-Hermite quadrature, so the posterior is a mixture of Gammas.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
 GRID = torch.logspace(-1.5, 3.0, 16, dtype=torch.float32)
-"""Sizes among which each gene's is chosen."""
+STEP = 0.3 * math.log(10)
+"""Sizes among which each gene's is chosen, and the distance of their logs."""
+_nodes, _weights = np.polynomial.hermite_e.hermegauss(5)
+NODES, WEIGHTS = _nodes.tolist(), (_weights / _weights.sum()).tolist()
+"""Of the standard normal."""
+STEPS, OUTER = 3, 1 / 6
+"""A quadrature of three points that are places of the grid: the outer two are so many steps away and have this weight. A spread of 1.2."""
+FARTHEST = 7.0
+"""Largest log of prediction over reference that the size follows."""
+LOG_SIZES = (-7.0, 14.0)
+CELLS, SAMPLED = 512, 20_000
+"""Cells by which the genes are told apart, and entries by which the prior is chosen."""
+CENTRES, WIDTHS = (0.0, 0.0, 0.5, 0.0), (2.0, 0.5, 0.5, 1.0)
+BOUNDS = ((-5.0, 5.0), (-1.0, 1.0), (-1.0, 1.5), (-3.0, 1.1))
+"""Of log factor, tilt, slope and log spread: centre and standard deviation of their priors, and the least and largest they are."""
 
 
-def mean_and_variance(counts: Tensor, mu: Tensor, theta: Tensor, mu_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and variance of every entry; the spread of ``mu`` over repeats enters by the delta method.
+@dataclass(frozen=True)
+class Prior:
+    """How the rates of g genes vary around their prediction.
 
-    ``counts``, ``mu`` and ``mu_variance`` have shape ``(b, g)``, ``theta`` ``(g,)``.
+    Attributes
+    ----------
+    sizes, reference
+        Size of each gene where its prediction is the reference, and that reference, in expected molecules; both ``(g,)``.
+    slope, spread
+        How the log size follows that of the prediction, and its standard deviation among entries.
     """
-    odds = theta / mu.clamp(min=1e-12)
-    mean = (counts + theta) / (1 + odds)
-    slope = mean * odds / ((1 + odds) * mu.clamp(min=1e-12))
-    return mean, mean / (1 + odds) + slope.square() * mu_variance
+
+    sizes: Tensor
+    reference: Tensor
+    slope: float = 0.0
+    spread: float = 0.0
+
+    def __getitem__(self, genes: Tensor) -> Prior:
+        return Prior(self.sizes[genes], self.reference[genes], self.slope, self.spread)
+
+    def to(self, device: torch.device | str) -> Prior:
+        return Prior(self.sizes.to(device), self.reference.to(device), self.slope, self.spread)
+
+    def centre(self, mu: Tensor) -> Tensor:
+        """Centre of the log sizes of entries ``(b, g)``."""
+        return _centre(self.sizes.log(), self.reference.log(), self.slope, mu)
+
+    def variance(self, mu: Tensor) -> Tensor:
+        """Variance of the rates before their counts are seen, ``(b, g)``."""
+        centre = self.centre(mu)
+        return mu.square() * sum(w / _size(centre, self.spread, node) for node, w in self.points())
+
+    def points(self) -> list[tuple[float, float]]:
+        """Nodes and weights of the quadrature."""
+        return list(zip(NODES, WEIGHTS, strict=True)) if self.spread else [(0.0, 1.0)]
 
 
-def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, sizes: Tensor = GRID) -> Tensor:
-    """Poisson deviance of held-out molecules under the posterior mean, for each gene and each of T sizes, ``(T, g)``.
+def _centre(log_size: Tensor, log_reference: Tensor, slope: float | Tensor, mu: Tensor) -> Tensor:
+    return log_size + slope * (mu.clamp(min=1e-12).log() - log_reference).clamp(-FARTHEST, FARTHEST)
+
+
+def _size(centre: Tensor, spread: float | Tensor, node: float) -> Tensor:
+    return (centre + spread * node).clamp(*LOG_SIZES).exp()
+
+
+def _log_likelihood(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """Of the negative binomial, without the part in which there is no size."""
+    return torch.lgamma(x + theta) - torch.lgamma(theta) + x * (mu / (mu + theta)).log() - theta * (mu / theta).log1p()
+
+
+def mean_and_variance(counts: Tensor, mu: Tensor, prior: Prior, mu_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean and variance of every entry; the spread of ``mu`` over repeats enters by the delta method, at known sizes.
+
+    ``counts``, ``mu`` and ``mu_variance`` have shape ``(b, g)``.
+    """
+    mu = mu.clamp(min=1e-12)
+    centre, points = prior.centre(mu), prior.points()
+    mean, variance, slope = _moments(torch.zeros(()), mu, [_size(centre, prior.spread, node) for node, _ in points], points)
+    seen = _nonzero(counts)
+    if len(seen[0]):
+        # In float64: the logs of two large gamma functions are subtracted.
+        x, at, middle = counts[seen].double(), mu[seen].double(), centre[seen].double()
+        found = _moments(x, at, [_size(middle, prior.spread, node) for node, _ in points], points)
+        for whole, part in zip((mean, variance, slope), found, strict=True):
+            whole[seen] = part.to(whole.dtype)
+    return mean, variance + slope.square() * mu_variance
+
+
+def _moments(x: Tensor, mu: Tensor, sizes: Sequence[Tensor], points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and slope in ``mu`` of mixtures of Gammas."""
+    logs = []
+    for theta, (_, weight) in zip(sizes, points, strict=True):
+        # Without a molecule the gamma functions are equal.
+        fit = _log_likelihood(x, mu, theta) if x.ndim else -theta * (mu / theta).log1p()
+        logs.append(fit + math.log(weight))
+    top = logs[0]
+    for other in logs[1:]:
+        top = torch.maximum(top, other)
+    total, mean, second, slope = (torch.zeros_like(mu) for _ in range(4))
+    for theta, fit in zip(sizes, logs, strict=True):
+        share, odds = (fit - top).exp_(), theta / mu
+        centre = (x + theta) / (1 + odds)
+        total += share
+        mean += share * centre
+        second += share * (centre.square() + centre / (1 + odds))
+        slope += share * centre * odds / ((1 + odds) * mu)
+    mean /= total
+    return mean, (second / total - mean.square()).clamp_(min=0), slope / total
+
+
+def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, sizes: Tensor = GRID[::3]) -> Tensor:
+    """Poisson deviance of held-out molecules under the posterior mean with each of T sizes for all genes (and a spread of 1.2), ``(T,)``.
 
     Parameters
     ----------
@@ -38,21 +145,30 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     ratio
         Held-out depth of a cell over its training depth, ``(b,)``.
     """
+    sizes = sizes.to(mu.device)
+    prior = Prior(sizes, torch.ones_like(sizes), spread=STEPS * STEP / 3**0.5)
+    # Where nothing was seen the posterior mean is a function of the prediction alone.
+    knots = torch.linspace(-16, 12, 561, device=mu.device)
+    kept = mean_and_variance(mu.new_zeros(len(knots), len(sizes)), knots.exp()[:, None].expand(-1, len(sizes)), prior, mu.new_zeros(()))[0]
+    kept = kept / knots.exp()[:, None]
+    logs = mu.clamp(min=1e-12).log()
+    left = ((logs - knots[0]) / (knots[1] - knots[0])).clamp_(0, len(knots) - 1.001)
+    place = left.long()
+    left -= place
     hits, seen = _nonzero(target), _nonzero(counts)
-    prior, own, exposure = mu[hits], counts[hits], ratio[hits[0]]
-    drawn, weight = mu[seen], counts[seen] * ratio[seen[0]]
     out = []
-    for theta in sizes.tolist():
-        # posterior mean = (counts + theta) * mu / (mu + theta): a dense part and one on the non-zeros.
-        total = theta * (ratio @ (mu / (mu + theta)))
-        total.index_add_(0, seen[1], weight * drawn / (drawn + theta))
-        rate = (own + theta) * prior / (prior + theta) * exposure
-        out.append(total.index_add_(0, hits[1], target[hits] * rate.clamp(min=1e-12).log(), alpha=-1))
+    for t in range(len(sizes)):
+        mean = torch.lerp(kept[place, t], kept[place + 1, t], left).mul_(mu)
+        x, at = counts[seen].double(), mu[seen].clamp(min=1e-12).double()
+        one = torch.full_like(at, float(sizes[t].log()))
+        mean[seen] = _moments(x, at, [_size(one, prior.spread, node) for node, _ in prior.points()], prior.points())[0].to(mean)
+        mean *= ratio[:, None]
+        out.append(mean.sum() - target[hits] @ mean[hits].clamp(min=1e-12).log())
     return torch.stack(out)
 
 
 def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
-    """Negative log-likelihood of the training counts under the negative binomial, up to a constant, ``(T, g)``.
+    """Negative log-likelihood of the training counts for each size of the grid (and a spread of 1.2), up to a constant, ``(T, g)``.
 
     Sharp for every gene, but too sure of a model that was fitted to the same counts.
     """
@@ -61,12 +177,19 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
     # lgamma(x + theta) - lgamma(theta) for whole x: in float32 the difference itself would be rounded, alike in every
     # entry with the same count, and that adds up over the cells.
     number, steps = x.long(), torch.arange(int(counts.max()), dtype=torch.float64)
+    fits: list[Tensor] = []
     out = []
-    for theta in GRID.tolist():
-        total = theta * (mu / theta).log1p_().sum(0)
+    for place in range(-STEPS, len(GRID) + STEPS):
+        theta = float(GRID[0]) * math.exp(place * STEP)
+        fit = (mu / theta).log1p_().mul_(-theta)
         rising = torch.nn.functional.pad((theta + steps).log().cumsum(0), (1, 0))
-        data = rising.to(x)[number] + x * (mean / (mean + theta)).log()
-        out.append(total.index_add_(0, seen[1], data, alpha=-1))
+        fit[seen] += rising.to(x)[number] + x * (mean / (mean + theta)).log()
+        fits.append(fit)
+        if len(fits) > 2 * STEPS:
+            low, middle, high = (fits[i] for i in (0, STEPS, 2 * STEPS))
+            total = torch.logaddexp(low, high).add_(math.log(OUTER))
+            out.append(-torch.logaddexp(total, middle + math.log(1 - 2 * OUTER)).sum(0))
+            del fits[0]
     return torch.stack(out)
 
 
@@ -74,31 +197,110 @@ def _nonzero(values: Tensor) -> tuple[Tensor, ...]:
     return values.nonzero(as_tuple=True)
 
 
-def choose_sizes(marginal: Tensor, heldout: Tensor, share: Tensor, *, n_bins: int = 20, spread: float = 1.0) -> Tensor:
-    """Size of every gene, ``(g,)``: how genes differ from the training counts, how large they are from held-out molecules.
+def gene_sizes(marginal: Tensor, share: Tensor, *, n_bins: int = 20, spread: float = 1.0) -> Tensor:
+    """Size of every gene by the training counts, ``(g,)``.
 
-    The held-out molecules are too few to give each gene a size, and the training counts give sizes that are too large,
-    because the network has seen them. So each gene's size is first found on the training counts, with a normal prior on log theta around
-    the best common size of its abundance bin (``spread`` in nats: a gene with a few dozen molecules says little of its own size);
-    then all sizes of a bin are multiplied by the factor that predicts the held-out molecules best.
+    With a normal prior on log theta around the best common size of the gene's abundance bin (``spread`` in nats): a gene with a few dozen
+    molecules says little of its own size.
 
     Parameters
     ----------
-    marginal, heldout
-        ``(T, g)`` of :func:`marginal_deviance` and :func:`heldout_deviance`.
+    marginal
+        ``(T, g)`` of :func:`marginal_deviance`.
     share
         Share of each gene of all molecules, ``(g,)``.
     """
     log_grid = GRID.log().to(marginal.device)
-    order = share.argsort()
-    bins = order.chunk(min(n_bins, len(order)))
     centre = torch.empty_like(share)
-    for part in bins:
+    for part in share.argsort().chunk(min(n_bins, len(share))):
         centre[part] = log_grid[marginal[:, part].sum(1).argmin()]
     prior = (log_grid[:, None] - centre[None, :]).square() / (2 * spread**2)
-    best = (marginal + prior).argmin(0)
-    steps = torch.arange(-len(GRID), len(GRID) + 1, device=best.device)
-    for part in bins:
-        moved = (best[part] + steps[:, None]).clamp(0, len(GRID) - 1)
-        best[part] = moved[heldout[:, part].gather(0, moved).sum(1).argmin()]
-    return log_grid[best].exp()
+    return log_grid[(marginal + prior).argmin(0)].exp()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some entries of held-out data: what every prior is tried on.
+
+    Attributes
+    ----------
+    counts, mu, gene
+        Count, prediction and gene of each entry, ``(m,)``.
+    rate, hits
+        What its posterior mean and the log of it count for in the deviance, ``(m,)``.
+    """
+
+    counts: Tensor
+    mu: Tensor
+    gene: Tensor
+    rate: Tensor
+    hits: Tensor
+
+    @classmethod
+    def draw(cls, counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, number: int) -> Sample:
+        """Entries of ``(b, g)``, drawn with replacement: as many for the rates, by prediction and count, as for the held-out molecules."""
+        rows, genes, rates, hits = [], [], [], []
+        for weights in (mu + counts, target):
+            total = weights.double().reshape(-1).cumsum(0)
+            if not total[-1] > 0:
+                continue
+            # At equal distances, which is random enough and has less noise.
+            places = (torch.arange(number, device=mu.device) + 0.5) * (total[-1] / number)
+            entry = torch.searchsorted(total, places).clamp(max=len(total) - 1)
+            row, gene = entry // mu.shape[1], entry % mu.shape[1]
+            each = (total[-1] / number).float()
+            none = torch.zeros(number, device=mu.device)
+            rows.append(row)
+            genes.append(gene)
+            rates.append(each * ratio[row] / weights[row, gene] if weights is not target else none)
+            hits.append(each.expand(number) if weights is target else none)
+        row, gene = torch.cat(rows), torch.cat(genes)
+        return cls(counts[row, gene], mu[row, gene].clamp(min=1e-12), gene, torch.cat(rates), torch.cat(hits))
+
+
+def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: int, share: Tensor, reference: Tensor) -> Prior:
+    """The prior by training counts and held-out molecules of some cells.
+
+    How the genes differ in size is found on the training counts. These give sizes that are too large, because the network has seen them;
+    and the held-out molecules are too few to give each gene a size. So the latter decide four numbers that all genes share: a factor
+    for all sizes, how it changes with the abundance of the gene, the slope and the spread; each with a normal prior that gives way
+    to some hundred molecules.
+
+    Parameters
+    ----------
+    parts
+        Counts of the training part, their prediction, held-out counts, all ``(b, g)``, and held-out over training depth ``(b,)``.
+    n_cells
+        Number of cells in all parts.
+    share, reference
+        Of each gene the share of all molecules, and the prediction at which it has its size, ``(g,)``.
+    """
+    every, marginal, samples = math.ceil(n_cells / CELLS), torch.zeros(()), []
+    for counts, mu, target, ratio in parts:
+        marginal = marginal + marginal_deviance(counts[::every], mu[::every])
+        samples.append(Sample.draw(counts, mu, target, ratio, math.ceil(SAMPLED * len(mu) / n_cells)))
+    sample = Sample(*(torch.cat([getattr(s, name) for s in samples]) for name in vars(samples[0])))
+    log_sizes = gene_sizes(marginal, share).log()
+    found = sample.hits.sum().clamp(min=1e-6)
+    log_share = share.log()
+    log_share = log_share - (log_share[sample.gene] * sample.hits).sum() / found
+    own, about, target_of = log_sizes[sample.gene], log_share[sample.gene], reference[sample.gene].log()
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        given = torch.tensor(values, dtype=torch.float32, device=own.device, requires_grad=True)
+        factor, tilt, slope, log_spread = given
+        centre = _centre(own + factor + tilt * about, target_of, slope, sample.mu)
+        sizes = [_size(centre, log_spread.exp(), node) for node in NODES]
+        logs = torch.stack([_log_likelihood(sample.counts, sample.mu, s) + math.log(w) for s, w in zip(sizes, WEIGHTS, strict=True)])
+        means = torch.stack([(sample.counts + s) / (1 + s / sample.mu) for s in sizes])
+        mean = (logs.softmax(0) * means).sum(0).clamp(min=1e-12)
+        deviance = sample.rate @ mean - sample.hits @ mean.log()
+        total = deviance + ((given - given.new_tensor(CENTRES)) / given.new_tensor(WIDTHS)).square().sum() / 2
+        total = total / found
+        total.backward()
+        return float(total.detach()), given.grad.double().cpu().numpy()  # type: ignore[union-attr]
+
+    best = minimize(loss, CENTRES, jac=True, method="L-BFGS-B", bounds=BOUNDS, options={"maxiter": 30}).x
+    factor, tilt, slope, log_spread = best.tolist()
+    sizes = (log_sizes + factor + tilt * log_share).clamp(*LOG_SIZES).exp()
+    return Prior(sizes, reference, slope, math.exp(log_spread))
