@@ -6,6 +6,7 @@ the sizes of the posterior step are chosen on them as those of tl.began are. Bot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,29 +128,32 @@ def share_of(counts: sp.csr_matrix) -> np.ndarray:
     return np.maximum(np.asarray(counts.sum(0)).ravel(), 0.5) / counts.sum()
 
 
-def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) -> tuple[float, torch.Tensor]:
-    """Floor of the prior mean, and size of every gene ``(g,)``, that predict the inner test part best."""
+def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) -> tuple[float, posterior.Prior]:
+    """Floor of the prior mean, and prior of the rates, that predict the inner test part best."""
     share = share_of(train)
+    shares = torch.from_numpy(share.astype(np.float32))
     ratio = (np.asarray(test.sum(1)).ravel() / depth(train).ravel()).astype(np.float32)
     found = []
     for floor in FLOORS:
-        marginal: Any = 0.0
-        heldout: Any = 0.0
-        for rows in chunks(*train.shape, 2_000_000):
-            seen, target = (torch.from_numpy(part[rows].toarray()) for part in (train, test))
-            mu = prior(train, prediction, floor, share, rows)
-            marginal = marginal + posterior.marginal_deviance(seen, mu)
-            heldout = heldout + posterior.heldout_deviance(seen, mu, target, torch.from_numpy(ratio[rows]))
-        sizes = posterior.choose_sizes(marginal, heldout, torch.from_numpy(share.astype(np.float32)))
-        place = (posterior.GRID[:, None].log() - sizes.log()).abs().argmin(0)
-        found.append((float(heldout.gather(0, place[None]).sum(dtype=torch.float64)), floor, sizes))
+
+        def parts(floor: float = floor) -> Iterator[tuple[torch.Tensor, ...]]:
+            for rows in chunks(*train.shape, 2_000_000):
+                seen, target = (torch.from_numpy(part[rows].toarray()) for part in (train, test))
+                yield seen, prior(train, prediction, floor, share, rows), target, torch.from_numpy(ratio[rows])
+
+        rates = posterior.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
+        lost = 0.0
+        for seen, mu, target, scale in parts():
+            mean = posterior.mean_and_variance(seen, mu, rates, torch.zeros(()))[0] * scale[:, None]
+            lost += float((mean - target * mean.clamp(min=1e-12).log()).sum(dtype=torch.float64))
+        found.append((lost, floor, rates))
     return min(found, key=lambda entry: entry[0])[1:]
 
 
-def apply(counts: sp.csr_matrix, prediction: np.ndarray, floor: float, sizes: torch.Tensor) -> np.ndarray:
+def apply(counts: sp.csr_matrix, prediction: np.ndarray, floor: float, rates: posterior.Prior) -> np.ndarray:
     """Posterior mean of every entry, ``(n, g)``."""
     out, share = np.empty(counts.shape, dtype=np.float32), share_of(counts)
     for rows in chunks(*counts.shape, 2_000_000):
         mu = prior(counts, prediction, floor, share, rows)
-        out[rows] = posterior.mean_and_variance(torch.from_numpy(counts[rows].toarray()), mu, sizes, torch.zeros(()))[0].numpy()
+        out[rows] = posterior.mean_and_variance(torch.from_numpy(counts[rows].toarray()), mu, rates, torch.zeros(()))[0].numpy()
     return out

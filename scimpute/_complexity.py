@@ -23,8 +23,8 @@ from .models.began import EMPTY, Batch, Candidates, Generator
 from .models.modal import FactorGenerator
 
 CONTEXTS = (5, 15, 40)
-PENALTIES = (30.0, 300.0)
-WIDTHS = (64, 16)
+PENALTIES = (30.0, 300.0, 3000.0)
+WIDTH = 64
 STEPS = (160, 400)
 """Lengths of the training in minibatches."""
 WORTH = 1e-3
@@ -38,8 +38,9 @@ def choose(
 
     A random block of genes is a fair sample of all, and the blocks of a generator do not know of each other; so every
     candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
-    then width and length of the training. The score is the one a user gets: the deviance of the held-out molecules
-    under the posterior mean (with one size for all genes). The cost does not grow with the data.
+    then the length of the training. The score is the one a user gets: the deviance of the held-out molecules under the posterior mean
+    (with one size for all genes). What cannot be told from the best by it, within a standard error, is as good, and of these the one
+    that adds least to the data is taken: the largest penalty, then the fewest context scores. The cost does not grow with the data.
     """
     per_epoch = n_batches(data.train.shape[0], settings.batch_size)
     why, plain = _unsearched(data, settings, per_epoch)
@@ -57,30 +58,35 @@ def choose(
     batches = data.of_training(partition, context)
     rows = itertools.chain.from_iterable(shuffled(np.arange(data.train.shape[0]), settings.batch_size, rng) for _ in itertools.count())
     minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
-    tried: list[dict[str, float]] = []
 
-    def trial(pairs: Sequence[tuple[int, float]], width: int, steps: int) -> dict[str, float]:
+    width = settings.width or WIDTH
+
+    def trial(pairs: Sequence[tuple[int, float]], steps: int) -> tuple[list[dict[str, float]], np.ndarray]:
         scores = _score_candidates(data, settings, batches, minibatches, pairs, width, steps, rng)
-        same = {"width": width, "steps": steps}
-        results = [{"n_context": c, "penalty": p, **same, "heldout": score} for (c, p), score in zip(pairs, scores, strict=True)]
-        tried.extend(results)
+        heldout = [data.per_molecule(value, block) for value in scores.sum(1)]
+        results = [
+            {"n_context": c, "penalty": p, "width": width, "steps": steps, "heldout": value}
+            for (c, p), value in zip(pairs, heldout, strict=True)
+        ]
         on_trial()
-        return min(results, key=lambda result: result["heldout"])
+        return results, scores
 
     contexts = sorted({min(c, context.n_values - 1) for c in (CONTEXTS if settings.n_context is None else (settings.n_context,))})
     penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
-    widths = WIDTHS if settings.width is None else (settings.width,)
-    best = trial([(c, p) for c in contexts for p in penalties], widths[0], lengths[0])
-    pair = [(int(best["n_context"]), best["penalty"])]
-    for width in widths[1:]:
-        best = min(best, trial(pair, width, lengths[0]), key=lambda result: result["heldout"])
+    pairs = [(c, p) for p in sorted(penalties, reverse=True) for c in contexts]
+    tried, scores = trial(pairs, lengths[0])
+    behind = scores - scores[scores.sum(1).argmin()]
+    error = math.sqrt(behind.shape[1]) * behind.std(axis=1)
+    place = int(np.flatnonzero(behind.sum(1) <= error)[0])
+    best = tried[place]
     for steps in lengths[1:]:
-        longer = trial(pair, int(best["width"]), steps)
+        (longer,), _ = trial([pairs[place]], steps)
+        tried.append(longer)
         # More than twice the work has to be worth it.
         if longer["heldout"] < best["heldout"] * (1 - WORTH):
             best = longer
     epochs = settings.max_epochs or math.ceil(best["steps"] / per_epoch)
-    complexity = Complexity(pair[0][0], int(best["width"]), best["penalty"], epochs)
+    complexity = Complexity(pairs[place][0], width, pairs[place][1], epochs)
     return complexity, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
 
 
@@ -112,8 +118,8 @@ def _score_candidates(
     width: int,
     steps: int,
     rng: np.random.Generator,
-) -> list[float]:
-    """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each, in nats per held-out molecule."""
+) -> np.ndarray:
+    """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each in each validation cell."""
     partition, n_values = batches.partition, batches.context.n_values
     blocks, genes = partition.blocks, partition.genes_per_block
     mask = torch.ones(len(pairs), n_values, dtype=torch.float32)
@@ -125,12 +131,14 @@ def _score_candidates(
     module = Candidates(generator, mask, torch.tensor([prior_precision(p, data) for _, p in pairs], dtype=torch.float32)).to(data.device)
     turns = math.ceil(steps / len(minibatches))
     fit(module, lambda: minibatches, n_batches=len(minibatches), max_epochs=turns, learning_rate=settings.learning_rate)
-    total: torch.Tensor | float = 0.0
+    parts = []
     with torch.no_grad():
         for part in np.array_split(data.validation, math.ceil(len(data.validation) / 256)):
             rates = module.log_rate(batches.against(part, data.heldout, data.size_heldout)).clamp(max=0).exp()
             size = torch.from_numpy(data.size_train[part].astype(np.float32)).to(data.device)[:, None]
             seen, target = data.dense(data.train, part, partition.genes), data.dense(data.heldout, part, partition.genes)
             ratio = data.heldout_ratio(part)
-            total = total + torch.stack([posterior.heldout_deviance(seen, partition.gather(rate) * size, target, ratio) for rate in rates])
-    return [data.per_molecule(float(value), partition.genes) for value in total.amin(dim=1)]  # type: ignore[union-attr]
+            parts.append(torch.stack([posterior.heldout_deviance(seen, partition.gather(rate) * size, target, ratio) for rate in rates]))
+    # (candidates, sizes, cells): each candidate with the size that suits it.
+    scores = torch.cat(parts, dim=2).double().cpu().numpy()
+    return scores[np.arange(len(pairs)), scores.sum(2).argmin(1)]

@@ -84,8 +84,8 @@ def test_posterior_step_of_a_peer_lowers_the_heldout_deviance_and_a_zero_is_no_t
     cells.layers["plain"], cells.layers["step"] = fitted.plain, fitted.posterior
     scores = scimpute.metrics.heldout(cells, ["plain", "step"])["poisson"]
     assert scores["step"] < scores["plain"]
-    floor, sizes = tuning.choose(*_halves(work), np.zeros(work.shape, dtype=np.float32))
-    found = tuning.apply(work.X, np.zeros(work.shape, dtype=np.float32), floor, sizes)
+    floor, prior = tuning.choose(*_halves(work), np.zeros(work.shape, dtype=np.float32))
+    found = tuning.apply(work.X, np.zeros(work.shape, dtype=np.float32), floor, prior)
     seen = work.X.toarray() > 0
     assert (found[seen] > 0).all()
     assert np.isfinite(found).all()

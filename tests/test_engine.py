@@ -19,6 +19,7 @@ from scimpute._complexity import choose
 from scimpute._counts import expected_log1p
 from scimpute._data import HELDOUT, Complexity, Data, Settings
 from scimpute._rates import Combiner, predict
+from scimpute.models.posterior import mean_and_variance
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
@@ -120,12 +121,15 @@ def test_repeats_are_combined(combined):
 def test_heldout_scores_are_poisson_deviances_of_shares(combined):
     data, result = combined
     y, exposure = data.heldout.toarray()[:, data.genes], data.size_heldout[:, None]
-    share, theta = data.share[data.genes], result.sizes.numpy()
+    share = data.share[data.genes]
     # Scores are of rates that know the training part only.
     network = result.own.mean * np.exp(-data.held_back()[data.genes])
     mu = network * data.size_train[:, None]
     x = data.train.toarray()[:, data.genes]
-    posterior = (x + theta) / (1 + theta / mu) / data.size_train[:, None]
+    assert result.prior.sizes.shape == share.shape
+    np.testing.assert_allclose(result.prior.reference, share * np.median(data.size_train), rtol=1e-5)
+    given = (torch.from_numpy(values.astype(np.float32)) for values in (x, mu))
+    posterior = mean_and_variance(*given, result.prior, torch.zeros(()))[0].numpy() / data.size_train[:, None]
     for name, rate in {"gene_mean": share, "network": network, "posterior": posterior}.items():
         expected = (rate * exposure - y * np.log(rate + np.zeros_like(y))).sum() / y.sum()
         assert result.heldout[name] == pytest.approx(expected, rel=1e-4), name
@@ -164,19 +168,35 @@ def test_conv_is_fixed_where_it_is_not_given(adata):
     assert "conv" in why["why"]
 
 
-def test_what_is_left_open_is_the_best_of_what_was_tried(adata):
+def test_what_is_left_open_is_chosen_among_what_was_tried(adata):
     told = []
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 5, seed=0)
     open_ = replace(SETTINGS, penalty=None, width=None)
     complexity, why = choose(data, open_, context, np.random.default_rng(0), on_trial=lambda: told.append(1))
     tried = why["candidates"]
-    best = tried.loc[tried["heldout"].idxmin()]
-    assert (complexity.penalty, complexity.width) == (best["penalty"], best["width"])
-    assert (complexity.n_context, complexity.max_epochs) == (5, 3)
-    assert tried["penalty"].nunique() == tried["width"].nunique() == 2
+    assert tried["penalty"].tolist() == [3000.0, 300.0, 30.0]
+    assert complexity.penalty >= tried.loc[tried["heldout"].idxmin(), "penalty"]
+    assert (complexity.n_context, complexity.width, complexity.max_epochs) == (5, 64, 3)
     assert np.isfinite(tried["heldout"]).all()
-    assert len(told) == 2
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, (15, 30.0)), (0.5, (15, 300.0)), (5.0, (5, 3000.0))])
+def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise, expected):
+    """The largest penalty, then the fewest scores, among those within a standard error of the paired difference."""
+    behind = {(15, 30.0): 0.0, (15, 300.0): 0.02, (5, 3000.0): 0.1}
+
+    def scores(data, settings, batches, minibatches, pairs, width, steps, rng):
+        spread = np.where(np.arange(400) % 2, 1.0, -1.0)
+        return np.stack([1 + behind.get(pair, 9.0) + noise * (pair != (15, 30.0)) * spread for pair in pairs])
+
+    monkeypatch.setattr("scimpute._complexity._score_candidates", scores)
+    data = data_of(adata)
+    context = Context.fit(data.train, data.size_train, 20, seed=0)
+    open_ = replace(SETTINGS, penalty=None, n_context=None)
+    complexity, _ = choose(data, open_, context, np.random.default_rng(0), on_trial=lambda: None)
+    assert (complexity.n_context, complexity.penalty) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -195,7 +215,7 @@ def test_noise_gets_the_strong_penalty_and_structure_is_learnt(seed):
         return complexity.penalty, gene_mean - why["candidates"]["heldout"].min()
 
     penalty, gain = trial(0.0, 0.3)
-    assert penalty == 300.0
+    assert penalty == 3000.0
     assert abs(gain) < 0.01
     assert trial(1.5, 10.0)[1] > 0.2
 

@@ -134,7 +134,9 @@ def _moments(x: Tensor, mu: Tensor, sizes: Sequence[Tensor], points: Sequence[tu
 
 
 def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, sizes: Tensor = GRID[::3]) -> Tensor:
-    """Poisson deviance of held-out molecules under the posterior mean with each of T sizes for all genes (and a spread of 1.2), ``(T,)``.
+    """Poisson deviance of each cell's held-out molecules under the posterior mean, with each of T sizes for all genes, ``(T, b)``.
+
+    Sizes have a spread of 1.2 among entries.
 
     Parameters
     ----------
@@ -163,7 +165,7 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
         one = torch.full_like(at, float(sizes[t].log()))
         mean[seen] = _moments(x, at, [_size(one, prior.spread, node) for node, _ in prior.points()], prior.points())[0].to(mean)
         mean *= ratio[:, None]
-        out.append(mean.sum() - target[hits] @ mean[hits].clamp(min=1e-12).log())
+        out.append(mean.sum(1).index_add_(0, hits[0], target[hits] * mean[hits].clamp(min=1e-12).log(), alpha=-1))
     return torch.stack(out)
 
 
