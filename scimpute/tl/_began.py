@@ -69,7 +69,7 @@ def began(
     ``n_repeats`` times and the imputations are averaged. A generator reads its block of a *thinned* cell and the cell's low-rank context,
     predicts the removed molecules (count splitting), and is judged, after a Drop operator has imitated dropout, by a
     boundary-equilibrium discriminator. The rate it gives is the prior mean of the entry, and the cell's own count is used
-    once more (empirical Bayes), with a size per gene that held-out molecules correct. See *Notes* for the equations.
+    once more (empirical Bayes), trusted as far as held-out molecules bear it out. See *Notes* for the equations.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def began(
     n_context, width, penalty, max_epochs
         Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of
         the output weights, and length of the training. ``"auto"`` chooses by held-out molecules (dense only; the
-        convolutional network has fixed choices).
+        convolutional network has fixed choices), the width excepted, which is 64.
     drop_quantile, drop_shape
         Percentile q (0 to 100) at which Drop keeps half of the entries, and sharpness s around it. ``"auto"`` takes the percentage of zeros
         in the counts.
@@ -149,7 +149,7 @@ def began(
         ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
         L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
         candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per
-        gene; ``stopped``; ``version``; ``seconds``.
+        gene, ``size_slope`` and ``size_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``.
 
     Raises
     ------
@@ -170,7 +170,8 @@ def began(
       :math:`M = L(x') + |\gamma L(x') - L(\mathrm{Drop}(G'))|`; training stops early when neither M nor the held-out deviance improves.
     * Count splitting :cite:p:`Batson2019`: :math:`\sum_j t_i r_{ij} - \sum_j T_{ij} \log r_{ij}` with T the removed molecules and t
       their total.
-    * Empirical Bayes: :math:`E[\lambda | x] = (x + \theta_j) / (1 + \theta_j / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`.
+    * Empirical Bayes: :math:`E[\lambda | x, \theta] = (x + \theta_{ij}) / (1 + \theta_{ij} / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`, averaged
+      over :math:`\log\theta_{ij} = \log\theta_j + \beta\log(\mu_{ij} / \bar\mu_j) + \tau z`, :math:`z` standard normal.
 
     After scIGANs :cite:p:`Xu2020`, with the changes above. The penalty holds a gene with few molecules at its mean, so that its
     posterior falls back to the mean and the cell's own count.
