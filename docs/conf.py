@@ -100,7 +100,7 @@ def write_help(app) -> None:
     folder = HERE / "generated"
     folder.mkdir(exist_ok=True)
     os.environ["COLUMNS"] = "100"
-    for command in ("", "demo", "began", "spatial", "nmf", "pmi", "gain", "apply"):
+    for command in ("", "demo", "began", "spatial", "nmf", "pmi", "gain", "apply", "report"):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             main([*command.split(), "--help"])
         (folder / f"help_{command or 'scimpute'}.txt").write_text(printed.getvalue())

@@ -170,8 +170,8 @@ def began(
       :math:`M = L(x') + |\gamma L(x') - L(\mathrm{Drop}(G'))|`; training stops early when neither M nor the held-out deviance improves.
     * Count splitting :cite:p:`Batson2019`: :math:`\sum_j t_i r_{ij} - \sum_j T_{ij} \log r_{ij}` with T the removed molecules and t
       their total.
-    * Empirical Bayes: :math:`E[\lambda | x, \theta] = (x + \theta_{ij}) / (1 + \theta_{ij} / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`, averaged
-      over :math:`\log\theta_{ij} = \log\theta_j + \beta\log(\mu_{ij} / \bar\mu_j) + \tau z`, :math:`z` standard normal.
+    * Empirical Bayes: :math:`E[\lambda | x, \theta] = (x + \theta_{ij}) / (1 + \theta_{ij} / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`,
+      in the mean over :math:`\log\theta_{ij} = \log\theta_j + \beta\log(\mu_{ij} / \bar\mu_j) + \tau z`, :math:`z` standard normal.
 
     After scIGANs :cite:p:`Xu2020`, with the changes above. The penalty holds a gene with few molecules at its mean, so that its
     posterior falls back to the mean and the cell's own count.

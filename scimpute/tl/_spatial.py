@@ -113,7 +113,8 @@ def spatial(
         ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
         held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
         the logs of held-out entries, as then in ``heldout``, which has no posterior); ``history``, ``chosen``, ``heldout``, ``sizes``,
-        ``size_slope``, ``size_spread``, ``stopped``, ``version`` and ``seconds`` as in :func:`scimpute.tl.began`; ``conditioned_on``, the sections.
+        ``size_slope``, ``size_spread``, ``stopped``, ``version`` and ``seconds`` as in :func:`scimpute.tl.began`;
+        ``conditioned_on``, the sections.
 
     Raises
     ------
