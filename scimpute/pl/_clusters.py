@@ -93,7 +93,7 @@ def clusters(
     Examples
     --------
     >>> import scimpute
-    >>> scimpute.pl.clusters(adata, ["hidden", "spatial"], labels="layer")  # doctest: +SKIP
+    >>> scimpute.pl.clusters(adata, "spatial_imputed", labels="layer")  # doctest: +SKIP
     """
     _adata.check_object(adata)
     names = _check.layers(layers, [_profiles.RAW])

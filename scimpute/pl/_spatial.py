@@ -23,7 +23,7 @@ _BAR = 0.8
 def spatial(
     adata: AnnData,
     genes: str | Sequence[str],
-    key: str = "spatial",
+    key: str = "spatial_imputed",
     *,
     layer: str | None = None,
     image_key: str | None = "hires",
@@ -91,7 +91,7 @@ def spatial(
     Examples
     --------
     >>> import scimpute
-    >>> scimpute.pl.spatial(adata, ["ERBB2", "KRT8"], "spatial", library_key="section", library_id="B4")  # doctest: +SKIP
+    >>> scimpute.pl.spatial(adata, ["ERBB2", "KRT8"], library_key="section", library_id="B4")  # doctest: +SKIP
     """
     _adata.check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
