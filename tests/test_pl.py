@@ -163,3 +163,10 @@ def test_save_and_show(adata, tmp_path, monkeypatch):
     finally:
         sc.settings.autoshow, sc.settings.figdir = before
     assert (tmp_path / f"imputed.{sc.settings.file_format_figs}").stat().st_size > 0
+
+
+def test_names_are_no_formulas(adata):
+    adata.var_names = [r"$\frac$" if name == "gene1" else name for name in adata.var_names]
+    adata.obsm[r"X_$\nomap$"] = adata.obsm.pop("X_umap")
+    axes = pl.imputed(adata, r"$\frac$", basis=r"$\nomap$", show=False)
+    axes[0].figure.canvas.draw()  # a formula that is none cannot be drawn

@@ -204,6 +204,13 @@ def test_clusters_without_labels(adata):
     assert colours(axes[0]) == colours(axes[1]) == colours(axes[3])
 
 
+def test_names_are_no_formulas(adata):
+    adata.var_names = [r"$\frac$" if name == "gene1" else name for name in adata.var_names]
+    adata.obs[r"$\bnd$"] = adata.obs["band"].replace("a", r"$\lvl$").astype("category")
+    for axes in (pl.spatial(adata, r"$\frac$", **WHICH), pl.clusters(adata, "spatial_imputed", r"$\bnd$", **WHICH)):
+        axes[0].figure.canvas.draw()  # a formula that is none cannot be drawn
+
+
 def test_matching_keeps_as_many_cells_as_possible():
     def known(codes, n):
         return clustering.Known("x", [str(i) for i in range(n)], np.array(codes))

@@ -353,6 +353,7 @@ def test_names_are_escaped(adata, save):
     assert {tag for tag, _ in page.found}.isdisjoint({"script", "b", "i", "u"})
     assert html.escape("obs['kind<b>']") in save.read_text()
     assert NASTY in "".join(page.text)
+    assert any("'$x_1$ &" in str(image["alt"]) for image in page.of("img"))
 
 
 def test_names_that_are_not_unique(adata, save):

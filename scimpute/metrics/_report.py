@@ -248,10 +248,10 @@ def _before_and_after(
 
 
 def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np.ndarray, basis: str) -> AnnData:
-    """The user's own result with names that can be drawn."""
+    """The user's own result with names that are unique."""
     from anndata.utils import make_index_unique
 
-    names = make_index_unique(pd.Index([_report_figures.plain(str(name)) for name in imputation.names]))
+    names = make_index_unique(pd.Index(imputation.names.astype(str)))
     params = {name: value for name, value in imputation.params.items() if name != "layer"}
     layers, obsm = {}, {f"X_{basis}": place}
     if imputation.genes is None:

@@ -103,9 +103,9 @@ def imputed(
                 plotnonfinite=True,
                 rasterized=True,
             )
-            axis.set(title=f"{gene} {when}", xticks=[], yticks=[])
-            axis.set_xlabel(f"{basis.removeprefix('X_')}1".upper(), loc="left", fontsize="x-small", color="0.4")
-            axis.set_ylabel(f"{basis.removeprefix('X_')}2".upper(), loc="bottom", fontsize="x-small", color="0.4")
+            axis.set(title=_figure.plain(f"{gene} {when}"), xticks=[], yticks=[])
+            axis.set_xlabel(_figure.plain(f"{basis.removeprefix('X_')}1".upper()), loc="left", fontsize="x-small", color="0.4")
+            axis.set_ylabel(_figure.plain(f"{basis.removeprefix('X_')}2".upper()), loc="bottom", fontsize="x-small", color="0.4")
             axis.spines[:].set_visible(False)
         pair[0].figure.colorbar(points, ax=pair, label="log1p(CP10k)", aspect=25, pad=0.02).outline.set_visible(False)
     return _figure.finish(used, "imputed", show, save)

@@ -112,7 +112,7 @@ def spatial(
         top = (highest or 1) if vmax is None else vmax
         for axis, values, when in zip(pair, both, ("measured", "imputed"), strict=True):
             discs = _tissue.draw(axis, section, image_alpha, array=values[:, i], cmap=cmap, clim=(0, top), alpha=alpha)
-            axis.set_title(f"{gene} {when}")
+            axis.set_title(_figure.plain(f"{gene} {when}"))
         bar = pair[0].figure.colorbar(
             discs, ax=pair, label="log1p(CP10k)", aspect=20, pad=0.02, extend="max" if highest > top else "neither"
         )
