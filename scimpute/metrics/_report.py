@@ -142,7 +142,7 @@ def report(
 
     scores, trust = _report_numbers.heldout(imputation, frac, state, seed)
     null, why = _report_numbers.null(imputation, n_splits, n_labelled, state)
-    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns)
+    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, imputation.entry.get("heldout", {}))
     groups = _report_numbers.markers(imputation, codes, names)
     markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
 
