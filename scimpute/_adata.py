@@ -15,7 +15,7 @@ from scanpy import logging as logg
 
 from . import _check, _keys
 from ._counts import chunks
-from ._matrix import check_kind, some_rows, to_csr
+from ._matrix import check_kind, is_logged, some_rows, to_csr
 
 
 def check_object(adata: Any) -> None:
@@ -121,12 +121,20 @@ def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
 
 
 def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = None) -> Any:
-    """A layer as it is stored; refused where one of our functions wrote it on another scale than the one required."""
+    """A layer as it is stored.
+
+    Refused where one of our functions wrote it on another scale than the one required, or where counts have been logged since.
+    """
     matrix = _matrix(adata, layer)
     scale = adata.uns[layer].get("params", {}).get("output") if written_by(adata, layer) else None
     if require_output and scale and scale != require_output:
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
     check_kind(matrix, f"adata.layers[{layer!r}]")
+    if "counts" in (scale, None if scale else require_output) and is_logged(matrix):
+        raise ValueError(
+            f"layer {layer!r} {'was written as' if scale else 'is to hold'} expected counts, and holds log1p of normalised values; "
+            "impute again, and normalise a copy of the layer"
+        )
     return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
 
 

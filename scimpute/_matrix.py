@@ -31,6 +31,22 @@ def check_kind(matrix: Any, name: str) -> None:
         raise ValueError(f"{name} is a dask array whose chunk sizes are unknown; call .compute_chunk_sizes() on it first")
 
 
+def is_logged(matrix: Any) -> bool:
+    """Whether the first rows are log1p of normalised ones: ``exp(x) - 1`` has the same sum in each, and ``x`` has not.
+
+    Where this is True it is certain. Logs of some of the genes that were normalised, or to another base, are not recognised.
+    """
+    part = some_rows(matrix, slice(0, 50))
+    values = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        normalized = np.expm1(values).sum(axis=1)
+    sums = values.sum(axis=1)[normalized > 0]
+    normalized = normalized[normalized > 0]
+    if len(normalized) < 10 or not np.isfinite(normalized).all():
+        return False
+    return bool(np.ptp(normalized) < 1e-4 * normalized.max() and np.ptp(sums) > 1e-3 * sums.max())
+
+
 def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
     """Canonical CSR float32 of any supported matrix, with no copy where it is that already.
 

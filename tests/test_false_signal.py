@@ -51,6 +51,28 @@ def test_correlation_that_was_made_is_seen(adata):
     assert table.loc["imputed", "correlation"] > 0.9
 
 
+def profile(given: ad.AnnData, dtype: type, *, logs: bool) -> np.ndarray:
+    """The mean profile at the depth of every cell, by a product or by a sum of logs."""
+    x = given.X.astype(np.float64)
+    depth, share = x.sum(axis=1).A1[:, None], x.sum(axis=0).A1 / x.sum()
+    return np.exp(np.log(depth).astype(dtype) + np.log(share).astype(dtype)) if logs else depth.astype(dtype) * share.astype(dtype)
+
+
+@pytest.mark.parametrize("logs", [False, True])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rounding_is_no_signal(adata, dtype, logs):
+    found = false_signal(adata, lambda a: profile(a, dtype, logs=logs), n_splits=2).loc["imputed"]
+    assert (found["differential_genes"], found["correlation"]) == (0, 0)
+
+
+def test_small_differences_are_ranked():
+    """A ten-thousandth of a value, that of the smallest and of the largest."""
+    values = np.outer(1 + 1e-4 * np.arange(50.0), [1e-6, 1, 9])
+    assert _false_signal._correlation(np.hstack([values, values[::-1]])) == pytest.approx(1)
+    values[:, 1] = np.random.default_rng(0).permutation(values[:, 1])
+    assert _false_signal._correlation(values) == pytest.approx(np.abs(stats.spearmanr(values).statistic)[np.triu_indices(3, 1)].mean())
+
+
 def test_a_label_that_was_given_is_found_in_every_gene(adata):
     table = false_signal(adata, of_labels, groups="kind", n_splits=3)
     assert list(table.index) == ["raw", "imputed", "imputed_with_label"]

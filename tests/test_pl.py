@@ -163,3 +163,19 @@ def test_save_and_show(adata, tmp_path, monkeypatch):
     finally:
         sc.settings.autoshow, sc.settings.figdir = before
     assert (tmp_path / f"imputed.{sc.settings.file_format_figs}").stat().st_size > 0
+
+
+def test_names_are_no_formulas(adata):
+    adata.var_names = [r"$\frac$" if name == "gene1" else name for name in adata.var_names]
+    adata.obsm[r"X_$\nomap$"] = adata.obsm.pop("X_umap")
+    axes = pl.imputed(adata, r"$\frac$", basis=r"$\nomap$", show=False)
+    axes[0].figure.canvas.draw()  # a formula that is none cannot be drawn
+
+
+@pytest.mark.filterwarnings("ignore:The set_bad function:PendingDeprecationWarning")  # of scanpy
+@pytest.mark.parametrize("basis", ["umap", "tsne", "pca", "diffmap", "draw_graph_fa", "umap_counts", "X_scVI"])
+def test_axes_are_called_as_scanpy_calls_them(adata, basis):
+    adata.obsm[f"X_{basis.removeprefix('X_')}"] = adata.obsm["X_umap"]
+    shown = sc.pl.embedding(adata, basis.removeprefix("X_"), show=False)
+    for axis in pl.imputed(adata, "gene1", basis=basis, show=False):
+        assert (axis.get_xlabel(), axis.get_ylabel()) == (shown.get_xlabel(), shown.get_ylabel())

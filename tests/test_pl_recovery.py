@@ -109,6 +109,13 @@ def test_whiskers_far_below_zero_are_cut(adata):
     assert axes[1].get_ylim()[0] == pytest.approx(-1.05)
 
 
+def test_names_are_no_formulas(adata):
+    adata.obs[r"$\tsse$"] = adata.obs["tissue"].astype(str).replace(adata.obs["tissue"].iloc[0], r"$\lvl$")
+    adata.layers[r"$\mine$"] = adata.layers.pop("mine")
+    axes = pl.recovery(adata, r"$\mine$", groupby=r"$\tsse$", show=False)
+    axes[0].figure.canvas.draw()  # a formula that is none cannot be drawn
+
+
 def test_draws_on_given_axes_and_changes_nothing(adata, fingerprint):
     before = fingerprint(adata)
     given = plt.figure(layout="constrained").subplots(1, 3)

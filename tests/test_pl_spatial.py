@@ -4,6 +4,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
+import inspect
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from scipy.optimize import linear_sum_assignment
 
-from scimpute import metrics, pl
+from scimpute import metrics, pl, tl
 from scimpute.metrics import _clusters as clustering
 from scimpute.pl import _clusters, _tissue
 
@@ -48,7 +50,7 @@ def adata() -> ad.AnnData:
         sp.csr_matrix(rng.poisson(rate).astype(np.float32)),
         obs=obs,
         var=pd.DataFrame(index=[f"gene{j}" for j in range(30)]),
-        layers={"spatial": rate.astype(np.float32)},
+        layers={"spatial_imputed": rate.astype(np.float32)},
         obsm={"spatial": np.column_stack([column, row]) * 100 + 50},
         uns={"spatial": {"s1": entry(), "s2": entry()}},
     )
@@ -74,7 +76,7 @@ def test_both_columns_on_the_image_of_the_section(adata, fingerprint):
     assert len(axes[0].figure.axes) == 6  # a colour bar for each row
     counts, second = adata.X.toarray(), slice(SIDE**2, None)
     size = counts.sum(1, keepdims=True)
-    for axis, values, gene in zip(axes, [counts, adata.layers["spatial"]] * 2, (1, 1, 3, 3), strict=True):
+    for axis, values, gene in zip(axes, [counts, adata.layers["spatial_imputed"]] * 2, (1, 1, 3, 3), strict=True):
         np.testing.assert_allclose(discs(axis).get_array(), np.log1p(1e4 * values / size)[second, gene], rtol=1e-5)
         np.testing.assert_allclose(discs(axis).get_offsets(), adata.obsm["spatial"][second] * 0.1)
         assert axis.images[0].get_array().shape == (100, 80, 3)
@@ -83,6 +85,11 @@ def test_both_columns_on_the_image_of_the_section(adata, fingerprint):
     for row in (axes[:2], axes[2:]):
         assert discs(row[0]).get_clim() == discs(row[1]).get_clim()
         assert discs(row[0]).get_clim() == (0, max(discs(a).get_array().max() for a in row))
+
+
+def test_the_default_is_what_the_imputation_writes():
+    written, shown = (inspect.signature(function).parameters for function in (tl.spatial, pl.spatial))
+    assert shown["key"].default == written["key_added"].default
 
 
 def test_spots_are_as_large_as_on_the_tissue(adata):
@@ -147,7 +154,7 @@ def test_any_image(adata, image, highest):
 def test_outputs_scale_and_axes(adata, tmp_path):
     size = adata.X.toarray().sum(1, keepdims=True)
     want = discs(pl.spatial(adata, "gene1", **WHICH)[1]).get_array()
-    adata.layers["mine"] = np.log1p(1e4 * adata.layers["spatial"] / size)
+    adata.layers["mine"] = np.log1p(1e4 * adata.layers["spatial_imputed"] / size)
     adata.uns["mine"] = {"method": "began", "params": {"output": "log1p", "layer": "X"}}
     given = plt.figure(layout="constrained").subplots(1, 2)
     axes = pl.spatial(adata, "gene1", "mine", ax=given, vmax=2.5, save=tmp_path / "genes.png", **WHICH)
@@ -168,10 +175,10 @@ def test_clusters_have_the_colours_of_the_labels(adata, fingerprint):
     adata.obs["band"] = adata.obs["band"].where(np.arange(adata.n_obs) != 70)
     adata.obs["same"] = adata.obs["band"].map({"a": "2", "b": "0", "c": "1"}).astype("category")
     before = fingerprint(adata)
-    axes = pl.clusters(adata, "spatial", "band", columns="same", **WHICH)
+    axes = pl.clusters(adata, "spatial_imputed", "band", columns="same", **WHICH)
     assert fingerprint(adata) == before
-    table = metrics.cluster_agreement(adata, "spatial", "band")
-    titles = ["band", "same\nARI 1.00", f"raw\nARI {table.loc['raw', 'kmeans_ari']:.2f}", "spatial\nARI 1.00"]
+    table = metrics.cluster_agreement(adata, "spatial_imputed", "band")
+    titles = ["band", "same\nARI 1.00", f"raw\nARI {table.loc['raw', 'kmeans_ari']:.2f}", "spatial_imputed\nARI 1.00"]
     assert [a.get_title() for a in axes] == titles
     labelled = np.arange(SIDE**2) != 70 - SIDE**2
     for axis in (axes[1], axes[3]):
@@ -186,15 +193,22 @@ def test_clusters_have_the_colours_of_the_labels(adata, fingerprint):
 
 
 def test_clusters_without_labels(adata):
-    axes = pl.clusters(adata, "spatial", n_clusters=4, **WHICH)
-    assert [a.get_title() for a in axes] == ["raw", "spatial"]
+    axes = pl.clusters(adata, "spatial_imputed", n_clusters=4, **WHICH)
+    assert [a.get_title() for a in axes] == ["raw", "spatial_imputed"]
     assert axes[-1].get_legend() is None
     assert len(set(colours(axes[0]))) <= 4
     adata.obs["raw"] = pd.Categorical(adata.obs["band"])
     adata.obs["swapped"] = adata.obs["band"].map({"a": "b", "b": "a", "c": "c"})
-    axes = pl.clusters(adata, "spatial", columns=["raw", "swapped"], n_clusters=3, **WHICH)
-    assert [a.get_title() for a in axes] == ["raw", "swapped", "raw (layer)", "spatial"]
+    axes = pl.clusters(adata, "spatial_imputed", columns=["raw", "swapped"], n_clusters=3, **WHICH)
+    assert [a.get_title() for a in axes] == ["raw", "swapped", "raw (layer)", "spatial_imputed"]
     assert colours(axes[0]) == colours(axes[1]) == colours(axes[3])
+
+
+def test_names_are_no_formulas(adata):
+    adata.var_names = [r"$\frac$" if name == "gene1" else name for name in adata.var_names]
+    adata.obs[r"$\bnd$"] = adata.obs["band"].replace("a", r"$\lvl$").astype("category")
+    for axes in (pl.spatial(adata, r"$\frac$", **WHICH), pl.clusters(adata, "spatial_imputed", r"$\bnd$", **WHICH)):
+        axes[0].figure.canvas.draw()  # a formula that is none cannot be drawn
 
 
 def test_matching_keeps_as_many_cells_as_possible():
@@ -228,7 +242,7 @@ def shift(adata) -> None:
 
 
 def nan(adata) -> None:
-    adata.layers["spatial"][3, 2] = np.nan
+    adata.layers["spatial_imputed"][3, 2] = np.nan
 
 
 def hires(image):
@@ -240,8 +254,8 @@ def hires(image):
     [
         (lambda a: a.X, {}, TypeError, "expected AnnData"),
         (None, {"genes": "gne1"}, KeyError, "did you mean 'gene1'"),
-        (None, {"key": "sptial"}, KeyError, "imputed layer or obsm table 'sptial' not found.*did you mean 'spatial'"),
-        (None, {"layer": "spatial"}, ValueError, "counts are in: adata.X"),
+        (None, {"key": "sptial_imputed"}, KeyError, "obsm table 'sptial_imputed' not found.*did you mean 'spatial_imputed'"),
+        (None, {"layer": "spatial_imputed"}, ValueError, "counts are in: adata.X"),
         (None, {"library_key": None}, ValueError, r"has several sections, \['s1', 's2'\]; pass library_key="),
         (None, {"library_id": None}, ValueError, r"choose one with library_id=: \['s1', 's2'\]"),
         (None, {"library_id": "s3"}, KeyError, "'s3' not found"),
@@ -278,7 +292,7 @@ def test_a_single_spot_outside_the_image(adata):
     ("options", "error", "message"),
     [
         ({"layers": ()}, ValueError, "nothing to draw beside the labels"),
-        ({"layers": "sptial"}, KeyError, "did you mean 'spatial'"),
+        ({"layers": "sptial_imputed"}, KeyError, "did you mean 'spatial_imputed'"),
         ({"labels": None}, ValueError, "give labels or n_clusters"),
         ({"labels": None, "unlabelled": "a"}, ValueError, "unlabelled says which labels are none"),
         ({"labels": "bnd"}, KeyError, "did you mean 'band'"),
@@ -290,11 +304,11 @@ def test_a_single_spot_outside_the_image(adata):
         ),
         ({"method": ["kmeans"]}, ValueError, "method must be one of"),
         ({"library_id": None}, ValueError, "choose one with library_id="),
-        ({"ax": "one"}, ValueError, r"ax must be 3 axes \(band, raw, spatial\)"),
+        ({"ax": "one"}, ValueError, r"ax must be 3 axes \(band, raw, spatial_imputed\)"),
     ],
 )
 def test_clusters_faults(adata, refused, options, error, message):
-    options = {"layers": "spatial", "labels": "band"} | WHICH | options
+    options = {"layers": "spatial_imputed", "labels": "band"} | WHICH | options
     if "ax" in options:
         options["ax"] = plt.figure().subplots()
     refused(adata, lambda a: pl.clusters(a, **options), error, message)

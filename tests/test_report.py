@@ -353,6 +353,7 @@ def test_names_are_escaped(adata, save):
     assert {tag for tag, _ in page.found}.isdisjoint({"script", "b", "i", "u"})
     assert html.escape("obs['kind<b>']") in save.read_text()
     assert NASTY in "".join(page.text)
+    assert any("'$x_1$ &" in str(image["alt"]) for image in page.of("img"))
 
 
 def test_names_that_are_not_unique(adata, save):
@@ -537,9 +538,16 @@ GOOD = trusts(0.2, 0.3, -0.01)
     ],
 )
 def test_verdict(given, expected, because):
-    sentence, reasons = _verdict.verdict(*given, {})
+    sentence, reasons = _verdict.verdict(*given, {}, {})
     assert sentence == expected
     assert reasons["reason"].str.contains(because, regex=False).any()
+
+
+@pytest.mark.parametrize(("network", "sentence"), [(5.9, "The held-out molecules support"), (6.0, "Use this imputation with care")])
+def test_a_gain_of_the_own_count_alone(network, sentence):
+    found, reasons = _verdict.verdict(scores(), GOOD, None, {}, {"gene_mean": 6.0, "network": network, "posterior": 5.5})
+    assert found.startswith(sentence)
+    assert reasons["reason"].str.contains("its network was no better than the gene mean").any() == (network == 6.0)
 
 
 def test_the_gene_mean_in_disguise_is_not_to_be_used(adata, save):

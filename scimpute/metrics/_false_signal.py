@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MIN_CELLS = 20
 HALF = "random_half"
 """Column of ``obs`` with the random halves."""
+_STEP = 1e-5
+"""Relative difference below which two values are equal: layers are float32, and so is the arithmetic of many imputers."""
 _METHODS = ("began", "nmf")
 _OUTPUTS = ("counts", "rate", "log1p")
 
@@ -226,8 +228,7 @@ def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float
     p, totals = np.ones(len(genes)), _totals(matrix, scale)
     matrix = matrix.tocsc() if sp.issparse(matrix) else matrix
     for some in chunks(len(genes), len(half)):
-        # Equal numbers that were summed in another order are equal.
-        values = np.round(_logged(matrix, genes[some], totals), 9)
+        values = _levels(_logged(matrix, genes[some], totals))
         varies = np.ptp(values, axis=0) > 0
         if varies.any():
             values = values[:, varies]
@@ -235,9 +236,18 @@ def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float
     return int((stats.false_discovery_control(p) < alpha).sum()) if len(p) else 0
 
 
+def _levels(values: np.ndarray) -> np.ndarray:
+    """Whole numbers in the order of the values of each column, ``(n, genes)``; equal where these differ by rounding alone.
+
+    Steps are counted from the highest value, so that those of a constant column are all 0, wherever it lies.
+    """
+    logs = np.log(np.maximum(values, np.finfo(np.float32).tiny))
+    return np.round((logs - logs.max(axis=0)) / _STEP)
+
+
 def _correlation(values: np.ndarray) -> float:
     """Mean absolute Spearman correlation between columns; one that is constant is correlated with none."""
-    ranks = stats.rankdata(np.round(values, 9), axis=0)
+    ranks = stats.rankdata(_levels(values), axis=0)
     ranks -= ranks.mean(axis=0)
     norm = np.sqrt(np.square(ranks).sum(axis=0))
     ranks /= np.where(norm > 0, norm, 1)

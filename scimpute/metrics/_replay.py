@@ -140,7 +140,11 @@ def read(
     else:
         arguments = _of_training(method, params, entry) | {"device": device}
         arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
-    genes = None if key in _adata.layer_names(adata) else list(adata.obsm[key].columns)
+    genes = None
+    if key in _adata.layer_names(adata):
+        _adata.read_layer(adata, key)  # refused here, and not after all has been run
+    else:
+        genes = list(adata.obsm[key].columns)
     if genes is not None and not params.get("applied"):
         arguments["genes"] = genes
     return Imputation(

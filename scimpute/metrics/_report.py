@@ -142,7 +142,7 @@ def report(
 
     scores, trust = _report_numbers.heldout(imputation, frac, state, seed)
     null, why = _report_numbers.null(imputation, n_splits, n_labelled, state)
-    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns)
+    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, imputation.entry.get("heldout", {}))
     groups = _report_numbers.markers(imputation, codes, names)
     markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
 
@@ -248,10 +248,10 @@ def _before_and_after(
 
 
 def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np.ndarray, basis: str) -> AnnData:
-    """The user's own result with names that can be drawn."""
+    """The user's own result with names that are unique."""
     from anndata.utils import make_index_unique
 
-    names = make_index_unique(pd.Index([_report_figures.plain(str(name)) for name in imputation.names]))
+    names = make_index_unique(pd.Index(imputation.names.astype(str)))
     params = {name: value for name, value in imputation.params.items() if name != "layer"}
     layers, obsm = {}, {f"X_{basis}": place}
     if imputation.genes is None:

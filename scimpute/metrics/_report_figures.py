@@ -29,11 +29,6 @@ def _uri(figure: Figure) -> Picture:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), round(96 * figure.get_figwidth())
 
 
-def plain(text: str) -> str:
-    """Without what matplotlib would take for a formula."""
-    return text.replace("$", r"\$")
-
-
 def trust(table: pd.DataFrame) -> Picture:
     """How trust is distributed, and against the number of molecules."""
     known = table.dropna(subset="trust")
@@ -65,6 +60,8 @@ def training(history: pd.DataFrame) -> Picture:
 
 def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> Picture:
     """Means of groups (rows) in genes (columns), in shares of the gene's highest in both tables."""
+    from ..pl._figure import plain
+
     top = np.maximum(before.max(), after.max()).replace(0, 1)
     with matplotlib.style.context("default"):
         size = (max(4.5, 2.2 + 0.32 * before.shape[1]), 1.6 + 2 * (0.5 + 0.3 * len(before)))

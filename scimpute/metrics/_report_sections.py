@@ -50,7 +50,9 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
     if recorded:
         text += paragraph(
             "During the training some of the counts were held out too. The network alone should be below the gene mean, and the "
-            "posterior (where there is one), which uses the cell's own count once more, below the network."
+            "posterior (where there is one), which uses the cell's own count once more, below the network. Neither gain shows that genes "
+            "inform each other, as the network reads the cell's own count of the gene, too; a large part of the gain from the posterior is "
+            "a sign that the own count does most of it."
         )
         frame = pd.DataFrame({unit: [float(value) for value in recorded.values()]}, index=list(recorded))
         text += table(frame, "Held out in the training (lower is better)", index="prediction")
@@ -112,7 +114,8 @@ def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
     return text + paragraph(
         "The lead is by how much the imputation is ahead of a row, in nats per hidden molecule, with its standard error over cells. A "
         "lead over the gene mean that is not at least twice its standard error is the sign not to use the imputation; one over kNN, that "
-        "a simpler method does as well. The counts themselves do badly because a zero says that a molecule is impossible."
+        "a simpler method does as well. To be ahead of the gene mean does not show that genes inform each other: the cell's own count of a "
+        "gene does a part of it. The counts themselves do badly because a zero says that a molecule is impossible."
     )
 
 

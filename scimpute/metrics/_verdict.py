@@ -18,9 +18,19 @@ _SENTENCES = {
 _NAMES = {"raw": "the counts themselves", "gene_mean": "the gene mean", "knn": "the mean of similar cells"}
 
 
-def verdict(heldout: pd.DataFrame, trust: pd.DataFrame, null: pd.DataFrame | None, columns: Mapping[str, str]) -> tuple[str, pd.DataFrame]:
-    """A sentence, and its reasons: ``kind`` (``"good"``, ``"care"``, ``"bad"``, or ``"note"``, which does not count) and ``reason``."""
+def verdict(
+    heldout: pd.DataFrame,
+    trust: pd.DataFrame,
+    null: pd.DataFrame | None,
+    columns: Mapping[str, str],
+    recorded: Mapping[str, float],
+) -> tuple[str, pd.DataFrame]:
+    """A sentence, and its reasons: ``kind`` (``"good"``, ``"care"``, ``"bad"``, or ``"note"``, which does not count) and ``reason``.
+
+    ``recorded`` are the scores that the training recorded.
+    """
     reasons = [_against(heldout, name) for name in ("gene_mean", "raw", "knn")]
+    reasons += _of_network(recorded)
     reasons += [_of_genes(trust), *_of_null(null)]
     for argument, column in columns.items():
         told = f"The imputation was given {column!r} ({argument}): never test differences between its levels on the imputed values."
@@ -38,6 +48,13 @@ def _against(heldout: pd.DataFrame, baseline: str) -> tuple[str, str]:
         return "bad", f"It predicts held-out molecules worse than {_NAMES[baseline]}, by {numbers}."
     kind = "care" if baseline == "knn" else "bad"
     return kind, f"It does not predict held-out molecules clearly better than {_NAMES[baseline]} (difference {numbers})."
+
+
+def _of_network(recorded: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The posterior alone may beat the gene mean, as it is drawn to the cell's own count."""
+    if not {"gene_mean", "network"} <= set(recorded) or recorded["network"] < recorded["gene_mean"]:
+        return []
+    return [("care", "In the training its network was no better than the gene mean: what it gains is of the cell's own counts alone.")]
 
 
 def _of_genes(trust: pd.DataFrame) -> tuple[str, str]:

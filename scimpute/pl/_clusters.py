@@ -93,7 +93,7 @@ def clusters(
     Examples
     --------
     >>> import scimpute
-    >>> scimpute.pl.clusters(adata, ["hidden", "spatial"], labels="layer")  # doctest: +SKIP
+    >>> scimpute.pl.clusters(adata, "spatial_imputed", labels="layer")  # doctest: +SKIP
     """
     _adata.check_object(adata)
     names = _check.layers(layers, [_profiles.RAW])
@@ -144,9 +144,9 @@ def _draw(
         shown = [_NONE if code < 0 else colors[code] for code in codes[section.spots]]
         _tissue.draw(axis, section, image_alpha, facecolors=shown, alpha=alpha)
         agreement = f"\nARI {known.ari(codes):.2f}" if known is not None and panels[title] is not known else ""
-        axis.set_title(title + agreement)
+        axis.set_title(_figure.plain(title) + agreement)
     if known is not None:
-        handles = [Patch(facecolor=color, label=level) for color, level in zip(colors, known.levels)]
+        handles = [Patch(facecolor=color, label=_figure.plain(level)) for color, level in zip(colors, known.levels)]
         if (known.codes[section.spots] < 0).any():
             handles.append(Patch(facecolor=_NONE, label="no label"))
         used[-1].legend(handles=handles, frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -28,6 +28,11 @@ def axes(given: Axes | Sequence[Axes] | None, rows: int, columns: int, panel: tu
     return found
 
 
+def plain(text: str) -> str:
+    """A name of the user's, without what matplotlib would take for a formula."""
+    return text.replace("$", r"\$")
+
+
 def finish(used: list[Axes], name: str, show: bool | None, save: str | os.PathLike[str] | bool | None) -> list[Axes] | None:
     """Save and show; the axes where they are not shown."""
     if save:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
+# As scanpy calls the axes of its own embeddings; others have the name of the embedding.
+_AXES = {"diffmap": "DC", "tsne": "tSNE", "umap": "UMAP", "pca": "PC"}
+
 
 def imputed(
     adata: AnnData,
@@ -82,7 +85,7 @@ def imputed(
     """
     _adata.check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    place = _read.positions(adata, basis)
+    place, name = _read.positions(adata, basis), _axis_name(basis.removeprefix("X_"))
     both = _read.before_and_after(adata, genes, key, layer)
     size = min(20, 60_000 / adata.n_obs) if size is None else size
     used = _figure.axes(ax, len(genes), 2, (3.4, 2.8), "two for each gene")
@@ -103,9 +106,14 @@ def imputed(
                 plotnonfinite=True,
                 rasterized=True,
             )
-            axis.set(title=f"{gene} {when}", xticks=[], yticks=[])
-            axis.set_xlabel(f"{basis.removeprefix('X_')}1".upper(), loc="left", fontsize="x-small", color="0.4")
-            axis.set_ylabel(f"{basis.removeprefix('X_')}2".upper(), loc="bottom", fontsize="x-small", color="0.4")
+            axis.set(title=_figure.plain(f"{gene} {when}"), xticks=[], yticks=[])
+            axis.set_xlabel(_figure.plain(f"{name}1"), loc="left", fontsize="x-small", color="0.4")
+            axis.set_ylabel(_figure.plain(f"{name}2"), loc="bottom", fontsize="x-small", color="0.4")
             axis.spines[:].set_visible(False)
         pair[0].figure.colorbar(points, ax=pair, label="log1p(CP10k)", aspect=25, pad=0.02).outline.set_visible(False)
     return _figure.finish(used, "imputed", show, save)
+
+
+def _axis_name(basis: str) -> str:
+    """What is before the number of an axis, as in ``scanpy.pl.embedding``."""
+    return _AXES.get(basis) or (basis.replace("draw_graph_", "").upper() if "draw_graph" in basis else basis)

@@ -103,9 +103,11 @@ def recovery(
         r2 = {name: sums.r2(name, by_group=True) for name in methods}
         boxes = {name: [(i + at, r2[name][groups[level]]) for i, level in enumerate(groups)] for name, at in zip(methods, place)}
         _boxes(used[2], boxes, colors, list(groups))
-        used[2].set_title(f"Genes by {label.column}")
+        used[2].set_title(f"Genes by {_figure.plain(label.column)}")
         if ax is None:
-            _legend(used[2], [Patch(facecolor=color, edgecolor=_EDGE, label=name) for name, color in colors.items()], beside=True)
+            _legend(
+                used[2], [Patch(facecolor=color, edgecolor=_EDGE, label=_figure.plain(name)) for name, color in colors.items()], beside=True
+            )
     return _figure.finish(used, "recovery", show, save)
 
 
@@ -129,7 +131,15 @@ def _curves(axis: Axes, sums: Sums, colors: dict[str, str], *, beside: bool) -> 
         error = sums.methods[name].cell_error
         points = [(sums.observed[some].mean(), 1 - error[some].sum() / sums.cell_null[some].sum()) for some in bins if some.size]
         line = "--" if name in _GREYS else "-"
-        axis.plot(*np.reshape(points, (-1, 2)).T, color=color, ls=line, lw=1.4, marker=_MARKERS[i % len(_MARKERS)], ms=4, label=name)
+        axis.plot(
+            *np.reshape(points, (-1, 2)).T,
+            color=color,
+            ls=line,
+            lw=1.4,
+            marker=_MARKERS[i % len(_MARKERS)],
+            ms=4,
+            label=_figure.plain(name),
+        )
     axis.set(title="Samples", xlabel="fraction of the sample observed", ylabel="pooled $R^2$ of hidden entries", xlim=(0, 1))
     _finish(axis, "gene_mean")
     _legend(axis, axis.get_lines(), beside=beside)
@@ -158,7 +168,7 @@ def _boxes(axis: Axes, boxes: dict[str, list[tuple[float, np.ndarray]]], colors:
     # A single box is not made as wide as the panel.
     middle, half = (len(ticks) - 1) / 2, max(len(ticks), 3) / 2
     axis.set(xlim=(middle - half, middle + half), ylabel="$R^2$ of a gene")
-    axis.set_xticks(range(len(ticks)), ticks)
+    axis.set_xticks(range(len(ticks)), [_figure.plain(tick) for tick in ticks])
     if sum(map(len, ticks)) > _LETTERS * axis.figure.canvas.figure.get_figwidth() * axis.get_position().width:
         plt.setp(axis.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
     if low:

@@ -23,7 +23,7 @@ _BAR = 0.8
 def spatial(
     adata: AnnData,
     genes: str | Sequence[str],
-    key: str = "spatial",
+    key: str = "spatial_imputed",
     *,
     layer: str | None = None,
     image_key: str | None = "hires",
@@ -91,7 +91,7 @@ def spatial(
     Examples
     --------
     >>> import scimpute
-    >>> scimpute.pl.spatial(adata, ["ERBB2", "KRT8"], "spatial", library_key="section", library_id="B4")  # doctest: +SKIP
+    >>> scimpute.pl.spatial(adata, ["ERBB2", "KRT8"], library_key="section", library_id="B4")  # doctest: +SKIP
     """
     _adata.check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
@@ -112,7 +112,7 @@ def spatial(
         top = (highest or 1) if vmax is None else vmax
         for axis, values, when in zip(pair, both, ("measured", "imputed"), strict=True):
             discs = _tissue.draw(axis, section, image_alpha, array=values[:, i], cmap=cmap, clim=(0, top), alpha=alpha)
-            axis.set_title(f"{gene} {when}")
+            axis.set_title(_figure.plain(f"{gene} {when}"))
         bar = pair[0].figure.colorbar(
             discs, ax=pair, label="log1p(CP10k)", aspect=20, pad=0.02, extend="max" if highest > top else "neither"
         )

@@ -96,7 +96,8 @@ def began(
         ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
     target_batch
         Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
-        What the context says of the batch stays.
+        What the context says of the batch stays: in ``tutorials/04_batches`` a medium effect was halved (share of variance .31 to .16), a
+        strong one hardly moved (.68 to .63).
     architecture
         ``"dense"``, or ``"conv"`` for the image-shaped network of the source.
     block_size
