@@ -158,12 +158,17 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     place = left.long()
     left -= place
     hits, seen = _nonzero(target), _nonzero(counts)
+    x, at = counts[seen], mu[seen].clamp(min=1e-12)
     out = []
-    for t in range(len(sizes)):
+    for t, size in enumerate(sizes.tolist()):
         mean = torch.lerp(kept[place, t], kept[place + 1, t], left).mul_(mu)
-        x, at = counts[seen].double(), mu[seen].clamp(min=1e-12).double()
-        one = torch.full_like(at, float(sizes[t].log()))
-        mean[seen] = _moments(x, at, [_size(one, prior.spread, node) for node, _ in prior.points()], prior.points())[0].to(mean)
+        thetas = [size * math.exp(prior.spread * node) for node in NODES]
+        fits = torch.stack([_rising(x, theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas])
+        fits += torch.tensor(WEIGHTS, device=mu.device).log()[:, None]
+        found = torch.zeros_like(x)
+        for theta, share in zip(thetas, fits.softmax(0), strict=True):
+            found += share * (x + theta) / (1 + theta / at)
+        mean[seen] = found
         mean *= ratio[:, None]
         out.append(mean.sum(1).index_add_(0, hits[0], target[hits] * mean[hits].clamp(min=1e-12).log(), alpha=-1))
     return torch.stack(out)
@@ -176,16 +181,12 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
     """
     seen = _nonzero(counts)
     x, mean = counts[seen], mu[seen].clamp(min=1e-12)
-    # lgamma(x + theta) - lgamma(theta) for whole x: in float32 the difference itself would be rounded, alike in every
-    # entry with the same count, and that adds up over the cells.
-    number, steps = x.long(), torch.arange(int(counts.max()), dtype=torch.float64)
     fits: list[Tensor] = []
     out = []
     for place in range(-STEPS, len(GRID) + STEPS):
         theta = float(GRID[0]) * math.exp(place * STEP)
         fit = (mu / theta).log1p_().mul_(-theta)
-        rising = torch.nn.functional.pad((theta + steps).log().cumsum(0), (1, 0))
-        fit[seen] += rising.to(x)[number] + x * (mean / (mean + theta)).log()
+        fit[seen] += _rising(x, theta) + x * (mean / (mean + theta)).log()
         fits.append(fit)
         if len(fits) > 2 * STEPS:
             low, middle, high = (fits[i] for i in (0, STEPS, 2 * STEPS))
@@ -193,6 +194,16 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
             out.append(-torch.logaddexp(total, middle + math.log(1 - 2 * OUTER)).sum(0))
             del fits[0]
     return torch.stack(out)
+
+
+def _rising(x: Tensor, theta: float) -> Tensor:
+    """lgamma(x + theta) - lgamma(theta) for whole x.
+
+    In float32 the difference itself would be rounded, alike in every entry with the same count, and that adds up over the cells.
+    """
+    number = x.long()
+    steps = torch.arange(int(number.max()) if len(number) else 0, dtype=torch.float64)
+    return torch.nn.functional.pad((theta + steps).log().cumsum(0), (1, 0)).to(x)[number]
 
 
 def _nonzero(values: Tensor) -> tuple[Tensor, ...]:
