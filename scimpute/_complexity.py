@@ -39,8 +39,8 @@ def choose(
     A random block of genes is a fair sample of all, and the blocks of a generator do not know of each other; so every
     candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
     then the length of the training. The score is the one a user gets: the deviance of the held-out molecules under the posterior mean
-    (with one size for all genes). What cannot be told from the best by it, within a standard error, is as good, and of these the one
-    that adds least to the data is taken: the largest penalty, then the fewest context scores. The cost does not grow with the data.
+    (with one size for all genes). What cannot be told from the best by it, within a standard error, is as good, and of these the fewest
+    context scores are taken, with the penalty that suits them best. The cost does not grow with the data.
     """
     per_epoch = n_batches(data.train.shape[0], settings.batch_size)
     why, plain = _unsearched(data, settings, per_epoch)
@@ -73,11 +73,12 @@ def choose(
 
     contexts = sorted({min(c, context.n_values - 1) for c in (CONTEXTS if settings.n_context is None else (settings.n_context,))})
     penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
-    pairs = [(c, p) for p in sorted(penalties, reverse=True) for c in contexts]
+    pairs = [(c, p) for c in contexts for p in penalties]
     tried, scores = trial(pairs, lengths[0])
-    behind = scores - scores[scores.sum(1).argmin()]
+    total, behind = scores.sum(1), scores - scores[scores.sum(1).argmin()]
     error = math.sqrt(behind.shape[1]) * behind.std(axis=1)
-    place = int(np.flatnonzero(behind.sum(1) <= error)[0])
+    fewest = min(c for (c, _), near in zip(pairs, behind.sum(1) <= error, strict=True) if near)
+    place = min((i for i, (c, _) in enumerate(pairs) if c == fewest), key=lambda i: total[i])
     best = tried[place]
     for steps in lengths[1:]:
         (longer,), _ = trial([pairs[place]], steps)

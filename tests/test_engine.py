@@ -175,17 +175,17 @@ def test_what_is_left_open_is_chosen_among_what_was_tried(adata):
     open_ = replace(SETTINGS, penalty=None, width=None)
     complexity, why = choose(data, open_, context, np.random.default_rng(0), on_trial=lambda: told.append(1))
     tried = why["candidates"]
-    assert tried["penalty"].tolist() == [3000.0, 300.0, 30.0]
-    assert complexity.penalty >= tried.loc[tried["heldout"].idxmin(), "penalty"]
+    assert tried["penalty"].tolist() == [30.0, 300.0, 3000.0]
+    assert complexity.penalty == tried.loc[tried["heldout"].idxmin(), "penalty"]
     assert (complexity.n_context, complexity.width, complexity.max_epochs) == (5, 64, 3)
     assert np.isfinite(tried["heldout"]).all()
     assert len(told) == 1
 
 
-@pytest.mark.parametrize(("noise", "expected"), [(0.0, (15, 30.0)), (0.5, (15, 300.0)), (5.0, (5, 3000.0))])
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, (15, 30.0)), (0.5, (15, 30.0)), (1.0, (5, 300.0))])
 def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise, expected):
-    """The largest penalty, then the fewest scores, among those within a standard error of the paired difference."""
-    behind = {(15, 30.0): 0.0, (15, 300.0): 0.02, (5, 3000.0): 0.1}
+    """The fewest scores within a standard error of the paired difference, and then the best penalty."""
+    behind = {(15, 30.0): 0.0, (5, 300.0): 0.04, (5, 30.0): 0.045}
 
     def scores(data, settings, batches, minibatches, pairs, width, steps, rng):
         spread = np.where(np.arange(400) % 2, 1.0, -1.0)
