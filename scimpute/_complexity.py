@@ -88,7 +88,8 @@ def choose(
             best = longer
     epochs = settings.max_epochs or math.ceil(best["steps"] / per_epoch)
     complexity = Complexity(pairs[place][0], width, pairs[place][1], epochs)
-    return complexity, {"why": "lowest held-out deviance on random blocks of genes", "candidates": pd.DataFrame(tried)}
+    candidates = pd.DataFrame(tried).assign(taken=[candidate is best for candidate in tried])
+    return complexity, {"why": "the fewest scores within a standard error of the lowest held-out deviance", "candidates": candidates}
 
 
 def _unsearched(data: Data, settings: Settings, per_epoch: int) -> tuple[str, Complexity]:

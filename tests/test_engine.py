@@ -178,6 +178,7 @@ def test_what_is_left_open_is_chosen_among_what_was_tried(adata):
     assert tried["penalty"].tolist() == [30.0, 300.0, 3000.0]
     assert complexity.penalty == tried.loc[tried["heldout"].idxmin(), "penalty"]
     assert (complexity.n_context, complexity.width, complexity.max_epochs) == (5, 64, 3)
+    assert tried.loc[tried["taken"], "penalty"].tolist() == [complexity.penalty]
     assert np.isfinite(tried["heldout"]).all()
     assert len(told) == 1
 

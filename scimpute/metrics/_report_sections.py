@@ -82,13 +82,11 @@ def _chosen(imputation: Imputation) -> str:
     if isinstance(tried, pd.DataFrame):
         text += paragraph(
             "Every candidate and its score, in nats per held-out molecule (lower is better). Candidates that are much alike are the "
-            "rule; a best one at the edge, with a large lead, is a sign that more would have helped. A longer training is taken only "
-            "where it is clearly better."
+            "rule; a best one at the edge, with a large lead, is a sign that more would have helped. Fewer context scores are taken where "
+            "their deviance is within a standard error, and a longer training only where it is clearly better."
         )
-        settled = {"n_context": "n_context", "width": "width", "penalty": "penalty"}
-        taken = np.all([tried[column] == imputation.params.get(name) for name, column in settled.items()], axis=0)
         frame = tried.astype(dict.fromkeys(("n_context", "width", "steps"), int))
-        frame["network"] = np.where(taken, "taken", "")
+        frame["taken"] = np.where(tried["taken"], "taken", "")
         text += table(frame.set_axis([str(i + 1) for i in range(len(tried))]), "Candidates", index="candidate")
     return text
 
