@@ -173,7 +173,7 @@ def run(
     result = combiner.finish()
     prior = result.prior
     varying = {"size_slope": prior.slope, "size_spread": prior.spread}
-    tensors |= {"sizes": prior.sizes, "reference": prior.reference, "varying": torch.tensor(list(varying.values()))}
+    tensors |= {"sizes": prior.sizes, "reference": prior.reference, "varying": torch.tensor(list(varying.values()), dtype=torch.float32)}
     tensors |= {"seen": result.seen, "share": torch.from_numpy(data.share)}
     if parts:
         record["contribution"] = sum(parts[1:], parts[0]) / len(parts)

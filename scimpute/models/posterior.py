@@ -100,7 +100,7 @@ def mean_and_variance(counts: Tensor, mu: Tensor, prior: Prior, mu_variance: Ten
     """
     mu = mu.clamp(min=1e-12)
     centre, points = prior.centre(mu), prior.points()
-    mean, variance, slope = _moments(torch.zeros(()), mu, [_size(centre, prior.spread, node) for node, _ in points], points)
+    mean, variance, slope = _moments(mu.new_zeros(()), mu, [_size(centre, prior.spread, node) for node, _ in points], points)
     seen = _nonzero(counts)
     if len(seen[0]):
         # In float64: the logs of two large gamma functions are subtracted.
@@ -150,7 +150,7 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     sizes = sizes.to(mu.device)
     prior = Prior(sizes, torch.ones_like(sizes), spread=STEPS * STEP / 3**0.5)
     # Where nothing was seen the posterior mean is a function of the prediction alone.
-    knots = torch.linspace(-16, 12, 561, device=mu.device)
+    knots = torch.linspace(-16, 12, 561, dtype=mu.dtype, device=mu.device)
     kept = mean_and_variance(mu.new_zeros(len(knots), len(sizes)), knots.exp()[:, None].expand(-1, len(sizes)), prior, mu.new_zeros(()))[0]
     kept = kept / knots.exp()[:, None]
     logs = mu.clamp(min=1e-12).log()
@@ -164,7 +164,7 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
         mean = torch.lerp(kept[place, t], kept[place + 1, t], left).mul_(mu)
         thetas = [size * math.exp(prior.spread * node) for node in NODES]
         fits = torch.stack([_rising(x, theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas])
-        fits += torch.tensor(WEIGHTS, device=mu.device).log()[:, None]
+        fits += torch.tensor(WEIGHTS, dtype=mu.dtype, device=mu.device).log()[:, None]
         found = torch.zeros_like(x)
         for theta, share in zip(thetas, fits.softmax(0), strict=True):
             found += share * (x + theta) / (1 + theta / at)
@@ -251,24 +251,18 @@ class Sample:
 
     @classmethod
     def draw(cls, counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, number: int) -> Sample:
-        """Entries of ``(b, g)``, drawn with replacement: as many for the rates, by prediction and count, as for the held-out molecules."""
-        rows, genes, rates, hits = [], [], [], []
-        for weights in (mu + counts, target):
-            total = weights.double().reshape(-1).cumsum(0)
-            if not total[-1] > 0:
-                continue
+        """Entries of every cell of ``(b, g)``: as many for the rates, by prediction and count, as for the held-out molecules."""
+        parts = []
+        for weights, of_rates in ((mu + counts, True), (target, False)):
+            total = weights.double().cumsum(1)
             # At equal distances, which is random enough and has less noise.
-            places = (torch.arange(number, device=mu.device) + 0.5) * (total[-1] / number)
-            entry = torch.searchsorted(total, places).clamp(max=len(total) - 1)
-            row, gene = entry // mu.shape[1], entry % mu.shape[1]
-            each = (total[-1] / number).float()
-            none = torch.zeros(number, device=mu.device)
-            rows.append(row)
-            genes.append(gene)
-            rates.append(each * ratio[row] / weights[row, gene] if weights is not target else none)
-            hits.append(each.expand(number) if weights is target else none)
-        row, gene = torch.cat(rows), torch.cat(genes)
-        return cls(counts[row, gene], mu[row, gene].clamp(min=1e-12), gene, torch.cat(rates), torch.cat(hits))
+            places = (torch.arange(number, dtype=torch.float64, device=mu.device) + 0.5) / number
+            gene = torch.searchsorted(total, total[:, -1:] * places).clamp(max=mu.shape[1] - 1)
+            each = (total[:, -1:] / number).float().expand(-1, number)
+            none = torch.zeros_like(each)
+            rate = each * ratio[:, None] / weights.gather(1, gene).clamp(min=1e-12) if of_rates else none
+            parts.append((counts.gather(1, gene), mu.gather(1, gene).clamp(min=1e-12), gene, rate, none if of_rates else each))
+        return cls(*(torch.cat(part, dim=1).flatten() for part in zip(*parts, strict=True)))
 
 
 def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: int, share: Tensor, reference: Tensor) -> Prior:
@@ -288,12 +282,16 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: in
     share, reference
         Of each gene the share of all molecules, and the prediction at which it has its size, ``(g,)``.
     """
-    every, marginal, samples = math.ceil(n_cells / CELLS), torch.zeros(()), []
+    every, start, samples = math.ceil(n_cells / CELLS), 0, []
+    marginal = torch.zeros(len(GRID), len(share), dtype=torch.float64, device=share.device)
+    # Nothing depends on how the cells are parted.
     for counts, mu, target, ratio in parts:
-        marginal = marginal + marginal_deviance(counts[::every], mu[::every])
-        samples.append(Sample.draw(counts, mu, target, ratio, math.ceil(SAMPLED * len(mu) / n_cells)))
+        some = slice(-start % every, None, every)
+        marginal += marginal_deviance(counts[some], mu[some])
+        samples.append(Sample.draw(counts, mu, target, ratio, math.ceil(SAMPLED / n_cells)))
+        start += len(mu)
     sample = Sample(*(torch.cat([getattr(s, name) for s in samples]) for name in vars(samples[0])))
-    log_sizes = gene_sizes(marginal, share).log()
+    log_sizes = gene_sizes(marginal.float(), share).log()
     found = sample.hits.sum().clamp(min=1e-6)
     log_share = share.log()
     log_share = log_share - (log_share[sample.gene] * sample.hits).sum() / found
