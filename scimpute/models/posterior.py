@@ -133,6 +133,13 @@ def _moments(x: Tensor, mu: Tensor, sizes: Sequence[Tensor], points: Sequence[tu
     return mean, (second / total - mean.square()).clamp_(min=0), slope / total
 
 
+def _mixture_mean(x: Tensor, mu: Tensor, sizes: Sequence[Tensor] | Sequence[float], fits: Sequence[Tensor]) -> Tensor:
+    """Posterior mean alone, by the log-likelihoods of the counts under the size of each node."""
+    logs = torch.stack([fit + math.log(weight) for fit, weight in zip(fits, WEIGHTS, strict=True)])
+    means = torch.stack([(x + size) / (1 + size / mu) for size in sizes])
+    return (logs.softmax(0) * means).sum(0)
+
+
 def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, sizes: Tensor = GRID[::3]) -> Tensor:
     """Poisson deviance of each cell's held-out molecules under the posterior mean, with each of T sizes for all genes, ``(T, b)``.
 
@@ -163,12 +170,8 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     for t, size in enumerate(sizes.tolist()):
         mean = torch.lerp(kept[place, t], kept[place + 1, t], left).mul_(mu)
         thetas = [size * math.exp(prior.spread * node) for node in NODES]
-        fits = torch.stack([_rising(x, theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas])
-        fits += torch.tensor(WEIGHTS, dtype=mu.dtype, device=mu.device).log()[:, None]
-        found = torch.zeros_like(x)
-        for theta, share in zip(thetas, fits.softmax(0), strict=True):
-            found += share * (x + theta) / (1 + theta / at)
-        mean[seen] = found
+        fits = [_rising(x, theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas]
+        mean[seen] = _mixture_mean(x, at, thetas, fits)
         mean *= ratio[:, None]
         out.append(mean.sum(1).index_add_(0, hits[0], target[hits] * mean[hits].clamp(min=1e-12).log(), alpha=-1))
     return torch.stack(out)
@@ -302,9 +305,8 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: in
         factor, tilt, slope, log_spread = given
         centre = _centre(own + factor + tilt * about, target_of, slope, sample.mu)
         sizes = [_size(centre, log_spread.exp(), node) for node in NODES]
-        logs = torch.stack([_log_likelihood(sample.counts, sample.mu, s) + math.log(w) for s, w in zip(sizes, WEIGHTS, strict=True)])
-        means = torch.stack([(sample.counts + s) / (1 + s / sample.mu) for s in sizes])
-        mean = (logs.softmax(0) * means).sum(0).clamp(min=1e-12)
+        fits = [_log_likelihood(sample.counts, sample.mu, size) for size in sizes]
+        mean = _mixture_mean(sample.counts, sample.mu, sizes, fits).clamp(min=1e-12)
         deviance = sample.rate @ mean - sample.hits @ mean.log()
         total = deviance + ((given - given.new_tensor(CENTRES)) / given.new_tensor(WIDTHS)).square().sum() / 2
         total = total / found
