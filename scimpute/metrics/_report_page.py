@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .._version import __version__
+from . import _verdict
 
 MARKER = '<meta name="generator" content="scimpute.metrics.report'
 """By this, near its beginning, a file is known as a report."""
@@ -87,7 +88,6 @@ def figure(picture: tuple[str, int], alt: str, caption: str) -> str:
 def page(title: str, verdict: str, reasons: pd.DataFrame, sections: Mapping[str, str]) -> str:
     """The whole of it; ``sections`` are HTML by their headings."""
     kinds = {"good": "For it", "care": "Take care", "bad": "Against it", "note": "Know"}
-    worst = next(kind for kind in ("bad", "care", "good") if kind in set(reasons["kind"]))
     listed = "".join(
         f"<li><strong>{kinds[kind]}:</strong> {escape(reason)}</li>"
         for kind, reason in zip(reasons["kind"], reasons["reason"], strict=True)
@@ -109,7 +109,7 @@ def page(title: str, verdict: str, reasons: pd.DataFrame, sections: Mapping[str,
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<div class="verdict {worst}"><p>{escape(verdict)}</p></div>
+<div class="verdict {_verdict.worst(reasons)}"><p>{escape(verdict)}</p></div>
 <ul>{listed}</ul>
 {body}
 </main>

@@ -36,7 +36,12 @@ def verdict(
         told = f"The imputation was given {column!r} ({argument}): never test differences between its levels on the imputed values."
         reasons.append(("note", told))
     table = pd.DataFrame(reasons, columns=["kind", "reason"])
-    return _SENTENCES[next(kind for kind in ("bad", "care", "good") if kind in set(table["kind"]))], table
+    return _SENTENCES[worst(table)], table
+
+
+def worst(reasons: pd.DataFrame) -> str:
+    """The kind that decides."""
+    return next(kind for kind in _SENTENCES if kind in set(reasons["kind"]))
 
 
 def _against(heldout: pd.DataFrame, baseline: str) -> tuple[str, str]:
