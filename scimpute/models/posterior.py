@@ -37,7 +37,9 @@ FARTHEST = 7.0
 """Largest log of prediction over reference that the size follows."""
 LOG_SIZES = (-7.0, 14.0)
 CELLS, SAMPLED = 512, 20_000
-"""Cells by which the genes are told apart, and entries by which the prior is chosen."""
+"""Cells by which the genes are told apart, and entries by which the prior is chosen (of each cell at most as many as it has)."""
+FLAT = 1e-4
+"""Slope of the deviance per molecule at which the search ends; below it is the rounding of float32, in which a line search gets lost."""
 CENTRES, WIDTHS = (0.0, 0.0, 0.5, 0.0), (2.0, 0.5, 0.5, 1.0)
 BOUNDS = ((-5.0, 5.0), (-1.0, 1.0), (-1.0, 1.5), (-3.0, 1.1))
 """Of log factor, tilt, slope and log spread: centre and standard deviation of their priors, and the least and largest they are."""
@@ -291,7 +293,7 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: in
     for counts, mu, target, ratio in parts:
         some = slice(-start % every, None, every)
         marginal += marginal_deviance(counts[some], mu[some])
-        samples.append(Sample.draw(counts, mu, target, ratio, math.ceil(SAMPLED / n_cells)))
+        samples.append(Sample.draw(counts, mu, target, ratio, min(math.ceil(SAMPLED / n_cells), counts.shape[1])))
         start += len(mu)
     sample = Sample(*(torch.cat([getattr(s, name) for s in samples]) for name in vars(samples[0])))
     log_sizes = gene_sizes(marginal.float(), share).log()
@@ -313,7 +315,7 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: in
         total.backward()
         return float(total.detach()), given.grad.double().cpu().numpy()  # type: ignore[union-attr]
 
-    best = minimize(loss, CENTRES, jac=True, method="L-BFGS-B", bounds=BOUNDS, options={"maxiter": 30}).x
+    best = minimize(loss, CENTRES, jac=True, method="L-BFGS-B", bounds=BOUNDS, options={"maxiter": 30, "gtol": FLAT}).x
     factor, tilt, slope, log_spread = best.tolist()
     sizes = (log_sizes + factor + tilt * log_share).clamp(*LOG_SIZES).exp()
     return Prior(sizes, reference, slope, math.exp(log_spread))
