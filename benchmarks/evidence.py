@@ -3,6 +3,7 @@
     python benchmarks/evidence.py mixtures     rnamix_celseq2: cells of 3.75 to 15 pg against the pooled 30 pg profile of their mixture
     python benchmarks/evidence.py null         genes dealt anew, and random halves of one cell type: what is found where nothing is
     python benchmarks/evidence.py clusters     clusters of imputed cells against labels
+    python benchmarks/evidence.py partners     marker genes of pbmc3k against genes of the same cells that no method sees
 
 Every method of run.py's accuracy table, in the same variants, without a label that is scored: ours and scVI are told the batch alone.
 Rows are run and kept as those of run.py (see rows.py).
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from rows import DATA, SEEDS, answer, arguments, every_method, predictions, run
+from scipy import stats
 
 import scimpute
 
@@ -28,6 +30,23 @@ CLUSTERED = ("cellmix_2tech", "pbmc3k", "rnamix_celseq2", "zeisel_ercc")
 # Data with nothing to be found, by name: a cell type, all of one kind.
 ONE_TYPE = {"pbmc3k": "Naive CD4 T", "cellmix_2tech": "H1975"}
 N_SPLITS = 5
+# Genes whose proteins are stained for in blood, and what stands in for the protein: genes of the same complex, or of the same kind of cell.
+PARTNERS = {
+    "CD3E": ("CD3D", "CD3G"),
+    "CD2": ("CD3D", "CD3G"),
+    "CD27": ("CD3D", "CD3G"),
+    "CD8A": ("CD8B",),
+    "CD19": ("CD79A", "CD79B"),
+    "MS4A1": ("CD79A", "CD79B"),
+    "CD14": ("S100A8", "LYZ"),
+    "FCGR3A": ("MS4A7", "IFITM3"),
+    "ITGAX": ("LST1", "CST3"),
+    "NCAM1": ("GNLY", "PRF1", "GZMB"),
+    "NKG7": ("GNLY", "PRF1", "GZMB"),
+    "HLA-DRA": ("CD74",),
+}
+BELOW = 0.05
+"""What a gene may lose of the correlation that its counts have."""
 
 
 def unlabelled(adata: ad.AnnData) -> ad.AnnData:
@@ -130,7 +149,36 @@ def clusters(task: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-TABLES = {f.__name__: f for f in (mixtures, null, clusters)}
+# Markers and their partners
+
+
+def partners(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rank correlation over cells of a marker, imputed without its partners, and the counts of these; a random half of the cells."""
+    adata = ad.read_h5ad(DATA / f"{task['data']}.h5ad")
+    adata = adata[np.random.default_rng(task["seed"]).permutation(adata.n_obs)[: adata.n_obs // 2]].copy()
+    cp10k = sp.diags(1e4 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
+    truth = {gene: np.asarray(cp10k[:, adata.var_names.get_indexer(others)].sum(1)).ravel() for gene, others in PARTNERS.items()}
+    hidden = adata.var_names.isin([name for others in PARTNERS.values() for name in others])
+    work = unlabelled(adata[:, ~hidden & (np.asarray(adata.X.sum(0)).ravel() > 0)])
+    # Of a gene that no cell of this half has, nothing can be said.
+    truth = {gene: values for gene, values in truth.items() if gene in work.var_names}
+
+    def correlations(values: np.ndarray) -> np.ndarray:
+        total = values.sum(axis=1, dtype=np.float64)
+        part = values[:, work.var_names.get_indexer(list(truth))] / np.where(total > 0, total, 1)[:, None]
+        return np.nan_to_num([stats.spearmanr(column, values).statistic for column, values in zip(part.T, truth.values(), strict=True)])
+
+    of_counts = correlations(work.X.toarray())
+    rows = []
+    for row, found in predictions(task, work):
+        # A gene that is the same in all cells has no correlation: 0.
+        scores = correlations(np.asarray(found, dtype=np.float64))
+        told = {"correlation": scores.mean(), "below_counts": int((scores < of_counts - BELOW).sum()), "genes": len(scores)}
+        rows.append(row | told | dict(zip(truth, scores.tolist(), strict=True)))
+    return rows
+
+
+TABLES = {f.__name__: f for f in (mixtures, null, clusters, partners)}
 
 
 def one(task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,7 +186,7 @@ def one(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tasks_of(table: str, seeds: int) -> list[dict[str, Any]]:
-    names = {"mixtures": ["rnamix_celseq2"], "null": ["pbmc68k", *ONE_TYPE], "clusters": CLUSTERED}[table]
+    names = {"mixtures": ["rnamix_celseq2"], "null": ["pbmc68k", *ONE_TYPE], "clusters": CLUSTERED, "partners": ["pbmc3k"]}[table]
     tasks = [task for name in names for task in every_method(name)]
     if table == "mixtures":
         pooled = {"data": names[0], "method": "pooled", "options": {}, "tuned": False, "posterior": [False]}

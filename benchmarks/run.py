@@ -38,7 +38,7 @@ CONV_AND_DENSE = (
 # What "all" runs, in order.
 ALL = {
     "run.py": ["accuracy", "ablation", "speed", "growth", "epoch", "adversary", "calibration"],
-    "evidence.py": ["mixtures", "null", "clusters"],
+    "evidence.py": ["mixtures", "null", "clusters", "partners"],
     "bulk.py": ["accuracy", "fractions", "cohorts", "growth"],
     "spatial.py": ["heldout", "hidden", "clusters", "speed", "growth"],
 }

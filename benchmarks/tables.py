@@ -224,6 +224,16 @@ def trade() -> str:
     return "![Held-out deviance against made-up correlation](images/benchmark_trade.svg)\n"
 
 
+def partners() -> str:
+    frame = read("partners")
+    rows = []
+    for label in order(frame["label"]):
+        part = frame[frame["label"] == label]
+        below = steps(part, "below_counts", 0) if label != NAMES["raw"] else ""
+        rows.append([label, steps(part, "correlation", 3), below, *(steps(part, gene, 2) for gene in ("MS4A1", "CD8A"))])
+    return markdown(["method", "mean correlation", "genes below their counts", "MS4A1", "CD8A"], rows)
+
+
 def clusters() -> str:
     frame = read("clusters")
     return by_data(frame, lambda part: f"{steps(part, 'kmeans_ari', 2)}; {steps(part, 'leiden_ari', 2)}" if len(part) else "")
@@ -247,6 +257,7 @@ TABLES = {
         null_genes,
         trade,
         clusters,
+        partners,
     )
 }
 

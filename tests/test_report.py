@@ -126,8 +126,8 @@ def test_the_numbers_are_those_of_the_scores(imputed, save):
     kept = np.asarray(by_hand.layers["thin_train"].sum(axis=0)).ravel() > 0
     entries, molecules = adata_entries(by_hand, kept)
     lead = (found["heldout"]["poisson"] - found["heldout"].loc["imputed", "poisson"]) * entries / molecules
-    np.testing.assert_allclose(found["heldout"]["lead"].iloc[:3], lead.iloc[:3], rtol=1e-4)
-    assert found["heldout"].index.to_list() == ["raw", "gene_mean", "knn", "imputed"]
+    np.testing.assert_allclose(found["heldout"]["lead"].iloc[:4], lead.iloc[:4], rtol=1e-4)
+    assert found["heldout"].index.to_list() == ["raw", "gene_mean", "own_count", "knn", "imputed"]
     shown = "".join(Page(save.read_text()).text)
     assert f"{found['heldout'].loc['knn', 'poisson']:.3f}" in shown
     best = found["gene_trust"].query("molecules >= 10")["trust"].idxmax()
@@ -505,7 +505,7 @@ def test_no_object(save):
 
 
 def scores(**leads: float) -> pd.DataFrame:
-    table = pd.DataFrame({"lead": {"raw": 1.0, "gene_mean": 0.3, "knn": 0.1} | leads})
+    table = pd.DataFrame({"lead": {"raw": 1.0, "gene_mean": 0.3, "own_count": 0.2, "knn": 0.1} | leads})
     return table.assign(lead_se=0.01)
 
 
@@ -538,16 +538,53 @@ GOOD = trusts(0.2, 0.3, -0.01)
     ],
 )
 def test_verdict(given, expected, because):
-    sentence, reasons = _verdict.verdict(*given, {}, {})
+    sentence, reasons = _verdict.verdict(*given, {})
     assert sentence == expected
     assert reasons["reason"].str.contains(because, regex=False).any()
 
 
-@pytest.mark.parametrize(("network", "sentence"), [(5.9, "The held-out molecules support"), (6.0, "Use this imputation with care")])
-def test_a_gain_of_the_own_count_alone(network, sentence):
-    found, reasons = _verdict.verdict(scores(), GOOD, None, {}, {"gene_mean": 6.0, "network": network, "posterior": 5.5})
+@pytest.mark.parametrize(
+    ("lead", "posterior", "sentence", "because"),
+    [
+        (0.1, True, "The held-out molecules support", "Other genes tell of a gene"),
+        (0.01, True, "Use this imputation with care", "other genes seem to tell it nothing"),
+        (-0.1, True, "Use this imputation with care", "other genes seem to tell it nothing"),
+        (-0.1, False, "The held-out molecules support", "leaves the own count out"),
+    ],
+)
+def test_a_gain_of_the_own_count_alone(lead, posterior, sentence, because):
+    found, reasons = _verdict.verdict(scores(own_count=lead), GOOD, None, {}, posterior=posterior)
     assert found.startswith(sentence)
-    assert reasons["reason"].str.contains("its network was no better than the gene mean").any() == (network == 6.0)
+    assert reasons["reason"].str.contains(because, regex=False).any()
+
+
+def test_of_genes_without_relation_only_the_own_count_tells(save):
+    """Every gene's counts dealt anew over the cells; the genes differ between cells, so their own counts tell a lot."""
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(1.0, 4.0, size=(200, 40))
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)))
+    adata.obsm["X_pca"] = rng.normal(size=(200, 2))
+    scimpute.tl.began(adata, **QUICK | {"max_epochs": 20})
+    found = quick(adata, save)
+    assert found["heldout"].loc["own_count", "poisson"] < found["heldout"].loc["gene_mean", "poisson"] - 0.01
+    assert found["heldout"].loc["own_count", "lead"] < 2 * found["heldout"].loc["own_count", "lead_se"]
+    assert found["verdict"] == "Use this imputation with care."
+
+
+def test_the_own_count_baseline_is_the_posterior_mean_around_the_gene_mean():
+    """Counts of one gene-wise Gamma, so that the size is known: the baseline draws as far as this size says."""
+    from scimpute.metrics import _own_count, _thinned
+
+    rng = np.random.default_rng(0)
+    size, mean = 2.0, np.linspace(2, 20, 50)
+    rates = rng.gamma(size, mean / size, size=(800, 50))
+    adata = ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)))
+    scimpute.pp.thin(adata)
+    parts = _thinned.read(adata, "thin")
+    found = _own_count.own_count(parts, rng)(slice(0, 800))
+    seen, mu = parts.train.toarray(), parts.gene_mean(slice(0, 800))
+    exact = (seen + size) / (1 + size / mu)
+    assert np.abs(found / exact - 1).mean() < 0.05
 
 
 def test_the_gene_mean_in_disguise_is_not_to_be_used(adata, save):

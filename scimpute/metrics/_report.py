@@ -83,8 +83,9 @@ def report(
         A sentence; a DataFrame with ``kind`` (``"good"``, ``"care"``, ``"bad"``, or ``"note"``, which does not count) and ``reason``.
         One that is bad makes it *Do not use this imputation*.
     ``"heldout"``
-        DataFrame of :func:`scimpute.metrics.heldout`, rows ``"raw"``, ``"gene_mean"``, ``"knn"`` and ``"imputed"``, with ``lead``, the nats
-        per hidden molecule by which the imputation is ahead of a row, and ``lead_se``, its standard error over cells.
+        DataFrame of :func:`scimpute.metrics.heldout`, rows ``"raw"``, ``"gene_mean"``, ``"own_count"`` (the gene mean drawn to the cell's
+        own count, which knows of no other gene), ``"knn"`` and ``"imputed"``, with ``lead``, the nats per hidden molecule by which the
+        imputation is ahead of a row, and ``lead_se``, its standard error over cells.
     ``"gene_trust"``
         DataFrame of :func:`scimpute.metrics.gene_trust`.
     ``"false_signal"``
@@ -142,7 +143,7 @@ def report(
 
     scores, trust = _report_numbers.heldout(imputation, frac, state, seed)
     null, why = _report_numbers.null(imputation, n_splits, n_labelled, state)
-    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, imputation.entry.get("heldout", {}))
+    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, posterior=imputation.params.get("posterior", True))
     groups = _report_numbers.markers(imputation, codes, names)
     markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
 

@@ -1,4 +1,4 @@
-"""The numbers of a report: held-out scores beside three baselines, trust in genes, the null test, markers, and a verdict on them."""
+"""The numbers of a report: held-out scores beside four baselines, trust in genes, the null test, markers, and a verdict on them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from .._counts import chunks, row_sums
 from . import _clusters, _heldout, _profiles, _thinned
 from ._false_signal import MIN_CELLS, false_signal
 from ._gene_trust import gene_trust
+from ._own_count import own_count
 from ._replay import RESULT, Imputation
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-BASELINES = {"raw": "the counts as they are", "gene_mean": "the gene mean", "knn": "the mean of 15 similar cells"}
+BASELINES = {
+    "raw": "the counts as they are",
+    "gene_mean": "the gene mean",
+    "own_count": "the gene mean and the cell's own count",
+    "knn": "the mean of 15 similar cells",
+}
 _NEIGHBOURS = 15
 _PCS = 30
 _THIN = "thin"
@@ -58,11 +64,11 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
         layers = {name: work.layers[name][:, places] for name in (_keys.train(_THIN), _keys.test(_THIN))}
         work = ad.AnnData(imputation.counts[:, places], layers={**layers, RESULT: found.to_numpy()})
     parts = _thinned.read(work, _THIN)
-    knn = _similar_cells(train, parts, seed)
+    more = {"own_count": own_count(parts, np.random.default_rng(seed)), "knn": _similar_cells(train, parts, seed)}
     table = _heldout.heldout(work, RESULT, key=_THIN)
-    table = pd.concat([table, pd.DataFrame.from_dict({"knn": _heldout.scores(knn, parts)}, orient="index")])
+    table = pd.concat([table, pd.DataFrame.from_dict({name: _heldout.scores(read, parts) for name, read in more.items()}, orient="index")])
     table = table.loc[[*BASELINES, RESULT]]
-    reads = {**parts.predictions(work, [RESULT]), "knn": knn}
+    reads = {**parts.predictions(work, [RESULT]), **more}
     deviance = {name: _of_cells(read, parts) for name, read in reads.items()}
     for name in BASELINES:
         # Paired: both are scored on the same molecules.

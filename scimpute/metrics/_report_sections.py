@@ -17,6 +17,7 @@ _SHOWN = 10
 _ROWS = {
     "raw": "counts as they are",
     "gene_mean": "gene mean",
+    "own_count": "gene mean and own count",
     "knn": "kNN (15 cells)",
     RESULT: "this imputation",
     "imputed_with_label": "this imputation, half as label",
@@ -112,8 +113,8 @@ def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
     return text + paragraph(
         "The lead is by how much the imputation is ahead of a row, in nats per hidden molecule, with its standard error over cells. A "
         "lead over the gene mean that is not at least twice its standard error is the sign not to use the imputation; one over kNN, that "
-        "a simpler method does as well. To be ahead of the gene mean does not show that genes inform each other: the cell's own count of a "
-        "gene does a part of it. The counts themselves do badly because a zero says that a molecule is impossible."
+        "a simpler method does as well; one over the gene mean drawn to the cell's own count of the gene, that other genes tell nothing. "
+        "The counts themselves do badly because a zero says that a molecule is impossible."
     )
 
 

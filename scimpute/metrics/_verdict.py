@@ -15,7 +15,11 @@ _SENTENCES = {
     "care": "Use this imputation with care.",
     "good": "The held-out molecules support this imputation.",
 }
-_NAMES = {"raw": "the counts themselves", "gene_mean": "the gene mean", "knn": "the mean of similar cells"}
+_NAMES = {
+    "gene_mean": "the gene mean",
+    "raw": "the counts themselves",
+    "knn": "the mean of similar cells",
+}
 
 
 def verdict(
@@ -23,14 +27,15 @@ def verdict(
     trust: pd.DataFrame,
     null: pd.DataFrame | None,
     columns: Mapping[str, str],
-    recorded: Mapping[str, float],
+    *,
+    posterior: bool = True,
 ) -> tuple[str, pd.DataFrame]:
     """A sentence, and its reasons: ``kind`` (``"good"``, ``"care"``, ``"bad"``, or ``"note"``, which does not count) and ``reason``.
 
-    ``recorded`` are the scores that the training recorded.
+    ``posterior`` says whether the cell's own count was used once more.
     """
-    reasons = [_against(heldout, name) for name in ("gene_mean", "raw", "knn")]
-    reasons += _of_network(recorded)
+    reasons = [_against(heldout, name) for name in _NAMES]
+    reasons.append(_against_own_count(heldout, posterior=posterior))
     reasons += [_of_genes(trust), *_of_null(null)]
     for argument, column in columns.items():
         told = f"The imputation was given {column!r} ({argument}): never test differences between its levels on the imputed values."
@@ -55,11 +60,18 @@ def _against(heldout: pd.DataFrame, baseline: str) -> tuple[str, str]:
     return kind, f"It does not predict held-out molecules clearly better than {_NAMES[baseline]} (difference {numbers})."
 
 
-def _of_network(recorded: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The posterior alone may beat the gene mean, as it is drawn to the cell's own count."""
-    if not {"gene_mean", "network"} <= set(recorded) or recorded["network"] < recorded["gene_mean"]:
-        return []
-    return [("care", "In the training its network was no better than the gene mean: what it gains is of the cell's own counts alone.")]
+def _against_own_count(heldout: pd.DataFrame, *, posterior: bool) -> tuple[str, str]:
+    """Whether other genes have told anything. Without the posterior step the own count is left out on purpose."""
+    lead, error = heldout.loc["own_count", "lead"], heldout.loc["own_count", "lead_se"]
+    numbers = f"{abs(lead):.3f} ± {error:.3f} nats per molecule"
+    if lead > CLEAR * error:
+        return "good", f"Other genes tell of a gene: it is ahead of the gene mean drawn to the cell's own count by {numbers}."
+    if not posterior:
+        return "note", f"It leaves the own count out (posterior=False); the gene mean drawn to it is as good or better ({numbers})."
+    return (
+        "care",
+        f"It is not clearly better than the gene mean drawn to the cell's own count ({numbers}): other genes seem to tell it nothing.",
+    )
 
 
 def _of_genes(trust: pd.DataFrame) -> tuple[str, str]:
