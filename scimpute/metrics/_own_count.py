@@ -28,8 +28,8 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
     def prior_mean(depths: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(depths.astype(np.float32))[:, None] * share
 
-    def pieces() -> Iterator[tuple[torch.Tensor, ...]]:
-        for rows in chunks(*inner.shape, _CHUNK):
+    def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for rows in chunks(len(depth), len(share), _CHUNK):
             seen, hidden = (torch.from_numpy(part[rows].toarray()) for part in (inner, target))
             yield seen, prior_mean(depth[rows]), hidden, torch.from_numpy(ratio[rows].astype(np.float32))
 
