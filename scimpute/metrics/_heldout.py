@@ -68,23 +68,34 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     _adata.check_object(adata)
     names = _check.layers(layers, ("raw", "gene_mean"))
     parts = _thinned.read(adata, key)
-    rows = {name: scores(read, parts) for name, read in parts.predictions(adata, names).items()}
+    rows = {name: scores(of_cells(read, parts), parts) for name, read in parts.predictions(adata, names).items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def scores(read: _thinned.Read, parts: _thinned.Thinned) -> dict[str, float]:
-    """The row of one prediction."""
-    sums = dict.fromkeys(("poisson", "poisson_openproblems", "mse_log", "mse_log_renormalized"), 0.0)
+def of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> pd.DataFrame:
+    """What one prediction scores in every cell, summed over the genes."""
+    found = []
     scale = TARGET / np.maximum(parts.depth_test, 1)
     for rows in chunks(*parts.test.shape):
         y, p = parts.test[rows].toarray(), read(rows)
         q = p * np.float32(parts.ratio)
-        sums["poisson"] += float((q - y * np.log(q + EPSILON)).sum(dtype=np.float64))
-        sums["poisson_openproblems"] += float((y - q * np.log(y + EPSILON)).sum(dtype=np.float64))
         truth = np.log1p(y * scale[rows, None].astype(np.float32))
-        sums["mse_log"] += float(np.square(truth - expected_log1p(q, scale[rows])).sum(dtype=np.float64))
         total = p.sum(axis=1, keepdims=True)
         renormalized = np.log1p(p / np.where(total > 0, total, 1) * np.float32(TARGET))
-        sums["mse_log_renormalized"] += float(np.square(truth - renormalized).sum(dtype=np.float64))
-    n_entries = math.prod(parts.test.shape)
-    return {name: value / n_entries for name, value in sums.items()}
+        sums = {
+            "poisson": _per_cell(q - y * np.log(q + EPSILON)),
+            "poisson_openproblems": _per_cell(y - q * np.log(y + EPSILON)),
+            "mse_log": _per_cell(np.square(truth - expected_log1p(q, scale[rows]))),
+            "mse_log_renormalized": _per_cell(np.square(truth - renormalized)),
+        }
+        found.append(pd.DataFrame(sums))
+    return pd.concat(found, ignore_index=True)
+
+
+def _per_cell(values: np.ndarray) -> np.ndarray:
+    return values.sum(axis=1, dtype=np.float64)
+
+
+def scores(sums: pd.DataFrame, parts: _thinned.Thinned) -> dict[str, float]:
+    """The row of one prediction: means over all entries."""
+    return {name: float(values.sum()) / math.prod(parts.test.shape) for name, values in sums.items()}

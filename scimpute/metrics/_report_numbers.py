@@ -14,7 +14,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from .. import _keys, pp
-from .._counts import chunks, row_sums
+from .._counts import row_sums
 from . import _clusters, _heldout, _profiles, _thinned
 from ._false_signal import MIN_CELLS, false_signal
 from ._gene_trust import gene_trust
@@ -64,28 +64,20 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
         layers = {name: work.layers[name][:, places] for name in (_keys.train(_THIN), _keys.test(_THIN))}
         work = ad.AnnData(imputation.counts[:, places], layers={**layers, RESULT: found.to_numpy()})
     parts = _thinned.read(work, _THIN)
-    more = {"own_count": own_count(parts, np.random.default_rng(seed)), "knn": _similar_cells(train, parts, seed)}
-    table = _heldout.heldout(work, RESULT, key=_THIN)
-    table = pd.concat([table, pd.DataFrame.from_dict({name: _heldout.scores(read, parts) for name, read in more.items()}, orient="index")])
-    table = table.loc[[*BASELINES, RESULT]]
-    reads = {**parts.predictions(work, [RESULT]), **more}
-    deviance = {name: _of_cells(read, parts) for name, read in reads.items()}
+    reads = {
+        **parts.predictions(work, [RESULT]),
+        "own_count": own_count(parts, np.random.default_rng(seed)),
+        "knn": _similar_cells(train, parts, seed),
+    }
+    sums = {name: _heldout.of_cells(reads[name], parts) for name in (*BASELINES, RESULT)}
+    table = pd.DataFrame.from_dict({name: _heldout.scores(found, parts) for name, found in sums.items()}, orient="index")
     for name in BASELINES:
         # Paired: both are scored on the same molecules.
-        ahead = deviance[name] - deviance[RESULT]
+        ahead = sums[name]["poisson"] - sums[RESULT]["poisson"]
         table.loc[name, "lead"] = ahead.sum() / parts.test.sum()
         table.loc[name, "lead_se"] = np.sqrt(len(ahead)) * ahead.std(ddof=1) / parts.test.sum()
     names = imputation.names if imputation.genes is None else imputation.names[imputation.genes]
     return table, gene_trust(work, RESULT, thin=_THIN).set_axis(names)
-
-
-def _of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> np.ndarray:
-    """Poisson deviance of every cell up to a constant, ``(n,)``: what the column ``poisson`` is the mean of."""
-    found = np.empty(parts.test.shape[0])
-    for rows in chunks(*parts.test.shape):
-        y, q = parts.test[rows].toarray(), read(rows) * np.float32(parts.ratio)
-        found[rows] = (q - y * np.log(q + _heldout.EPSILON)).sum(axis=1, dtype=np.float64)
-    return found
 
 
 def _similar_cells(train: sp.csr_matrix, parts: _thinned.Thinned, seed: int) -> _thinned.Read:
