@@ -150,6 +150,7 @@ def calibration() -> None:
             row = {"data": name, "imputed_counts": f"{low:g} to {high:g}", "entries": int(here.sum())}
             row["with_sd"] = error / (expected + np.square(ratio * sd))[here].mean()
             row["without_sd"] = error / expected[here].mean()
+            row["found_over_expected"] = target[here].sum() / expected[here].sum()
             rows.append(row | {"sd_over_mean": (sd[here] / mean[here]).mean()})
     frame = pd.DataFrame(rows)
     frame.to_csv(ROOT / "docs" / "benchmarks" / "calibration.csv", index=False, float_format="%.6g")

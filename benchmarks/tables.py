@@ -187,11 +187,11 @@ def adversary() -> str:
 
 
 def calibration() -> str:
-    rows = [
-        [row.data, row.imputed_counts.replace("10 to inf", "above 10"), f"{row.entries:,}", f"{row.with_sd:.2f}", f"{row.without_sd:.2f}"]
-        for row in read("calibration").itertuples()
-    ]
-    return markdown(["data", "imputed counts", "entries", "with `began_sd`", "Poisson noise alone"], rows)
+    rows = []
+    for row in read("calibration").itertuples():
+        shown = [f"{value:.2f}" for value in (row.found_over_expected, row.with_sd, row.without_sd)]
+        rows.append([row.data, row.imputed_counts.replace("10 to inf", "above 10"), f"{row.entries:,}", *shown])
+    return markdown(["data", "imputed counts", "entries", "molecules found / expected", "with `began_sd`", "Poisson noise alone"], rows)
 
 
 def mixtures() -> str:
