@@ -110,6 +110,7 @@ def arguments(description: str, tables: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="the first so many seeds only; the other rows stay")
     parser.add_argument("--data", nargs="+", help="these data sets only; the other rows stay")
     parser.add_argument("--methods", nargs="+", help="these methods only; the other rows stay")
+    parser.add_argument("--defaults", action="store_true", help="methods at their defaults only; the other rows stay")
     parser.add_argument("--again", action="store_true", help="run rows anew that are there")
     parser.add_argument("--jobs", type=int, default=1, help="rows side by side, one thread each; not for rows that are timed")
     return parser
@@ -137,7 +138,7 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
 
     def wanted(identity: tuple, task: dict[str, Any]) -> bool:
         chosen = {"data": asked.data, "method": asked.methods, "seed": range(asked.seeds)}
-        if any(values and task[key] not in values for key, values in chosen.items()):
+        if any(values and task[key] not in values for key, values in chosen.items()) or (asked.defaults and task["tuned"]):
             return False
         here = done.get(identity, [])
         fresh = here and all(row.get("code") == code(task["method"]) and row.get("failed", "") in ("", _stopped()) for row in here)

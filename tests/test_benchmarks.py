@@ -130,6 +130,7 @@ def test_rows_that_are_there_are_not_run_again_until_their_code_changes(tmp_path
     assert run() == 2
     assert run("--jobs", "2") == 0
     assert run("--again", "--methods", "svd") == 0
+    assert run("--again", "--defaults") == 3
     written = (tmp_path / "docs" / "benchmarks" / "table.csv").read_text().splitlines()
     assert len(written) == 4
     assert written[-1].endswith("0.666667")

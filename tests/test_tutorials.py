@@ -42,7 +42,7 @@ lost = ari["all molecules"] - ari["a tenth of them"]
 assert lost["raw"] > lost["imputed"] + 0.01
 leiden = agreement.xs("max", axis=1, level=1)["leiden_ari"]
 assert leiden["all molecules", "imputed"] < leiden["all molecules", "raw"] + 0.08
-assert leiden["a tenth of them", "imputed"] > leiden["a tenth of them", "raw"]
+assert abs(leiden["a tenth of them", "imputed"] - leiden["a tenth of them", "raw"]) < 0.05
 gained = marker_auc["imputed"] - marker_auc["counts"]
 assert (gained.drop(["CD4", "LYZ", "NKG7"]) > 0.005).all() and gained[["LYZ", "NKG7"]].abs().max() < 0.05
 assert gained[marker_auc["molecules"] < 100].min() > gained[marker_auc["molecules"] > 900].max()
