@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -31,7 +32,7 @@ import scimpute
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
 COVARIATES = {"categorical_covariates": ["cohort", "sex"], "continuous_covariates": "age"}
-MODEL = Path(os.environ.get("TMPDIR", "/tmp")) / f"bulk-{os.getpid()}.safetensors"
+MODEL = Path(tempfile.gettempdir()) / f"bulk-{os.getpid()}.safetensors"
 
 
 def load() -> ad.AnnData:

@@ -41,7 +41,7 @@ def lognorm(values: np.ndarray) -> np.ndarray:
 
 
 def naive(p: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    """``shared/bench/mcv.py``, dense; ``mse_log`` by the sum over the Poisson distribution."""
+    """The scores by their definitions, dense; ``mse_log`` by the sum over the Poisson distribution."""
     keep = train.sum(0) > 0
     p, train, test = (x[:, keep].astype(np.float64) for x in (p, train, test))
     q = p * test.sum() / train.sum()

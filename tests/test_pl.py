@@ -8,7 +8,7 @@ import pytest
 import scanpy as sc
 from matplotlib import pyplot as plt
 
-from scimpute import datasets, pl
+from scimpute import datasets, pl, pp, tl
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,14 @@ def test_training_leaves_out_what_was_not_recorded(adata):
     adata.uns["began"]["history"] = adata.uns["began"]["history"][["repeat", "epoch"]]
     with pytest.raises(ValueError, match="nothing to draw"):
         pl.training(adata, show=False)
+
+
+def test_training_of_a_bulk_method_is_refused():
+    adata = datasets.toy_bulk(60, 40)
+    pp.hide(adata, of="all")
+    tl.pmi(adata, layer="hidden", n_models=1, n_hidden=8, max_epochs=1)
+    with pytest.raises(ValueError, match="has nothing to draw"):
+        pl.training(adata, "pmi", show=False)
 
 
 def test_training_errors(adata):

@@ -548,7 +548,7 @@ def test_verdict(given, expected, because):
     [
         (0.1, True, "The held-out molecules support", "Other genes tell of a gene"),
         (0.01, True, "Use this imputation with care", "other genes seem to tell it nothing"),
-        (-0.1, True, "Use this imputation with care", "other genes seem to tell it nothing"),
+        (-0.1, True, "Use this imputation with care", "is worse than the gene mean drawn to the cell's own count (lead -0.100 ± 0.010"),
         (-0.1, False, "The held-out molecules support", "leaves the own count out"),
     ],
 )

@@ -57,21 +57,22 @@ def _against(heldout: pd.DataFrame, baseline: str) -> tuple[str, str]:
     if lead < -CLEAR * error:
         return "bad", f"It predicts held-out molecules worse than {_NAMES[baseline]}, by {numbers}."
     kind = "care" if baseline == "knn" else "bad"
-    return kind, f"It does not predict held-out molecules clearly better than {_NAMES[baseline]} (difference {numbers})."
+    return (
+        kind,
+        f"It does not predict held-out molecules clearly better than {_NAMES[baseline]} (lead {lead:.3f} ± {error:.3f} nats per molecule).",
+    )
 
 
 def _against_own_count(heldout: pd.DataFrame, *, posterior: bool) -> tuple[str, str]:
     """Whether other genes have told anything. Without the posterior step the own count is left out on purpose."""
     lead, error = heldout.loc["own_count", "lead"], heldout.loc["own_count", "lead_se"]
-    numbers = f"{abs(lead):.3f} ± {error:.3f} nats per molecule"
+    baseline, numbers = "the gene mean drawn to the cell's own count", f"lead {lead:.3f} ± {error:.3f} nats per molecule"
     if lead > CLEAR * error:
-        return "good", f"Other genes tell of a gene: it is ahead of the gene mean drawn to the cell's own count by {numbers}."
+        return "good", f"Other genes tell of a gene: it is ahead of {baseline} ({numbers})."
     if not posterior:
-        return "note", f"It leaves the own count out (posterior=False); the gene mean drawn to it is as good or better ({numbers})."
-    return (
-        "care",
-        f"It is not clearly better than the gene mean drawn to the cell's own count ({numbers}): other genes seem to tell it nothing.",
-    )
+        return "note", f"It leaves the own count out (posterior=False); {baseline} is as good or better ({numbers})."
+    how = "is worse than" if lead < -CLEAR * error else "is not clearly better than"
+    return "care", f"It {how} {baseline} ({numbers}): other genes seem to tell it nothing."
 
 
 def _of_genes(trust: pd.DataFrame) -> tuple[str, str]:

@@ -45,7 +45,7 @@ def training(
     Parameters
     ----------
     adata
-        Object imputed with :func:`scimpute.tl.began`.
+        Object imputed with :func:`scimpute.tl.began`, :func:`scimpute.tl.spatial` or :func:`scimpute.tl.nmf`.
     key
         ``key_added`` of the imputation.
     ax
@@ -64,7 +64,7 @@ def training(
     KeyError
         There is no training history under this key.
     ValueError
-        The history has none of these columns; ``ax`` is not as many axes as there are panels.
+        The history has none of these columns, as that of :func:`scimpute.tl.pmi`; ``ax`` is not as many axes as there are panels.
 
     Examples
     --------
@@ -74,7 +74,8 @@ def training(
     >>> scimpute.pl.training(adata)  # doctest: +SKIP
     """
     history = _read.history(adata, key)
-    shown = panels(history)
+    # Those of the bulk methods count models, not repeats.
+    shown = panels(history) if "repeat" in history else []
     if not shown:
         raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")
     used = _figure.axes(ax, 1, len(shown), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in shown))

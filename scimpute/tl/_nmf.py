@@ -114,7 +114,7 @@ def nmf(
     :math:`\lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2`. The spots' vectors start from their low-rank
     scores. A spot that was not in the training has no vector: there is no ``save``, as there would be nothing to apply.
 
-    Neural matrix factorisation :cite:p:`He2017` and the two rings after the source of the method, whose contribution used the mean of the
+    Neural matrix factorisation :cite:p:`He2017` and the two rings after :cite:t:`STImputation`, whose contribution used the mean of the
     first spot's neighbours for all spots and counted the spot itself among them.
 
     Examples

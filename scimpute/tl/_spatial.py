@@ -74,9 +74,10 @@ def spatial(
         Layer with the counts; ``X`` where None.
     likelihood
         ``"poisson"``: molecules are held out and predicted (count splitting), and a zero is an observation like any other.
-        ``"squared"``, as in the source of the method: **every zero is taken for missing**; hidden non-zero entries are predicted, in the
-        mean square of their logs. What is put in the place of a zero is *what would typically have been counted, given that anything
-        was* (the geometric mean, above 1 on average); the other entries stay as they are, and their standard deviations are what they
+        ``"squared"``, as in the source of the method :cite:p:`BenShushan`: **every zero is taken for missing**; hidden non-zero
+        entries are predicted, in the mean square of their logs. What is put in the place of a zero is *what would typically have been
+        counted, given that anything was* (the geometric mean, above 1 on average); the other entries stay as they are, and their standard
+        deviations are what they
         would have. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed it makes one that is.
     key_added
         Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
@@ -132,8 +133,8 @@ def spatial(
     :math:`s_j`. It is estimated from two neighbours drawn per ring, for a quarter of the spots of a minibatch: its cost does not depend on
     the number of neighbours. Where the network is told the neighbours' scores, it has not lowered the held-out error in our tests.
 
-    Fusion of modalities by a weighted sum of codes, and the two rings, after the source of the method; count splitting
-    :cite:p:`Batson2019` in the place of its squared error.
+    Fusion of modalities by a weighted sum of codes, and the two rings, after the multimodal network of :cite:t:`BenShushan`; count
+    splitting :cite:p:`Batson2019` in the place of its squared error.
 
     Examples
     --------
