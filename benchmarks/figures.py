@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from tables import DATA, NAMES, ROOT, read
+from tables import DATA, NAMES, ROOT, order, read
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "scimpute"
@@ -37,24 +37,43 @@ def marker(row: Any) -> dict[str, Any]:
     return {"marker": "s" if row.tuned else "o", "color": COLOURS[row.method], "fillstyle": "full" if row.posterior else "none"}
 
 
+def handles() -> list[mpl.lines.Line2D]:
+    """What the markers mean, whatever their colour."""
+    kinds = {
+        "as it is, defaults": ("o", "none"),
+        "as it is, tuned": ("s", "none"),
+        "posterior step, defaults": ("o", "full"),
+        "posterior step, tuned": ("s", "full"),
+    }
+    return [
+        mpl.lines.Line2D([], [], linestyle="", marker=marker_of, fillstyle=fill, color="0.3", label=label)
+        for label, (marker_of, fill) in kinds.items()
+    ]
+
+
 def heldout() -> mpl.figure.Figure:
     """Held-out deviance relative to the gene mean's, every method and variant, a panel for each data set."""
     from matplotlib import pyplot as plt
 
     frame = relative(read("accuracy"))
     frame = frame[~frame["method"].isin(["raw", "gene_mean"]) | frame["posterior"]]
-    methods = [name for name in NAMES if name in set(frame["method"])]
-    figure, axes = plt.subplots(1, len(DATA), figsize=(11, 3), sharey=True)
-    for axis, data in zip(axes, DATA):
-        part = frame[frame["data"] == data]
-        for row in part.itertuples():
-            axis.plot(row.relative, methods.index(row.method), **marker(row))
+    # A row for each of a peer's defaults; the tuned one stands in the first of them.
+    row_of = frame["label"].str.removesuffix(", tuned").where(~frame["tuned"], frame["method"].map(NAMES))
+    first = {method: part["label"].iloc[0] for method, part in frame[~frame["tuned"]].groupby("method", sort=False)}
+    row_of = row_of.where(~frame["tuned"], frame["method"].map(first))
+    rows = order(row_of)[::-1]
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharey=True, layout="constrained")
+    for axis, data in zip(axes.flat, DATA):
+        here = frame["data"] == data
+        for row, place in zip(frame[here].itertuples(), row_of[here], strict=True):
+            axis.plot(row.relative, rows.index(place), **marker(row))
         axis.axvline(1, color="0.7", linewidth=1)
         axis.set_title(data, fontsize=10)
-        axis.set_xlim(part["relative"].min() - 0.02, 1.2)
-    axes[0].set_yticks(range(len(methods)), [NAMES[name].strip("*") for name in methods])
-    figure.supxlabel("held-out Poisson deviance over that of the gene mean (filled: with the posterior step; squares: tuned)", fontsize=9)
-    figure.tight_layout()
+        axis.set_xlim(frame.loc[here, "relative"].min() - 0.02, 1.25)
+        axis.grid(axis="y", color="0.93")
+    axes[0, 0].set_yticks(range(len(rows)), [label.strip("*") for label in rows])
+    figure.legend(handles=handles(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    figure.supxlabel("held-out Poisson deviance over that of the gene mean (lower is better)", fontsize=9)
     return figure
 
 
@@ -71,10 +90,12 @@ def trade() -> mpl.figure.Figure:
         if (row.label, row.posterior) not in null:
             continue
         axis.plot(null[row.label, row.posterior], row.relative, **marker(row))
-    for method in dict.fromkeys(frame["method"]):
-        axis.plot([], [], "o", color=COLOURS[method], label=NAMES[method].strip("*"))
+    colours = [
+        mpl.lines.Line2D([], [], linestyle="", marker="o", color=COLOURS[method], label=NAMES[method].strip("*"))
+        for method in dict.fromkeys(frame["method"])
+    ]
     axis.set(
         xlabel="mean |Spearman| between genes dealt anew (0 is right)", ylabel="held-out deviance over the gene mean's", ylim=(None, 1.2)
     )
-    axis.legend(fontsize=8, frameon=False, title="filled: posterior; squares: tuned", title_fontsize=8)
+    axis.legend(handles=colours + handles(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     return figure

@@ -53,7 +53,7 @@ assert cd4["CD14+ Monocyte"] > cd4["CD4+/CD25 T Reg"]
 first_gene = list(markers)[0]
 assert adata.to_df(layer="began")[first_gene].max() < adata.to_df()[first_gene].max()
 middle = relative.median()
-assert (middle.iloc[-1] < 0.2).all() and (abs(middle.iloc[2] - 1) < 0.3).all() and middle.iloc[:2].min().min() > 1.05, middle
+assert (middle.iloc[-1] < 0.2).all() and (abs(middle.iloc[2] - 1) < 0.4).all() and middle.iloc[:2].min().min() > 1.05, middle
 assert (middle["began"].iloc[4:] < middle["cells_like_it"].iloc[4:]).all()
 poisson = heldout["poisson"]
 assert poisson["raw"] > poisson["gene_mean"] > poisson["svd"] > poisson["knn"] > poisson["began_train_like_it"] + 0.003
