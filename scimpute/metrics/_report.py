@@ -39,8 +39,9 @@ def report(
     """Judge an imputation of your own data, on one HTML page that needs no other file and no network.
 
     The page begins with a verdict and its reasons. Then: what was run; scores on molecules that are hidden for this purpose, beside the
-    counts, the gene mean and kNN; which genes to believe; what is found where there is nothing; training curves; markers
-    before and after; and when not to use the imputation. Each part says how it is read and what would be a bad sign.
+    counts, the gene mean (as it is, and drawn to the cell's own count) and kNN; which genes to believe; what is found where there is
+    nothing; training curves; markers before and after; and when not to use the imputation. Each part says how it is read and what would be
+    a bad sign.
 
     Parameters
     ----------
