@@ -28,7 +28,7 @@ def finish(
 
     ``entrywise``: they are of entries that are not zero, and not of molecules.
     """
-    for rows in chunks(len(size), len(columns), 2_000_000):
+    for rows in chunks(len(size), len(columns), 300_000):
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
         mu = torch.from_numpy(result.rates.mean[rows]) * depth

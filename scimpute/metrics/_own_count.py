@@ -12,7 +12,7 @@ from ..models import posterior
 from . import _thinned
 
 _KEEP = 0.9
-_CHUNK = 2_000_000
+_CHUNK = 300_000
 
 
 def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Read:
