@@ -58,6 +58,10 @@ def columns(matrix: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
     return matrix[:, genes]
 
 
+CACHED = 300_000
+"""Entries that several passes are made over: so many stay in the cache of a core."""
+
+
 def chunks(n_rows: int, n_columns: int, entries: int = 4_000_000) -> Iterator[slice]:
     """Row slices of about ``entries`` dense entries each: the only size in which anything is made dense."""
     step = max(1, entries // max(1, n_columns))

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._counts import TARGET, chunks, expected_log1p
+from ._counts import CACHED, TARGET, chunks, expected_log1p
 from ._counts import columns as columns_of
 from ._rates import Rates
 from .models import posterior as posterior_of
@@ -28,7 +28,7 @@ def finish(
 
     ``entrywise``: they are of entries that are not zero, and not of molecules.
     """
-    for rows in chunks(len(size), len(columns), 300_000):
+    for rows in chunks(len(size), len(columns), CACHED):
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
         mu = torch.from_numpy(result.rates.mean[rows]) * depth

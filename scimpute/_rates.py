@@ -14,7 +14,7 @@ import torch
 
 from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
-from ._counts import chunks, column_sums, columns
+from ._counts import CACHED, chunks, column_sums, columns
 from ._data import Data
 from .models import posterior
 from .models.began import Began
@@ -133,7 +133,7 @@ class Combiner:
     def _of_molecules(self) -> tuple[posterior.Prior, dict[str, float]]:
         data, genes = self.data, self.data.genes
         share = torch.from_numpy(data.share[genes].astype(np.float32)).to(data.device)
-        parts = list(chunks(len(data.validation), len(genes), 300_000))
+        parts = list(chunks(len(data.validation), len(genes), CACHED))
         reference = share * max(float(np.median(data.size_train)), 1.0)
         prior = posterior.estimate(map(self._validation, parts), len(data.validation), share, reference)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}

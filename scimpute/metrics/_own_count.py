@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from .._counts import chunks, row_sums, split
+from .._counts import CACHED, chunks, row_sums, split
 from ..models import posterior
 from . import _thinned
 
 _KEEP = 0.9
-_CHUNK = 300_000
 
 
 def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Read:
@@ -29,7 +28,7 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
         return torch.from_numpy(depths.astype(np.float32))[:, None] * share
 
     def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for rows in chunks(len(depth), len(share), _CHUNK):
+        for rows in chunks(len(depth), len(share), CACHED):
             seen, hidden = (torch.from_numpy(part[rows].toarray()) for part in (inner, target))
             yield seen, prior_mean(depth[rows]), hidden, torch.from_numpy(ratio[rows].astype(np.float32))
 
