@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,24 +20,21 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
 
     How far counts are drawn from it is found as in `tl.began`, on a tenth of the training molecules.
     """
-    inner, target = split(parts.train, _KEEP, rng)
-    depth, ratio = row_sums(inner), row_sums(target)
-    ratio /= np.maximum(depth, 1)
+    train, target = split(parts.train, _KEEP, rng)
+    inner = replace(parts, train=train, test=target, depth=row_sums(train), depth_test=row_sums(target))
+    ratio = (inner.depth_test / np.maximum(inner.depth, 1)).astype(np.float32)
     share = torch.from_numpy(parts.share.astype(np.float32))
 
-    def prior_mean(depths: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(depths.astype(np.float32))[:, None] * share
-
     def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for rows in chunks(len(depth), len(share), CACHED):
-            seen, hidden = (torch.from_numpy(part[rows].toarray()) for part in (inner, target))
-            yield seen, prior_mean(depth[rows]), hidden, torch.from_numpy(ratio[rows].astype(np.float32))
+        for rows in chunks(len(ratio), len(share), CACHED):
+            seen, mean, hidden = map(torch.from_numpy, (inner.raw(rows), inner.gene_mean(rows), target[rows].toarray()))
+            yield seen, mean, hidden, torch.from_numpy(ratio[rows])
 
-    reference = share * max(float(np.median(depth)), 1.0)
-    prior = posterior.estimate(pieces(), len(depth), share, reference)
+    reference = share * max(float(np.median(inner.depth)), 1.0)
+    prior = posterior.estimate(pieces(), len(ratio), share, reference)
 
     def read(rows: slice) -> np.ndarray:
-        seen = torch.from_numpy(parts.train[rows].toarray())
-        return posterior.mean_and_variance(seen, prior_mean(parts.depth[rows]), prior, torch.zeros(()))[0].numpy()
+        seen, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))
+        return posterior.mean_and_variance(seen, mean, prior, torch.zeros(()))[0].numpy()
 
     return read

@@ -77,8 +77,8 @@ def spatial(
         ``"squared"``, as in the source of the method :cite:p:`BenShushan`: **every zero is taken for missing**; hidden non-zero
         entries are predicted, in the mean square of their logs. What is put in the place of a zero is *what would typically have been
         counted, given that anything was* (the geometric mean, above 1 on average); the other entries stay as they are, and their standard
-        deviations are what they
-        would have. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed it makes one that is.
+        deviations are what they would have. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed it makes
+        one that is.
     key_added
         Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
     output
