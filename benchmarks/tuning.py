@@ -18,7 +18,7 @@ from peers import GRIDS, PEERS, UNSCALED, depth
 
 import scimpute
 from scimpute._counts import chunks
-from scimpute.models import posterior
+from scimpute.models import posterior, sizes
 
 FLOORS = (1e-3, 3e-2, 3e-1)
 """Least prior mean, in units of the gene mean's: one of these is chosen on the inner split."""
@@ -107,8 +107,8 @@ def fit(
     if not with_posterior:
         return Fitted(prediction, None, setting, None)
     of_inner = predict(inner, method, setting, seed) if of_inner is None else of_inner
-    floor, sizes = choose(inner.X, test, of_inner)
-    return Fitted(prediction, apply(adata.X, prediction, floor, sizes), setting, floor)
+    floor, rates = choose(inner.X, test, of_inner)
+    return Fitted(prediction, apply(adata.X, prediction, floor, rates), setting, floor)
 
 
 # The posterior step, as scimpute/_rates.py takes it for tl.began
@@ -141,7 +141,7 @@ def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) ->
                 seen, target = (torch.from_numpy(part[rows].toarray()) for part in (train, test))
                 yield seen, prior(train, prediction, floor, share, rows), target, torch.from_numpy(ratio[rows])
 
-        rates = posterior.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
+        rates = sizes.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
         lost = 0.0
         for seen, mu, target, scale in parts():
             mean = posterior.mean_and_variance(seen, mu, rates, torch.zeros(()))[0] * scale[:, None]

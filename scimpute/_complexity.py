@@ -18,7 +18,7 @@ from ._data import Complexity, Data, Settings, prior_precision
 from ._random import seed as draw_seed
 from ._side import SPOT
 from ._train import fit
-from .models import posterior
+from .models import sizes
 from .models.began import EMPTY, Batch, Candidates, Generator
 from .models.modal import FactorGenerator
 
@@ -32,15 +32,16 @@ CANDIDATE_BLOCKS = 2
 
 
 def choose(
-    data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, on_trial: Callable[[], None]
+    data: Data, settings: Settings, context: Context, rng: np.random.Generator, *, posterior: bool, on_trial: Callable[[], None]
 ) -> tuple[Complexity, dict[str, Any]]:
     """Fill in what the settings leave to the data, by held-out molecules of two blocks of genes.
 
     A random block of genes is a fair sample of all, and the blocks of a generator do not know of each other; so every
     candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
     then the length of the training. The score is the one a user gets: the deviance of the held-out molecules under the posterior mean
-    (with one size for all genes). What cannot be told from the best by it, within a standard error, is as good, and of these the fewest
-    context scores are taken, with the penalty that suits them best. The cost does not grow with the data.
+    (with one size for all genes), or without ``posterior`` under the rate. What cannot be told from the best by it, within a standard
+    error, is as good, and of these the fewest context scores are taken, with the penalty that suits them best. The cost does not grow
+    with the data.
     """
     per_epoch = n_batches(data.train.shape[0], settings.batch_size)
     why, plain = _unsearched(data, settings, per_epoch)
@@ -62,7 +63,7 @@ def choose(
     width = settings.width or WIDTH
 
     def trial(pairs: Sequence[tuple[int, float]], steps: int) -> tuple[list[dict[str, float]], np.ndarray]:
-        scores = _score_candidates(data, settings, batches, minibatches, pairs, width, steps, rng)
+        scores = _score_candidates(data, settings, batches, minibatches, pairs, width, steps, rng, posterior=posterior)
         heldout = [data.per_molecule(value, block) for value in scores.sum(1)]
         results = [
             {"n_context": c, "penalty": p, "width": width, "steps": steps, "heldout": value}
@@ -120,6 +121,8 @@ def _score_candidates(
     width: int,
     steps: int,
     rng: np.random.Generator,
+    *,
+    posterior: bool,
 ) -> np.ndarray:
     """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each in each validation cell."""
     partition, n_values = batches.partition, batches.context.n_values
@@ -140,7 +143,11 @@ def _score_candidates(
             size = torch.from_numpy(data.size_train[part].astype(np.float32)).to(data.device)[:, None]
             seen, target = data.dense(data.train, part, partition.genes), data.dense(data.heldout, part, partition.genes)
             ratio = data.heldout_ratio(part)
-            parts.append(torch.stack([posterior.heldout_deviance(seen, partition.gather(rate) * size, target, ratio) for rate in rates]))
+            means = [partition.gather(rate) * size for rate in rates]
+            if posterior:
+                parts.append(torch.stack([sizes.heldout_deviance(seen, mean, target, ratio) for mean in means]))
+            else:
+                parts.append(torch.stack([sizes.deviance(mean * ratio[:, None], target)[None] for mean in means]))
     # (candidates, sizes, cells): each candidate with the size that suits it.
     scores = torch.cat(parts, dim=2).double().cpu().numpy()
     return scores[np.arange(len(pairs)), scores.sum(2).argmin(1)]

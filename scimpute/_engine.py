@@ -144,20 +144,20 @@ def contributions(generator: ModalGenerator, data: Data, context: Context, parti
 
 
 def run(
-    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool, keep_own: bool
+    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool, posterior: bool
 ) -> tuple[Complexity, Result, dict[str, Any], dict[str, torch.Tensor]]:
-    """Choose the complexity, fit and combine the repeats."""
+    """Choose the complexity, fit and combine the repeats; for the posterior mean, or for the rate as it is."""
     from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
 
     n_scores = settings.n_context or max(CONTEXTS)
     context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
     record: dict[str, Any] = {}
     with tqdm(disable=not progress, desc="choosing complexity", unit=" steps") as bar:
-        complexity, record["chosen"] = choose(data, settings, context, rng, on_trial=bar.update)
+        complexity, record["chosen"] = choose(data, settings, context, rng, posterior=posterior, on_trial=bar.update)
         context = context.truncated(complexity.n_context)
         bar.reset(settings.n_repeats * complexity.max_epochs)
         tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
-        combiner, history, stopped = Combiner(data, target, keep_own=keep_own), [], []
+        combiner, history, stopped = Combiner(data, target, keep_own=posterior), [], []
         parts: list[pd.DataFrame] = []
         for repeat in range(settings.n_repeats):
             bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")

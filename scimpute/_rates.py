@@ -16,7 +16,7 @@ from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
 from ._counts import CACHED, chunks, column_sums, columns
 from ._data import Data
-from .models import posterior
+from .models import posterior, sizes
 from .models.began import Began
 from .models.modal import Modal
 
@@ -135,7 +135,7 @@ class Combiner:
         share = torch.from_numpy(data.share[genes].astype(np.float32)).to(data.device)
         parts = list(chunks(len(data.validation), len(genes), CACHED))
         reference = share * max(float(np.median(data.size_train)), 1.0)
-        prior = posterior.estimate(map(self._validation, parts), len(data.validation), share, reference)
+        prior = sizes.estimate(map(self._validation, parts), len(data.validation), share, reference)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
         for rows in parts:
             seen, mu, target, ratio = self._validation(rows)
@@ -166,8 +166,8 @@ class Combiner:
         # A gene with few hidden entries has the variance of all.
         variance = (squares + PSEUDO * squares.sum() / total) / (n + PSEUDO)
         scores = {"gene_mean": null / total, "network": squares.sum() / total}
-        sizes = torch.from_numpy(1 / np.maximum(variance, 1e-6)).float()
-        return posterior.Prior(sizes, torch.ones_like(sizes)), {name: float(value) for name, value in scores.items()}
+        precision = torch.from_numpy(1 / np.maximum(variance, 1e-6)).float()
+        return posterior.Prior(precision, torch.ones_like(precision)), {name: float(value) for name, value in scores.items()}
 
     def _validation(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         data = self.data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from scimpute._counts import expected_log1p
 from scimpute._data import HELDOUT, Complexity, Data, Settings
 from scimpute._rates import Combiner, predict
 from scimpute.models.posterior import mean_and_variance
+from scimpute.models.sizes import heldout_deviance
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
@@ -149,9 +151,9 @@ def test_predict_as_another_level(adata):
 # The complexity
 
 
-def chosen(data: Data, **changes: Any) -> tuple[Complexity, dict[str, Any]]:
+def chosen(data: Data, posterior: bool = True, **changes: Any) -> tuple[Complexity, dict[str, Any]]:
     context = Context.fit(data.train, data.size_train, 5, seed=0)
-    return choose(data, replace(SETTINGS, **changes), context, np.random.default_rng(0), on_trial=lambda: None)
+    return choose(data, replace(SETTINGS, **changes), context, np.random.default_rng(0), posterior=posterior, on_trial=lambda: None)
 
 
 def test_what_is_given_is_taken(adata):
@@ -173,7 +175,7 @@ def test_what_is_left_open_is_chosen_among_what_was_tried(adata):
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 5, seed=0)
     open_ = replace(SETTINGS, penalty=None, width=None)
-    complexity, why = choose(data, open_, context, np.random.default_rng(0), on_trial=lambda: told.append(1))
+    complexity, why = choose(data, open_, context, np.random.default_rng(0), posterior=True, on_trial=lambda: told.append(1))
     tried = why["candidates"]
     assert tried["penalty"].tolist() == [30.0, 300.0, 3000.0]
     assert complexity.penalty == tried.loc[tried["heldout"].idxmin(), "penalty"]
@@ -188,7 +190,7 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
     """The fewest scores within a standard error of the paired difference, and then the best penalty."""
     behind = {(15, 30.0): 0.0, (5, 300.0): 0.04, (5, 30.0): 0.045}
 
-    def scores(data, settings, batches, minibatches, pairs, width, steps, rng):
+    def scores(data, settings, batches, minibatches, pairs, width, steps, rng, *, posterior):
         spread = np.where(np.arange(400) % 2, 1.0, -1.0)
         return np.stack([1 + behind.get(pair, 9.0) + noise * (pair != (15, 30.0)) * spread for pair in pairs])
 
@@ -196,8 +198,18 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 20, seed=0)
     open_ = replace(SETTINGS, penalty=None, n_context=None)
-    complexity, _ = choose(data, open_, context, np.random.default_rng(0), on_trial=lambda: None)
+    complexity, _ = choose(data, open_, context, np.random.default_rng(0), posterior=True, on_trial=lambda: None)
     assert (complexity.n_context, complexity.penalty) == expected
+
+
+def test_candidates_are_scored_by_what_is_asked_for(adata, monkeypatch):
+    """Without the posterior, by the rates themselves."""
+    data = data_of(adata)
+    scored = {posterior: chosen(data, posterior, penalty=None)[1]["candidates"]["heldout"] for posterior in (True, False)}
+    assert (scored[True] != scored[False]).all()
+    # With a size beyond all doubt the posterior mean is the rate.
+    monkeypatch.setattr("scimpute._complexity.sizes.heldout_deviance", functools.partial(heldout_deviance, sizes=torch.tensor([1e9])))
+    np.testing.assert_allclose(chosen(data, penalty=None)[1]["candidates"]["heldout"], scored[False], rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .._counts import CACHED, chunks, row_sums, split
-from ..models import posterior
+from ..models import posterior, sizes
 from . import _thinned
 
 _KEEP = 0.9
@@ -31,7 +31,7 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
             yield seen, mean, hidden, torch.from_numpy(ratio[rows])
 
     reference = share * max(float(np.median(inner.depth)), 1.0)
-    prior = posterior.estimate(pieces(), len(ratio), share, reference)
+    prior = sizes.estimate(pieces(), len(ratio), share, reference)
 
     def read(rows: slice) -> np.ndarray:
         seen, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))

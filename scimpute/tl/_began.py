@@ -228,7 +228,7 @@ def began(
 
     with _device.session(torch_device):
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
-        complexity, result, record, tensors = run(data, settings, target, rng, progress=shown, keep_own=posterior)
+        complexity, result, record, tensors = run(data, settings, target, rng, progress=shown, posterior=posterior)
         finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill)
     _warn_of_a_failed_fit(result)
 

@@ -96,7 +96,7 @@ def impute(
             data = Data.of_entries(counts, size, labels, torch_device, rng, side)
         else:
             data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
-        complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, keep_own=posterior)
+        complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, posterior=posterior)
         finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, entrywise=entrywise)
 
     params = {

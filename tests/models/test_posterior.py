@@ -8,8 +8,20 @@ import torch
 from scipy import integrate, stats
 from scipy.special import gammaln
 
-from scimpute.models.posterior import GRID, OUTER, STEP, STEPS, Prior, Sample, estimate, gene_sizes, heldout_deviance, marginal_deviance
+from scimpute.models.posterior import Prior
 from scimpute.models.posterior import mean_and_variance as posterior_of
+from scimpute.models.sizes import (
+    GRID,
+    OUTER,
+    STEP,
+    STEPS,
+    Sample,
+    deviance,
+    estimate,
+    gene_sizes,
+    heldout_deviance,
+    marginal_deviance,
+)
 
 
 def drawn(n: int, theta: np.ndarray, mean: np.ndarray, seed: int = 0, slope: float = 0, spread: float = 0) -> tuple[np.ndarray, ...]:
@@ -136,6 +148,12 @@ def test_heldout_deviance_against_loops(example, sizes):
         given = prior(np.full(4, float(theta)), spread=STEPS * STEP / 3**0.5)
         rate = posterior_of(*tensors(counts, mu), given, torch.zeros(()))[0].double().numpy() * ratio[:, None]
         np.testing.assert_allclose(got[t], (rate - target * np.log(rate)).sum(1), rtol=1e-3, atol=5e-3)
+
+
+def test_deviance_against_loops(example):
+    _, target, mu = example
+    got = deviance(*tensors(mu / 9, target))
+    np.testing.assert_allclose(got, (mu / 9 - target * np.log(mu / 9)).sum(1), rtol=1e-4)
 
 
 def test_marginal_deviance_is_a_mixture_of_negative_binomials(example):
