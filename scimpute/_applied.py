@@ -123,6 +123,7 @@ class Model:
             ("reference", len(self.imputed)),
             ("seen", len(self.imputed)),
             ("loadings", len(self.genes)),
+            *([("expressed_above", len(self.imputed))] if self.params["fill"] == "expressed" else []),
         ):
             if len(self.tensors[name]) != length:
                 raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
@@ -237,6 +238,8 @@ def impute(
     chosen = torch.tensor([place[name] for name in names])
     result = Rates(rates, own, model.prior()[chosen], model.tensors["seen"][chosen])
     options = {name: model.params[name] for name in ("posterior", "output", "fill")}
+    if options["fill"] == "expressed":
+        options["expressed_above"] = model.tensors["expressed_above"][chosen].numpy()
     finish(result, counts, size, columns, n_repeats, **options, entrywise=model.params.get("likelihood") == "squared")
     return result
 

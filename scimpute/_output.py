@@ -22,10 +22,12 @@ def finish(
     posterior: bool,
     output: str,
     fill: str,
+    expressed_above: np.ndarray | None = None,
     entrywise: bool = False,
 ) -> None:
     """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations.
 
+    ``expressed_above``: the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
     ``entrywise``: they are of entries that are not zero, and not of molecules.
     """
     for rows in chunks(len(size), len(columns), CACHED):
@@ -50,6 +52,8 @@ def finish(
         sd[:, ~result.seen] = 0
         if fill == "zeros":
             mean = torch.where(x > 0, x, mean)
+        if expressed_above is not None:
+            mean[torch.from_numpy(result.rates.mean[rows] < expressed_above) & (x == 0)] = 0
         if output == "rate":
             mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
         elif output == "log1p":

@@ -134,7 +134,7 @@ IMPUTERS = [
             {"posterior": False},
             {"n_context": "auto", "width": "auto", "penalty": "auto"},
         ),
-        options=({"fill": "zeros"}, {"output": "log1p"}),
+        options=({"fill": "zeros"}, {"fill": "expressed"}, {"output": "log1p"}),
     ),
     *(
         Imputer(
@@ -504,7 +504,7 @@ def test_order_of_calls_does_not_matter(imputer, adata):
 
 @taking("output", "fill")
 @pytest.mark.parametrize("output", ["counts", "rate", "log1p"])
-@pytest.mark.parametrize("fill", ["all", "zeros"])
+@pytest.mark.parametrize("fill", ["all", "zeros", "expressed"])
 def test_values_are_finite_float32_and_not_negative(imputer, adata, output, fill):
     for name, values in imputer.result(adata, output=output, fill=fill).items():
         assert isinstance(values, np.ndarray), name
