@@ -24,6 +24,7 @@ from rows import DATA, SEEDS, answer, arguments, every_method, predictions, run
 from scipy import stats
 
 import scimpute
+from scimpute._expressed import thresholds
 
 TRUTH_PG = 30.0
 CLUSTERED = ("cellmix_2tech", "pbmc3k", "rnamix_celseq2", "zeisel_ercc")
@@ -169,12 +170,26 @@ def partners(task: dict[str, Any]) -> list[dict[str, Any]]:
         return np.nan_to_num([stats.spearmanr(column, values).statistic for column, values in zip(part.T, truth.values(), strict=True)])
 
     of_counts = correlations(work.X.toarray())
-    rows = []
-    for row, found in predictions(task, work):
+
+    def scored(values: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
         # A gene that is the same in all cells has no correlation: 0.
-        scores = correlations(np.asarray(found, dtype=np.float64))
-        told = {"correlation": scores.mean(), "below_counts": int((scores < of_counts - BELOW).sum()), "genes": len(scores)}
-        rows.append(row | told | dict(zip(truth, scores.tolist(), strict=True)))
+        scores = correlations(np.asarray(values, dtype=np.float64))
+        return {"correlation": scores.mean(), "below_counts": int((scores < of_counts - BELOW).sum())}, scores
+
+    rows = []
+    depth = np.asarray(work.X.sum(1, dtype=np.float64)).ravel()
+    least = None
+    for row, found in predictions(task, work):
+        told, scores = scored(found)
+        told |= {"genes": len(scores)} | dict(zip(truth, scores.tolist(), strict=True))
+        if task["method"] not in ("raw", "began"):
+            # The zeros of fill="expressed" for a peer: the cells are told by its prediction, before the posterior step.
+            if least is None:
+                rates = (found / depth[:, None]).astype(np.float32)
+                least = rates < thresholds(rates, work.X, depth, np.arange(work.n_vars))
+            kept, _ = scored(np.where(least & (work.X.toarray() == 0), 0, found))
+            told |= {f"{name}_with_zeros": value for name, value in kept.items()}
+        rows.append(row | told)
     return rows
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from tables import DATA, NAMES, ROOT, order, read
+from tables import DATA, NAMES, ROOT, ZEROS, order, read
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "scimpute"
@@ -28,6 +28,8 @@ def draw() -> None:
 def relative(frame: pd.DataFrame) -> pd.DataFrame:
     """Median held-out deviance over that of the gene mean of the same split, by data set, method and variant."""
     keys = ["data", "seed"]
+    # Its zeros are no expected counts.
+    frame = frame[frame["options"] != ZEROS]
     base = frame[(frame["method"] == "gene_mean") & ~frame["posterior"]].set_index(keys)["poisson"]
     frame = frame.assign(relative=frame["poisson"] / base.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy())
     return frame.groupby(["data", "method", "label", "tuned", "posterior"], sort=False)["relative"].median().reset_index()

@@ -53,7 +53,7 @@ def every_method(data: str) -> list[dict[str, Any]]:
     for method in GRIDS:
         tasks += [{"method": method, "options": options} for options in variants.get(method, [{}])]
         tasks.append({"method": method, "tuned": True, "limits": cap if method == "scvi" else {}})
-    tasks.append({"method": "began"})
+    tasks += [{"method": "began"}, {"method": "began", "options": {"fill": "expressed"}, "posterior": [True]}]
     return [{"options": {}, "tuned": False, "posterior": [False, True], **task, "data": data} for task in tasks]
 
 
@@ -88,7 +88,7 @@ def code(method: str) -> str:
         paths = [*sorted(package.glob("_[a-z]*.py")), *sorted((package / "models").glob("*.py")), package / "tl" / "_began.py"]
         sources = [path.read_text() for path in paths if path.name not in ("_cli.py", "_version.py")]
     else:
-        paths = [Path(__file__).with_name("tuning.py"), package / "models" / "posterior.py"]
+        paths = [Path(__file__).with_name("tuning.py"), package / "models" / "posterior.py", package / "models" / "sizes.py"]
         sources = [path.read_text() for path in paths] + ([inspect.getsource(PEERS[method])] if method in PEERS else [])
         sources.append(repr(GRIDS.get(method)))
     return hashlib.sha256("\n".join(map(_bare, sources)).encode()).hexdigest()[:12]

@@ -29,7 +29,14 @@ NAMES = {
     "scvi": "scVI",
     "began": "**scimpute**",
 }
-OPTIONS = {"norm=sqrt": "square root", "norm=log": "log", "max_epochs=100": "100 epochs", "max_epochs=40": "40 epochs"}
+ZEROS = "fill=expressed"
+OPTIONS = {
+    ZEROS: '`fill="expressed"`',
+    "norm=sqrt": "square root",
+    "norm=log": "log",
+    "max_epochs=100": "100 epochs",
+    "max_epochs=40": "40 epochs",
+}
 ABLATIONS = {
     "": "default",
     "adversarial_weight=0": "without the adversary",
@@ -226,12 +233,17 @@ def trade() -> str:
 
 def partners() -> str:
     frame = read("partners")
+    ours = frame["options"] == ZEROS
     rows = []
-    for label in order(frame["label"]):
-        part = frame[frame["label"] == label]
-        below = steps(part, "below_counts", 0) if label != NAMES["raw"] else ""
-        rows.append([label, steps(part, "correlation", 3), below, *(steps(part, gene, 2) for gene in ("MS4A1", "CD8A"))])
-    return markdown(["method", "mean correlation", "genes below their counts", "MS4A1", "CD8A"], rows)
+    for label in order(frame.loc[~ours, "label"]):
+        part, kept, suffix = frame[frame["label"] == label], frame[frame["label"] == label], "_with_zeros"
+        if label == NAMES["began"]:
+            kept, suffix = frame[ours], ""
+        below = [steps(of, f"below_counts{end}", 0) for of, end in ((part, ""), (kept, suffix))] if label != NAMES["raw"] else ["", ""]
+        shown = [steps(part, "correlation", 3), below[0], steps(kept, f"correlation{suffix}", 3), below[1]]
+        rows.append([label, *shown, *(steps(part, gene, 2) for gene in ("MS4A1", "CD8A"))])
+    columns = ["mean correlation", "genes below their counts", "with zeros: mean correlation", "genes below", "MS4A1", "CD8A"]
+    return markdown(["method", *columns], rows)
 
 
 def clusters() -> str:
