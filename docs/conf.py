@@ -9,10 +9,33 @@ import shutil
 import socket
 from pathlib import Path
 
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.plain import Style
+from pybtex.style.labels import BaseLabelStyle
+
 import scimpute
 from scimpute._cli import main
 
 HERE = Path(__file__).parent
+
+
+class Names(BaseLabelStyle):
+    """Labels of the bibliography as the pages cite: authors and year."""
+
+    def format_labels(self, sorted_entries):
+        for entry in sorted_entries:
+            names = [" ".join(person.prelast_names + person.last_names) for person in entry.persons["author"]]
+            who = names[0] if len(names) == 1 else f"{names[0]} and {names[1]}" if len(names) == 2 else f"{names[0]} et al."
+            yield ", ".join([who, *([entry.fields["year"]] if "year" in entry.fields else [])])
+
+
+class Named(Style):
+    """Sorted by author, with these labels."""
+
+    default_label_style = Names
+
+
+register_plugin("pybtex.style.formatting", "named", Named)
 
 project = "scimpute"
 author = "The scimpute developers"
@@ -49,7 +72,7 @@ napoleon_custom_sections = ["Returns"]
 python_maximum_signature_line_length = 80
 
 bibtex_bibfiles = ["references.bib"]
-bibtex_default_style = "plain"
+bibtex_default_style = "named"
 bibtex_reference_style = "author_year"
 
 html_theme = "sphinx_book_theme"
@@ -80,10 +103,9 @@ intersphinx_mapping = {
     }.items()
     if online()
 }
-# What belongs to other packages resolves online only, and the alias of what may be an image never.
+# What belongs to other packages resolves online only.
 nitpick_ignore_regex = [
     (r"py:.*", r"(AnnData|Axes|Colormap|Sequence|Mapping|Callable|Any|np|pd|os|torch|anndata|numpy|scanpy|squidpy)(\..*)?"),
-    (r"py:class", r"_tissue\.Picture"),
 ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def tiles(
     tile_size: float | None = None,
     encoder: torch.nn.Module | None = None,
     key_added: str = "tiles",
-    image: _tissue.Picture | Mapping[str, _tissue.Picture] | None = None,
+    image: np.ndarray | str | os.PathLike[str] | Mapping[str, np.ndarray | str | os.PathLike[str]] | None = None,
     scale: float | Mapping[str, float] | None = None,
     batch_size: int = 64,
     device: str = "auto",
