@@ -24,7 +24,7 @@ class Names(BaseLabelStyle):
 
     def format_labels(self, sorted_entries):
         for entry in sorted_entries:
-            names = [" ".join(person.prelast_names + person.last_names) for person in entry.persons["author"]]
+            names = [" ".join(map(str, person.rich_prelast_names + person.rich_last_names)) for person in entry.persons["author"]]
             who = names[0] if len(names) == 1 else f"{names[0]} and {names[1]}" if len(names) == 2 else f"{names[0]} et al."
             yield ", ".join([who, *([entry.fields["year"]] if "year" in entry.fields else [])])
 
