@@ -50,6 +50,9 @@ assert marker_auc.loc[["GATA2", "KLRC2"], "molecules"].between(7, 12).all() and 
 assert abs(marker_auc.loc["CD4", "counts"] - 0.5) < 0.05 and marker_auc.loc["CD4", "imputed"] < marker_auc.loc["CD4", "counts"] - 0.03
 cd4 = (adata.to_df()["CD4"] / size).groupby(adata.obs[labels], observed=True).mean()
 assert cd4["CD14+ Monocyte"] > cd4["CD4+/CD25 T Reg"]
+assert 150 < told.sum() < 400 and (zeros & (adata.to_df()[list(zeros)] > 0)).to_numpy().sum() == 0
+b_cells = adata.obs[labels] == "CD19+ B"
+assert zeros.loc[b_cells, "MS4A1"].mean() < 0.3 < 0.9 < zeros.loc[~b_cells, "MS4A1"].mean()
 first_gene = list(markers)[0]
 assert adata.to_df(layer="began")[first_gene].max() < adata.to_df()[first_gene].max()
 middle = relative.median()
