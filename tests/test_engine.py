@@ -315,3 +315,14 @@ def test_size_key_gives_shares_of_the_whole_library(adata):
     counts = tl.began(cut, size_key="total", **quick | {"output": "counts"}).layers["began"]
     np.testing.assert_allclose(counts, rates["total"].layers["began"] * adata.obs["total"].to_numpy()[:, None], rtol=1e-4)
     assert counts.sum() == pytest.approx(float(cut.X.sum()), rel=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"penalty": "auto", "max_epochs": 3}], ids=["given", "chosen"])
+def test_minibatches_without_a_removed_molecule(options):
+    """Most cells have none to lose."""
+    counts = np.zeros((80, 5), dtype=np.float32)
+    counts[:12] = np.random.default_rng(0).poisson(2.0, size=(12, 5))
+    adata = ad.AnnData(sp.csr_matrix(counts))
+    with pytest.warns(UserWarning, match="68 cells have no molecules"):
+        tl.began(adata, **QUICK | {"batch_size": 8} | options)
+    assert np.isfinite(adata.layers["began"]).all()

@@ -212,7 +212,7 @@ class Began(nn.Module):
         log_rate = self.generator(batch.inputs, batch.labels)
         loss = log_rate.new_zeros(())
         if self.reconstruction_weight:
-            deviance = poisson_deviance(log_rate, batch.exposure, batch.place, batch.removed) / batch.exposure.sum()
+            deviance = poisson_deviance(log_rate, batch.exposure, batch.place, batch.removed) / batch.exposure.sum().clamp(min=1)
             self.metrics["reconstruction"] = deviance.detach()
             loss = self.reconstruction_weight * deviance
         if self.penalty:
@@ -283,4 +283,4 @@ class Candidates(nn.Module):
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         parts = [poisson_deviance(part, batch.exposure, batch.place, batch.removed) for part in self.log_rate(batch)]
         penalties = self.generator.penalty().view(self.settings, -1).sum(1)
-        yield "generator", torch.stack(parts).sum() / batch.exposure.sum() + (self.penalty * penalties).sum()
+        yield "generator", torch.stack(parts).sum() / batch.exposure.sum().clamp(min=1) + (self.penalty * penalties).sum()
