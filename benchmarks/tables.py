@@ -142,7 +142,8 @@ def accuracy_settings() -> str:
 def readme() -> str:
     frame = read("accuracy")
     # Each method as its own users have it: at the best of its defaults, ours with the posterior step that is its default.
-    frame = frame[~frame["tuned"] & (frame["posterior"] == (frame["method"] == "began")) & (frame["method"] != "raw")]
+    frame = frame[~frame["tuned"] & (frame["options"] != ZEROS) & (frame["method"] != "raw")]
+    frame = frame[frame["posterior"] == (frame["method"] == "began")]
     medians = frame.groupby(["data", "method", "label"], sort=False)["poisson"].median().groupby(["data", "method"]).min()
     methods = [name for name in ("gene_mean", "knn", "svd", "alra", "magic", "scvi", "began") if name in set(frame["method"])]
     rows = []
@@ -221,7 +222,7 @@ def null_genes() -> str:
     table = by_data(frame, lambda part: steps(part, "differential_genes", 1), values=NULL)
     if "label_differential_genes" not in frame:
         return table
-    told = frame[frame["label_differential_genes"].notna()]
+    told = frame[frame["label_differential_genes"].notna() & (frame["options"] != ZEROS)]
     cells = [steps(told[told["data"] == name], "label_differential_genes", 0) for name in NULL if name in set(frame["data"])]
     return table + f"| {NAMES['began']}, told the half | " + " | ".join(cells) + " |\n"
 

@@ -126,9 +126,15 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
     Refused where one of our functions wrote it on another scale than the one required, or where counts have been logged since.
     """
     matrix = _matrix(adata, layer)
-    scale = adata.uns[layer].get("params", {}).get("output") if written_by(adata, layer) else None
+    params = adata.uns[layer].get("params", {}) if written_by(adata, layer) else {}
+    scale = params.get("output")
     if require_output and scale and scale != require_output:
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
+    if require_output == "counts" and params.get("fill") == "expressed":
+        _check.warn(
+            f"layer {layer!r} was written with fill='expressed': its zeros promise no molecule where some are, and the score is too bad. "
+            "Score the same imputation with fill='all'"
+        )
     check_kind(matrix, f"adata.layers[{layer!r}]")
     if "counts" in (scale, None if scale else require_output) and is_logged(matrix):
         raise ValueError(

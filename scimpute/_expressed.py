@@ -63,7 +63,8 @@ def thresholds(rates: np.ndarray, counts: sp.csr_matrix, size: np.ndarray, genes
 def otsu(place: np.ndarray) -> np.ndarray:
     """Last bin of the lower part of each column, ``(k,)``, for values in bins 0 to BINS - 1, ``(n, k)``."""
     n, k = place.shape
-    number = np.bincount((place + BINS * np.arange(k)).ravel(), minlength=BINS * k).reshape(k, BINS)
+    # In float64: of 10,000 cells the square below is beyond whole numbers of 64 bits.
+    number = np.bincount((place + BINS * np.arange(k)).ravel(), minlength=BINS * k).reshape(k, BINS).astype(np.float64)
     below = number.cumsum(1)[:, :-1]
     total = (number * np.arange(BINS)).cumsum(1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -52,8 +52,6 @@ def finish(
         sd[:, ~result.seen] = 0
         if fill == "zeros":
             mean = torch.where(x > 0, x, mean)
-        if expressed_above is not None:
-            mean[torch.from_numpy(result.rates.mean[rows] < expressed_above) & (x == 0)] = 0
         if output == "rate":
             mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
         elif output == "log1p":
@@ -62,6 +60,9 @@ def finish(
             logged = (mean * scale).log1p() if entrywise else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
             sd = sd * scale / (1 + scale * mean)
             mean = torch.where(x > 0, (x * scale).log1p(), logged) if fill == "zeros" else logged
+        if expressed_above is not None:
+            # The standard deviation stays that of the expected value.
+            mean[torch.from_numpy(result.rates.mean[rows] < expressed_above) & (x == 0)] = 0
         result.rates.mean[rows] = mean.numpy()
         assert result.rates.squares is not None
         result.rates.squares[rows] = sd.numpy()

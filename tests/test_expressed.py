@@ -8,8 +8,9 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
+import scimpute
 from scimpute import _expressed, tl
-from scimpute._expressed import BINS, FOLD, PSEUDO, otsu, thresholds
+from scimpute._expressed import BINS, PSEUDO, otsu, thresholds
 
 QUICK = {"max_epochs": 20, "n_repeats": 2, "n_context": 3, "width": 16, "penalty": 30.0, "block_size": 16, "progress": False}
 
@@ -43,6 +44,14 @@ def test_otsu_against_loops():
     assert found[2] == (5 + 99) // 2
 
 
+def test_otsu_of_many_cells():
+    """Squares of sums over many cells are larger than whole numbers of 64 bits."""
+    rng = np.random.default_rng(0)
+    some = np.clip(np.r_[rng.normal(20, 8, 3000), rng.normal(90, 8, 1000)], 0, BINS - 1).astype(int)[:, None]
+    assert 40 < otsu(some)[0] < 70
+    np.testing.assert_array_equal(otsu(np.tile(some, (50, 1))), otsu(some))
+
+
 def test_thresholds_lie_between_two_parts_and_nowhere_else():
     rng, n = np.random.default_rng(0), 600
     size, on = rng.uniform(500, 3000, n), np.arange(n) < 200
@@ -54,17 +63,29 @@ def test_thresholds_lie_between_two_parts_and_nowhere_else():
             np.where(on, 1e-3, 1e-5),  # predicted so, but the counts know nothing of it
             np.full(n, 1e-3),  # the same everywhere
             np.where(on, 2e-6, 1e-8),  # as the first, and a molecule or two
+            np.where(on, 1.5e-3, 1e-3),  # the counts say so, the network does not
         ]
     )
     counts = rng.poisson(rates * size[:, None])
     counts[:, 3] = rng.poisson(2e-4 * size)
-    found = thresholds(rates.astype(np.float32), sp.csr_matrix(counts), size, np.arange(6))
+    counts[~on, 6] = 0
+    found = thresholds(rates.astype(np.float32), sp.csr_matrix(counts), size, np.arange(7))
     assert 1e-5 < found[0] < 1e-3
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[1:], 0)
-    # By hand, of the first: molecules and depths of both parts.
-    upper, lower = counts[on, 0].sum() / size[on].sum(), (counts[~on, 0].sum() + PSEUDO) / size[~on].sum()
-    assert upper > FOLD * lower
+
+
+@pytest.mark.parametrize("over", [0.999, 1.001])
+def test_the_counts_decide_at_the_fold_that_is_said(over, monkeypatch):
+    """By hand: molecules and depths of both parts."""
+    rng, n = np.random.default_rng(0), 600
+    size, on = rng.uniform(500, 3000, n), np.arange(n) < 200
+    rates = np.where(on, 1e-3, 1e-4)[:, None]
+    counts = rng.poisson(rates * size[:, None])
+    fold = (counts[on].sum() / size[on].sum()) / ((counts[~on].sum() + PSEUDO) / size[~on].sum())
+    monkeypatch.setattr(_expressed, "FOLD", fold * over)
+    found = thresholds(rates.astype(np.float32), sp.csr_matrix(counts), size, np.arange(1))
+    assert (found[0] > 0) == (over < 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,3 +138,29 @@ def test_zeros_are_zeros_on_every_scale(output):
     tl.began(adata, **QUICK, fill="expressed")
     tl.began(adata, **QUICK, fill="expressed", output=output, key_added="other")
     np.testing.assert_array_equal(adata.layers["other"] == 0, adata.layers["began"] == 0)
+    tl.began(adata, **QUICK, output=output, key_added="everywhere")
+    np.testing.assert_array_equal(adata.layers["other_sd"], adata.layers["everywhere_sd"])
+
+
+@pytest.mark.parametrize("genes", [None, ["3", "0", "7", *map(str, range(39, 14, -1))]], ids=["all", "some"])
+def test_a_saved_model_tells_the_same_cells(tmp_path, genes):
+    adata, _ = two_kinds()
+    path = tmp_path / "model.safetensors"
+    tl.began(adata, **QUICK, fill="expressed", genes=genes, save=path)
+    expected = adata.to_df(layer="began") if genes is None else adata.obsm["began"]
+    assert ((expected == 0).to_numpy().sum(axis=0) > 100).sum() == (10 if genes is None else 3)
+    rng = np.random.default_rng(0)
+    other = ad.AnnData(adata.X, adata.obs[[]], adata.var[[]])[rng.permutation(400)[:50], rng.permutation(40)].copy()
+    tl.apply(other, path)
+    found = other.to_df(layer="began") if genes is None else other.obsm["began"]
+    expected = expected.loc[found.index, found.columns]
+    np.testing.assert_array_equal(found == 0, expected == 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_scores_of_expected_counts_warn():
+    adata, _ = two_kinds()
+    scimpute.pp.thin(adata)
+    tl.began(adata, **QUICK, layer="thin_train", fill="expressed")
+    with pytest.warns(UserWarning, match="'began' was written with fill='expressed'.*Score the same imputation with fill='all'"):
+        scimpute.metrics.heldout(adata, "began")

@@ -345,6 +345,7 @@ PARAMETERS: dict[str, list[tuple[dict[str, Any], type[Exception], str]]] = {
     "69": [
         ({"adversarial_weight": 0, "reconstruction_weight": 0}, ValueError, "adversarial_weight and reconstruction_weight are both 0"),
         ({"target_batch": "batch1", "batch_key": "batch", "fill": "zeros"}, ValueError, "target_batch and fill='zeros' exclude each other"),
+        ({"target_batch": "average", "batch_key": "batch", "fill": "expressed"}, ValueError, "target_batch and fill='expressed' exclude"),
         ({"target_batch": "batch1"}, ValueError, "target_batch='batch1' needs batch_key"),
     ],
 }

@@ -229,6 +229,7 @@ def test_counts_that_were_moved_to_a_layer(imputed, save):
     [
         {"output": "log1p", "fill": "zeros"},
         {"output": "rate", "posterior": False},
+        {"fill": "expressed"},
         {"batch_key": "batch", "target_batch": "average"},
         {"size_key": "total"},
         {"random_state": np.random.default_rng(0)},
@@ -278,10 +279,24 @@ def test_a_model_that_was_applied(adata, save, tmp_path):
     quick(adata, save, model=tmp_path / "moved")
 
 
-def test_a_model_that_writes_no_counts(adata, save, tmp_path, refused):
-    scimpute.tl.began(adata, output="log1p", save=tmp_path / "model", **QUICK)
+@pytest.mark.parametrize("option", [{"output": "log1p"}, {"fill": "expressed"}], ids=str)
+def test_a_model_that_writes_no_counts(adata, save, tmp_path, refused, option):
+    scimpute.tl.began(adata, save=tmp_path / "model", **option, **QUICK)
     scimpute.tl.apply(adata, tmp_path / "model")
-    refused(adata, lambda a: quick(a, save), ValueError, "was trained with output='log1p'")
+    ((name, value),) = option.items()
+    refused(adata, lambda a: quick(a, save), ValueError, f"was trained with {name}={value!r}")
+
+
+def test_zeros_of_genes_that_are_not_expressed_are_not_scored(adata, save, monkeypatch):
+    """They are no expected counts: what they were made of is."""
+    monkeypatch.setattr("scimpute._expressed.FOLD", 0.0)
+    monkeypatch.setattr("scimpute._expressed.PREDICTED", 0.0)
+    scimpute.tl.began(adata, **QUICK)
+    expected = quick(adata, save)["heldout"]
+    scimpute.tl.began(adata, fill="expressed", **QUICK)
+    assert (adata.layers["began"] == 0).mean() > 0.1
+    pd.testing.assert_frame_equal(quick(adata, save)["heldout"], expected)
+    assert "fill='all' was used here" in "".join(Page(save.read_text()).text)
 
 
 @pytest.mark.parametrize("sections", [1, 2])

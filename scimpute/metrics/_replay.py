@@ -203,8 +203,8 @@ def _of_training(method: str, params: Mapping[str, Any], entry: Mapping[str, Any
     if isinstance(candidates, pd.DataFrame):
         varied = [name for name, column in _CHOSEN.items() if len(set(candidates[column])) > 1]
         arguments |= dict.fromkeys(varied, "auto")
-    # A molecule is of the cell's own batch; and molecules can be scored on their own scale only.
-    return arguments | {"output": "counts"}
+    # A molecule is of the cell's own batch; and molecules can be scored on their own scale only, not where a zero promises none.
+    return arguments | {"output": "counts"} | ({"fill": "all"} if params.get("fill") == "expressed" else {})
 
 
 def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -
     if not os.path.exists(path):
         raise FileNotFoundError(f"model: {os.fspath(path)!r}, which was applied, does not exist; pass model=... where it is now")
     trained = load_metadata(path).get("params", {})
-    for name, needed in (("output", "counts"), ("target_batch", None)):
+    for name, needed in (("output", "counts"), ("target_batch", None), *([("fill", "all")] if trained.get("fill") == "expressed" else [])):
         if trained.get(name) != needed:
             raise ValueError(
                 f"model: {os.fspath(path)!r} was trained with {name}={trained.get(name)!r}, and what it writes cannot be scored on "

@@ -112,7 +112,8 @@ def report(
     times more with a label: **by default five times for tl.began and three times for others**, or once with ``n_splits=0``. Every run
     has the parameters that were recorded; what was left to the data is left to them again, so that hidden molecules have no say.
     ``target_batch`` is left out, as the molecules of a cell are of its own batch, and expected counts are scored whatever
-    ``output`` was. In the null test library sizes are sums, also where there was a ``size_key``.
+    ``output`` was, with ``fill="all"`` in the place of ``"expressed"``. In the null test library sizes are sums, also where there was
+    a ``size_key``.
 
     kNN is the sum of the counts of the 15 nearest cells (scikit-learn) in 30 principal components of log1p(CP10k) of what is
     not hidden, at the depth of the cell.

@@ -101,6 +101,8 @@ def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
     )
     if "target_batch" in imputation.params:
         text += paragraph("target_batch was left out here and in the null test: the molecules of a cell are of its own batch.")
+    if imputation.params.get("fill") == "expressed":
+        text += paragraph("fill='all' was used here and in the null test: zeros where a gene is not expressed are no expected counts.")
     if imputation.applied:
         text += paragraph(
             "If the model was trained on these very cells, it has seen the hidden molecules, and its scores here are too good. Only new "

@@ -96,10 +96,10 @@ def began(
         expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of a mean's log.
     fill
         ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
-        ``"expressed"`` leaves 0 in cells that do not express the gene, of genes where these can be told: the count is zero, and so low
-        a rate is predicted as in cells that have less than a fifth of the molecules of the others. To rank cells by a marker and to plot
-        it: cells without the gene are equal, not ordered by noise. Stray molecules are in such cells, too: as expected counts, take
-        ``"all"``.
+        ``"expressed"`` leaves 0 in cells that do not express the gene, where these can be told: the count is zero, and so low a rate is
+        predicted as in cells with less than a fifth of the molecules of the others (see *Notes*). To rank cells by a marker and to plot
+        it: cells without the gene are equal, not ordered by noise. Some molecules are in such cells, too: what scores or adds up
+        expected counts needs ``"all"``.
     target_batch
         Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
         What the context says of the batch stays: in ``tutorials/04_batches`` a medium effect was halved (share of variance .28 to .15), a
@@ -151,13 +151,13 @@ def began(
     ``adata.layers[f"{key_added}_sd"]`` (or ``obsm``)
         Standard deviation of every imputed value on the same scale: posterior of the entry (prior, where ``posterior=False``) and the
         spread over the repeats together; by the delta method for ``"log1p"``. With ``fill="zeros"`` the
-        observed entries keep theirs.
+        observed entries keep theirs, with ``fill="expressed"`` those that are 0.
     ``adata.uns[key_added]``
         ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
         L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
         candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per
         gene, ``size_slope`` and ``size_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``. With ``fill="expressed"``
-        ``expressed_above``: for every gene the rate from which a cell expresses it, 0 where that cannot be said.
+        ``expressed_above``: for every imputed gene the rate from which a cell expresses it, 0 where that cannot be said.
 
     Raises
     ------
@@ -284,8 +284,8 @@ def _check_options(
     _check.boolean("posterior", posterior)
     if batch_key is not None and batch_key == celltype_key:
         raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
-    if target_batch is not None and fill == "zeros":
-        raise ValueError("target_batch and fill='zeros' exclude each other: observed counts are of the cell's own batch")
+    if target_batch is not None and fill != "all":
+        raise ValueError(f"target_batch and fill={fill!r} exclude each other: observed counts are of the cell's own batch")
     if target_batch is not None and batch_key is None:
         raise ValueError(f"target_batch={target_batch!r} needs batch_key")
 
