@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from typing import Any
 # this very suite) two threads that wait for each other are many times slower than one. numba has a number of its own, which
 # its first parallel function (in sc.pp.normalize_total) gives to the OpenMP that torch uses too; a forked child then hangs.
 os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+if "numba" in sys.modules:  # a plugin of pytest, which scanpy 1.12 brings along, has loaded it already
+    sys.modules["numba"].config.reload_config()
 
 import anndata as ad
 import hypothesis
