@@ -87,10 +87,9 @@ def trade() -> mpl.figure.Figure:
     null = null[null["data"] == "pbmc3k"].groupby(["label", "posterior"])["correlation"].median()
     frame = relative(read("accuracy"))
     frame = frame[(frame["data"] == "pbmc3k") & (frame["method"] != "raw")]
+    frame = frame[[pair in null for pair in zip(frame["label"], frame["posterior"])]]
     figure, axis = plt.subplots(figsize=(5.5, 4))
     for row in frame.itertuples():
-        if (row.label, row.posterior) not in null:
-            continue
         axis.plot(null[row.label, row.posterior], row.relative, **marker(row))
     colours = [
         mpl.lines.Line2D([], [], linestyle="", marker="o", color=COLOURS[method], label=NAMES[method].strip("*"))

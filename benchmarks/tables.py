@@ -34,7 +34,7 @@ OPTIONS = {
     ZEROS: '`fill="expressed"`',
     "norm=sqrt": "square root",
     "norm=log": "log",
-    "max_epochs=100": "100 epochs",
+    "max_epochs=100": "",  # the default of scVI on pbmc3k, as the page says
     "max_epochs=40": "40 epochs",
 }
 ABLATIONS = {
@@ -66,7 +66,7 @@ def read(name: str) -> pd.DataFrame:
 
 
 def _label(method: str, options: str, tuned: bool) -> str:
-    return ", ".join([NAMES.get(method, method), *(["tuned"] if tuned else [OPTIONS.get(options, options)] if options else [])])
+    return ", ".join(filter(None, [NAMES.get(method, method), "tuned" if tuned else OPTIONS.get(options, options)]))
 
 
 def order(labels: Iterable[str]) -> list[str]:
