@@ -19,14 +19,16 @@ each other. But it draws what it does not know to the mean of the gene.
 """
 PSEUDO = 2.0
 """Molecules that the lower part is given: of a gene with a handful nothing is said."""
+FEWEST = 5
+"""Cells of each part."""
 _TINY = 1e-12
 
 
 def thresholds(rates: np.ndarray, counts: sp.csr_matrix, size: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Rate of each gene below which a cell counts as one that does not express it, ``(k,)`` float32; 0 where that cannot be said.
 
-    The log rates of a gene are parted in two as in Otsu (1979), where the variance between the parts is largest. Any gene can be
-    parted, also one that all cells express; so the counts and the rates of the two parts decide whether the lower is without it.
+    The log rates of a gene are parted in two (see :func:`parted`). Any gene can be parted, also one that all cells express; so the counts
+    and the rates of the two parts decide whether the lower is without it.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def thresholds(rates: np.ndarray, counts: sp.csr_matrix, size: np.ndarray, genes
         low, width = logs.min(0), np.ptp(logs, axis=0) / BINS
         # The highest rate is at the end of the last bin.
         place = np.minimum((logs - low) / np.where(width > 0, width, 1), BINS - 1).astype(np.int64)
-        cut = otsu(place)
+        cut = parted(place)
         below = place <= cut
         found = by_gene[:, part].tocoo()
         hits = np.bincount(found.col, found.data, minlength=len(cut))
@@ -60,16 +62,32 @@ def thresholds(rates: np.ndarray, counts: sp.csr_matrix, size: np.ndarray, genes
     return out
 
 
-def otsu(place: np.ndarray) -> np.ndarray:
-    """Last bin of the lower part of each column, ``(k,)``, for values in bins 0 to BINS - 1, ``(n, k)``."""
+def parted(place: np.ndarray) -> np.ndarray:
+    """Last bin of the lower part of each column, ``(k,)``, for values in bins 0 to BINS - 1, ``(n, k)``.
+
+    The lower of two cuts: where the variance between the parts is largest (Otsu 1979), which is too high where the upper part is the
+    wider one; and where two normals, each with its share, mean and variance, fit the values best (Kittler and Illingworth 1986,
+    equation 15), which is anywhere where there is one part only.
+    """
     n, k = place.shape
-    # In float64: of 10,000 cells the square below is beyond whole numbers of 64 bits.
+    # In float64: squares of sums over 10,000 cells are beyond whole numbers of 64 bits.
     number = np.bincount((place + BINS * np.arange(k)).ravel(), minlength=BINS * k).reshape(k, BINS).astype(np.float64)
-    below = number.cumsum(1)[:, :-1]
-    total = (number * np.arange(BINS)).cumsum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        between = np.square(total[:, :-1] * n - total[:, -1:] * below) / (below * (n - below))
-    between = np.nan_to_num(between)
-    # All places in an empty stretch are as good: its middle.
-    first, last = between.argmax(1), BINS - 2 - between[:, ::-1].argmax(1)
+    powers = np.stack([number * np.arange(BINS) ** power for power in range(3)])
+    lower = powers.cumsum(2)[:, :, :-1]
+    error, means = np.zeros((k, BINS - 1)), []
+    for cells, total, squares in (lower, powers.sum(2, keepdims=True) - lower):
+        some = np.maximum(cells, 1)
+        means.append(total / some)
+        # A bin has a width.
+        variance = squares / some - np.square(means[-1]) + 1 / 12
+        error += some / n * (np.log(variance) - 2 * np.log(some / n))
+    smaller = np.minimum(lower[0], n - lower[0])
+    error[smaller < FEWEST] = np.inf
+    between = lower[0] * (n - lower[0]) * np.square(means[1] - means[0])
+    return np.minimum(_least(-between), _least(error))
+
+
+def _least(values: np.ndarray) -> np.ndarray:
+    """Place of the least value of each row; of several, as in an empty stretch of bins, their middle."""
+    first, last = values.argmin(1), values.shape[1] - 1 - values[:, ::-1].argmin(1)
     return (first + last) // 2

@@ -10,7 +10,7 @@ from scipy import stats
 
 import scimpute
 from scimpute import _expressed, tl
-from scimpute._expressed import BINS, PSEUDO, otsu, thresholds
+from scimpute._expressed import BINS, FEWEST, PSEUDO, parted, thresholds
 
 QUICK = {"max_epochs": 20, "n_repeats": 2, "n_context": 3, "width": 16, "penalty": 30.0, "block_size": 16, "progress": False}
 
@@ -28,28 +28,35 @@ def two_kinds(n: int = 400, seed: int = 0) -> tuple[ad.AnnData, np.ndarray]:
     return ad.AnnData(sp.csr_matrix(rng.poisson(rate).astype(np.float32))), has
 
 
-def test_otsu_against_loops():
+def test_parts_against_loops():
     rng = np.random.default_rng(0)
     place = np.column_stack([rng.binomial(BINS - 1, p, 300) for p in (0.1, 0.5)] + [np.where(rng.random(300) < 0.3, 5, 100)])
-    place = np.column_stack([place, np.clip(np.r_[rng.normal(20, 5, 200), rng.normal(80, 9, 100)], 0, BINS - 1).astype(int)])
-    found = otsu(place)
-    for column, cut in zip(place.T, found, strict=True):
-        between = []
+    place = np.column_stack([place, np.clip(np.r_[rng.normal(20, 5, 200), rng.normal(80, 25, 100)], 0, BINS - 1).astype(int)])
+    cuts = []
+    for column in place.T:
+        between, error = np.zeros(BINS - 1), np.full(BINS - 1, np.inf)
         for last in range(BINS - 1):
-            low, high = column[column <= last], column[column > last]
-            apart = len(low) * len(high) * (low.mean() - high.mean()) ** 2 if len(low) and len(high) else 0.0
-            between.append(apart)
-        assert between[cut] == pytest.approx(max(between), rel=1e-9)
-    # Between two spikes, in the middle.
-    assert found[2] == (5 + 99) // 2
+            parts = column[column <= last], column[column > last]
+            if min(map(len, parts)):
+                between[last] = len(parts[0]) * len(parts[1]) * (parts[0].mean() - parts[1].mean()) ** 2
+            if min(map(len, parts)) >= FEWEST:
+                shares = [len(part) / len(column) for part in parts]
+                # Twice the criterion less 1.
+                error[last] = sum(s * (np.log(part.var() + 1 / 12) - 2 * np.log(s)) for s, part in zip(shares, parts))
+        best = [np.flatnonzero(np.isclose(values, values.min(), rtol=1e-9)) for values in (-between, error)]
+        cuts.append([(found[0] + found[-1]) // 2 for found in best])
+    np.testing.assert_array_equal(parted(place), np.min(cuts, axis=1))
+    # Between two spikes, in the middle; and of a narrow and a wide part, nearer to the narrow one.
+    assert parted(place)[2] == (5 + 99) // 2
+    assert cuts[3][1] < cuts[3][0]
 
 
-def test_otsu_of_many_cells():
+def test_parts_of_many_cells():
     """Squares of sums over many cells are larger than whole numbers of 64 bits."""
     rng = np.random.default_rng(0)
     some = np.clip(np.r_[rng.normal(20, 8, 3000), rng.normal(90, 8, 1000)], 0, BINS - 1).astype(int)[:, None]
-    assert 40 < otsu(some)[0] < 70
-    np.testing.assert_array_equal(otsu(np.tile(some, (50, 1))), otsu(some))
+    assert 40 < parted(some)[0] < 70
+    np.testing.assert_array_equal(parted(np.tile(some, (50, 1))), parted(some))
 
 
 def test_thresholds_lie_between_two_parts_and_nowhere_else():

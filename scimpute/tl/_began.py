@@ -180,10 +180,10 @@ def began(
       their total.
     * Empirical Bayes: :math:`E[\lambda | x, \theta] = (x + \theta_{ij}) / (1 + \theta_{ij} / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`,
       in the mean over :math:`\log\theta_{ij} = \log\theta_j + \beta\log(\mu_{ij} / \bar\mu_j) + \tau z`, :math:`z` standard normal.
-    * ``fill="expressed"`` parts the log rates of a gene where the variance between the parts is largest :cite:p:`Otsu1979`, and
-      leaves the gene as it is unless :math:`m_1 / d_1 > 5 (m_0 + 2) / d_0` and :math:`\bar r_1 > 2 \bar r_0`, with molecules m, depth d
-      and mean rate of the cells in the upper (1) and the lower (0) part. That zeros should be kept is a thought of ALRA
-      :cite:p:`Linderman2022`.
+    * ``fill="expressed"`` parts the log rates of a gene at the lower of two cuts, where the variance between the parts is largest
+      :cite:p:`Otsu1979` and where two normals fit them best :cite:p:`Kittler1986`, and leaves the gene as it is unless
+      :math:`m_1 / d_1 > 5 (m_0 + 2) / d_0` and :math:`\bar r_1 > 2 \bar r_0`, with molecules m, depth d and mean rate of the cells in
+      the upper (1) and the lower (0) part. That zeros should be kept is a thought of ALRA :cite:p:`Linderman2022`.
 
     After scIGANs :cite:p:`Xu2020`, with the changes above. The penalty holds a gene with few molecules at its mean, so that its
     posterior falls back to the mean and the cell's own count.
