@@ -136,7 +136,7 @@ def accuracy_settings() -> str:
     """The settings that tuning took, the first seed's."""
     frame = read("accuracy")
     frame = frame[frame["tuned"] & ~frame["posterior"] & (frame["seed"] == 0)]
-    return by_data(frame, lambda part: part["setting"].iloc[0].replace(", ", "<br>") if len(part) else "")
+    return by_data(frame, lambda part: part["setting"].iloc[0].replace(", ", "<br>").replace("max_", "") if len(part) else "")
 
 
 def readme() -> str:
