@@ -240,12 +240,12 @@ def partners() -> str:
     ours = frame["options"] == ZEROS
     rows = []
     for label in order(frame.loc[~ours, "label"]):
-        part, kept, suffix = frame[frame["label"] == label], frame[frame["label"] == label], "_with_zeros"
-        if label == NAMES["began"]:
-            kept, suffix = frame[ours], ""
-        below = [steps(of, f"below_counts{end}", 0) for of, end in ((part, ""), (kept, suffix))] if label != NAMES["raw"] else ["", ""]
-        shown = [steps(part, "correlation", 3), below[0], steps(kept, f"correlation{suffix}", 3), below[1]]
-        rows.append([label, *shown, *(steps(part, gene, 2) for gene in ("MS4A1", "CD8A"))])
+        part = frame[frame["label"] == label]
+        # Ours with zeros is a run of its own, of a peer they are further columns.
+        kept, suffix = (frame[ours], "") if label == NAMES["began"] else (part, "_with_zeros")
+        below = steps(part, "below_counts", 0) if label != NAMES["raw"] else ""
+        with_zeros = [steps(kept, f"correlation{suffix}", 3), steps(kept, f"below_counts{suffix}", 0)]
+        rows.append([label, steps(part, "correlation", 3), below, *with_zeros, *(steps(part, gene, 2) for gene in ("MS4A1", "CD8A"))])
     columns = ["mean correlation", "genes below their counts", "with zeros: mean correlation", "genes below", "MS4A1", "CD8A"]
     return markdown(["method", *columns], rows)
 
