@@ -129,7 +129,7 @@ def scvi(adata: ad.AnnData, n_latent: int = 10, max_epochs: int | None = None, l
     column = label or "batch"
     package.model.SCVI.setup_anndata(work, batch_key=column if column in work.obs and len(work.obs[column].unique()) > 1 else None)
     model = package.model.SCVI(work, n_latent=n_latent)
-    model.train(max_epochs=max_epochs, enable_progress_bar=False, accelerator="cpu")
+    model.train(max_epochs=max_epochs, enable_progress_bar=False, accelerator="auto")
     return model.get_normalized_expression(library_size=1, return_numpy=True) * np.asarray(work.X.sum(1)).reshape(-1, 1)
 
 

@@ -1,0 +1,113 @@
+"""Every method on the CPU and on a CUDA device: seconds, and whether both find the same; a table of docs/benchmarks.md.
+
+    python benchmarks/devices.py               every case on the CPU and on the GPU of this machine; --cases and --devices for some
+
+Each case runs in a process of its own, twice with two seeds: in the first run on a GPU, CUDA is started and its kernels are loaded.
+What is found on one device differs from the other as with another seed, so the scores are compared. Results go to
+docs/benchmarks/devices.csv. Data are read from SCIMPUTE_DATA (default ../shared/data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+
+import scimpute
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
+SEEDS = 2
+
+
+def read(name: str) -> ad.AnnData:
+    return ad.read_h5ad(DATA / f"{name}.h5ad")
+
+
+def resampled() -> ad.AnnData:
+    """32,000 cells of pbmc3k with their molecules thinned to 90%."""
+    counts = read("pbmc3k").X[np.random.default_rng(0).integers(2638, size=32_000)].tocsr()
+    counts.data = np.random.default_rng(1).binomial(counts.data.astype(np.int64), 0.9).astype(np.float32)
+    counts.eliminate_zeros()
+    return ad.AnnData(counts)
+
+
+def sections() -> ad.AnnData:
+    adata = read("her2st_he")
+    adata.obs["section"] = adata.obs["section"].astype("category")
+    scimpute.pp.spatial_rings(adata, library_key="section")
+    return adata
+
+
+def bulk() -> ad.AnnData:
+    adata = scimpute.datasets.toy_bulk(500, 1000, rank=20)
+    scimpute.pp.hide(adata, of="all")
+    return adata
+
+
+LABELS = {"batch_key": "batch", "celltype_key": "cell_type"}
+IMAGE = {"library_key": "section", "image_key": "hires"}
+BULK = {"layer": "hidden", "categorical_covariates": "tissue", "continuous_covariates": "age"}
+CASES: dict[str, tuple[Callable[[], ad.AnnData], str, dict[str, Any]]] = {
+    "tl.began, pbmc3k": (lambda: read("pbmc3k"), "began", {}),
+    "tl.began, cellmix_2tech with labels": (lambda: read("cellmix_2tech"), "began", LABELS),
+    "tl.began, conv, zeisel_ercc": (lambda: read("zeisel_ercc"), "began", {"architecture": "conv", "n_repeats": 1}),
+    "tl.began, 32,000 cells": (resampled, "began", {}),
+    "tl.nmf, her2st_he": (sections, "nmf", {"library_key": "section"}),
+    "tl.spatial, her2st_he with image": (sections, "spatial", IMAGE),
+    "tl.pmi, 500 x 1,000": (bulk, "pmi", BULK),
+    "tl.gain, 500 x 1,000": (bulk, "gain", BULK),
+}
+
+
+def run(case: str, device: str) -> list[dict[str, Any]]:
+    """Rows of a case: seconds, GPU memory, and the score of what was found."""
+    make, name, options = CASES[case]
+    adata, rows = make(), []
+    for seed in range(SEEDS):
+        start = time.perf_counter()
+        getattr(scimpute.tl, name)(adata, device=device, random_state=seed, progress=False, **options)
+        row = {"case": case, "device": device, "seed": seed, "seconds": time.perf_counter() - start}
+        if device != "cpu":
+            row["gpu_GB"] = torch.cuda.max_memory_allocated() / 2**30
+        if name in ("pmi", "gain"):
+            row["score"] = scimpute.metrics.recovery(adata, name).loc[name, "rmse"]
+        else:
+            row["score"] = adata.uns[name]["heldout"]["posterior"]
+        rows.append(row)
+        del adata.layers[name], adata.layers[f"{name}_sd"]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--devices", nargs="+", default=["cuda", "cpu"])
+    asked = parser.parse_args()
+    path, rows = ROOT / "docs" / "benchmarks" / "devices.csv", []
+    for device in asked.devices:
+        for case in asked.cases:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                rows += pool.submit(run, case, device).result()
+            frame = pd.DataFrame(rows).assign(machine=machine())
+            frame.to_csv(path, index=False, float_format="%.6g")
+            print(frame.tail(SEEDS).drop(columns="machine").round(4).to_string(header=len(rows) == SEEDS, index=False), flush=True)
+
+
+def machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{gpu}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
