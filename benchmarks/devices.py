@@ -1,10 +1,10 @@
-"""Every method on the CPU and on a CUDA device: seconds, and whether both find the same; a table of docs/benchmarks.md.
+"""Every method on the CPU and on a GPU: seconds, and whether both find the same; a table of docs/benchmarks.md.
 
-    python benchmarks/devices.py               every case on the CPU and on the GPU of this machine; --cases and --devices for some
+    python benchmarks/devices.py all           every case on the CPU, and on the GPU where there is one; or cpu or cuda; --cases for some
 
 Each case runs in a process of its own, twice with two seeds: in the first run on a GPU, CUDA is started and its kernels are loaded.
 What is found on one device differs from the other as with another seed, so the scores are compared. Results go to
-docs/benchmarks/devices.csv. Data are read from SCIMPUTE_DATA (default ../shared/data).
+docs/benchmarks/devices.csv, beside those of other machines. Data are read from SCIMPUTE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ CASES: dict[str, tuple[Callable[[], ad.AnnData], str, dict[str, Any]]] = {
 def run(case: str, device: str) -> list[dict[str, Any]]:
     """Rows of a case: seconds, GPU memory, and the score of what was found."""
     make, name, options = CASES[case]
+    key = "spatial_imputed" if name == "spatial" else name
     adata, rows = make(), []
     for seed in range(SEEDS):
         start = time.perf_counter()
@@ -81,27 +82,29 @@ def run(case: str, device: str) -> list[dict[str, Any]]:
         if device != "cpu":
             row["gpu_GB"] = torch.cuda.max_memory_allocated() / 2**30
         if name in ("pmi", "gain"):
-            row["score"] = scimpute.metrics.recovery(adata, name).loc[name, "rmse"]
+            row["score"] = scimpute.metrics.recovery(adata, key).loc[key, "rmse"]
         else:
-            row["score"] = adata.uns[name]["heldout"]["posterior"]
+            row["score"] = adata.uns[key]["heldout"]["posterior"]
         rows.append(row)
-        del adata.layers[name], adata.layers[f"{name}_sd"]
+        del adata.layers[key], adata.layers[f"{key}_sd"]
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", choices=["all", "cpu", "cuda"])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--devices", nargs="+", default=["cuda", "cpu"])
     asked = parser.parse_args()
-    path, rows = ROOT / "docs" / "benchmarks" / "devices.csv", []
-    for device in asked.devices:
+    here = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    path = ROOT / "docs" / "benchmarks" / "devices.csv"
+    keys = ["case", "device", "machine", "seed"]
+    for device in here if asked.device == "all" else [asked.device]:
         for case in asked.cases:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows += pool.submit(run, case, device).result()
-            frame = pd.DataFrame(rows).assign(machine=machine())
-            frame.to_csv(path, index=False, float_format="%.6g")
-            print(frame.tail(SEEDS).drop(columns="machine").round(4).to_string(header=len(rows) == SEEDS, index=False), flush=True)
+                found = pd.DataFrame(pool.submit(run, case, device).result()).assign(machine=machine())
+            earlier = [pd.read_csv(path)] if path.exists() else []
+            pd.concat([*earlier, found]).drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
+            print(found.round(4).to_string(index=False), flush=True)
 
 
 def machine() -> str:

@@ -41,13 +41,13 @@ def gene_mean(adata: ad.AnnData, seed: int = 0) -> np.ndarray:
     return total / total.sum() * depth(adata.X)
 
 
-def magic(adata: ad.AnnData, norm: str = "log", t: int | str = 3, knn: int = 5, seed: int = 0) -> np.ndarray:
-    """MAGIC, exact solver, on log1p or square roots of the normalised counts; taken back to counts."""
+def magic(adata: ad.AnnData, norm: str = "linear", t: int | str = 3, knn: int = 5, seed: int = 0) -> np.ndarray:
+    """MAGIC, exact solver, on log1p of CP10k, on square roots, or nearly on the shares as they are; taken back to counts."""
     import magic as package
 
-    # "log": log1p of shares, as in the measurements this project started from; close to linear.
-    function, inverse = TRANSFORMS[norm]
-    size = depth(adata.X)
+    # "linear": log1p of shares, as in the measurements this project started from, which are too small for it to bend.
+    function, inverse = TRANSFORMS["log" if norm == "linear" else norm]
+    size = depth(adata.X) / (1e4 if norm == "log" else 1)
     share = (sp.diags(1 / size.ravel()) @ adata.X).tocsr()
     share.data = function(share.data)
     operator = package.MAGIC(solver="exact", t=t, knn=knn, verbose=False, n_jobs=THREADS, random_state=seed)
@@ -141,7 +141,7 @@ PEERS: dict[str, Callable[..., np.ndarray]] = {f.__name__: f for f in (raw, gene
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "svd": _grid(norm=["sqrt", "log"], k=[3, 5, 10, 30, 100]),
     "knn": _grid(n_pcs=[10, 30], k=[5, 15, 50, 150]),
-    "magic": _grid(norm=["log", "sqrt"], knn=[5, 15, 45], t=[1, 3, 6]),
+    "magic": _grid(norm=["linear", "sqrt"], knn=[5, 15, 45], t=[1, 3, 6]),
     "alra": _grid(k=["auto", 5, 10, 20, 50]),
     "scvi": _grid(n_latent=[10, 30], max_epochs=[100, 400]),
 }

@@ -49,7 +49,7 @@ def every_method(data: str) -> list[dict[str, Any]]:
     """Tasks for all methods on a data set: at their defaults, and at the best of a grid; with and without the posterior step."""
     cap = CAPS.get(data, {})
     tasks = [{"method": "raw", "posterior": [False]}, {"method": "gene_mean"}]
-    variants: dict[str, list[dict]] = {"magic": [{"norm": "sqrt"}, {"norm": "log"}], "scvi": [cap]}
+    variants: dict[str, list[dict]] = {"magic": [{"norm": "sqrt"}, {"norm": "log"}, {"norm": "linear"}], "scvi": [cap]}
     for method in GRIDS:
         tasks += [{"method": method, "options": options} for options in variants.get(method, [{}])]
         tasks.append({"method": method, "tuned": True, "limits": cap if method == "scvi" else {}})
@@ -81,7 +81,10 @@ def text(options: dict[str, Any]) -> str:
 
 
 def code(method: str) -> str:
-    """Fingerprint of the code that makes a prediction, without comments and docstrings. Metrics and versions of peers are not in it."""
+    """Fingerprint of the code that makes a prediction, without comments and docstrings. Metrics and versions of peers are not in it.
+
+    It is another one in another version of Python: rows that are added to must be run by the version that began them.
+    """
     package = ROOT / "scimpute"
     if method == "began":
         # The engine is private modules and models; what is beside it imputes nothing.
@@ -134,7 +137,9 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
     if path.exists():
         for row in pd.read_csv(path, keep_default_na=False, dtype=str).to_dict("records"):
             done.setdefault(tuple(row.get(key, "") for key in KEYS), []).append(row)
-    done = {identity: rows for identity, rows in done.items() if identity in identities}
+    # What is no row of this table any more goes; further seeds of what is stay.
+    kinds = {_kind(identity) for identity in identities}
+    done = {identity: rows for identity, rows in done.items() if _kind(identity) in kinds}
 
     def wanted(identity: tuple, task: dict[str, Any]) -> bool:
         chosen = {"data": asked.data, "method": asked.methods, "seed": range(asked.seeds)}
@@ -154,12 +159,17 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
             done[identity] = [told | row for row in future.result()]
             for row in done[identity]:
                 print(json.dumps(row, default=float), flush=True)
-            _write(path, [row for identity in identities for row in done.get(identity, [])])
+            _write(path, [row for identity in dict.fromkeys([*identities, *done]) for row in done.get(identity, [])])
     return pd.read_csv(path, keep_default_na=False, na_values=[""]) if path.exists() else pd.DataFrame()
 
 
 def _identity(task: dict[str, Any]) -> tuple[str, ...]:
     return tuple(text(task[key]) if key == "options" else str(task.get(key, "")) for key in KEYS)
+
+
+def _kind(identity: tuple[str, ...]) -> tuple[str, ...]:
+    """All of it but the seed."""
+    return tuple(value for key, value in zip(KEYS, identity, strict=True) if key != "seed")
 
 
 def _stopped() -> str:

@@ -115,7 +115,7 @@ PEERS: dict[str, Callable[[ad.AnnData], np.ndarray]] = {
     "neighbour mean, shrunk": shrunken_neighbour_mean,
     "SVD": svd,
     "kNN": knn,
-    "MAGIC (log)": magic,
+    "MAGIC (linear)": magic,
 }
 OURS: dict[str, Callable[[ad.AnnData, int], np.ndarray]] = {
     "tl.began": began,
@@ -243,7 +243,7 @@ def clusters(methods: list[str]) -> list[dict]:
         f"{name}, posterior=False": lambda adata, seed, make=make: make(posterior=False)(adata, seed)
         for name, make in {"tl.nmf": nmf, "tl.spatial, counts + position": lambda **options: spatial(ALL[:2], **options)}.items()
     }
-    peers = {name: PEERS[name] for name in ("neighbour mean", "SVD", "kNN", "MAGIC (log)")}
+    peers = {name: PEERS[name] for name in ("neighbour mean", "SVD", "kNN", "MAGIC (linear)")}
     ours = {name: OURS[name] for name in OURS if "image" not in name} | of_rate
     for seed in range(3):
         for method in methods or [*peers, *ours]:

@@ -34,6 +34,7 @@ OPTIONS = {
     ZEROS: '`fill="expressed"`',
     "norm=sqrt": "square root",
     "norm=log": "log",
+    "norm=linear": "linear",
     "max_epochs=100": "",  # the default of scVI on pbmc3k, as the page says
     "max_epochs=40": "40 epochs",
 }
@@ -255,6 +256,22 @@ def clusters() -> str:
     return by_data(frame, lambda part: f"{steps(part, 'kmeans_ari', 2)}; {steps(part, 'leiden_ari', 2)}" if len(part) else "")
 
 
+def devices() -> str:
+    """Cases that were run on both; the first run of a process on a GPU apart, in which CUDA is started."""
+    frame = read("devices")
+    gpu, cpu = frame[frame["device"] == "cuda"], frame[frame["device"] == "cpu"]
+    rows = []
+    for case in gpu["case"].unique():
+        on, off = (part[part["case"] == case].sort_values("seed") for part in (gpu, cpu))
+        if off.empty:
+            continue
+        seconds = [f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in (off["seconds"].median(), *on["seconds"])]
+        scores = [number(part["score"].median(), 3) for part in (off, on)]
+        rows.append([case.replace("tl.began", "`tl.began`"), *seconds, number(on["gpu_GB"].max(), 2), *scores])
+    columns = ["CPU, seconds", "GPU, first call", "GPU, next call", "GPU memory, GiB", "score on the CPU", "on the GPU"]
+    return markdown(["", *columns], rows)
+
+
 TABLES = {
     f.__name__: f
     for f in (
@@ -274,6 +291,7 @@ TABLES = {
         trade,
         clusters,
         partners,
+        devices,
     )
 }
 

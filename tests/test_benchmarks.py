@@ -139,3 +139,23 @@ def test_rows_that_are_there_are_not_run_again_until_their_code_changes(tmp_path
     script.write_text("raise SystemExit('no peer')")
     assert run("--again") == 3
     assert run("--seeds", "1") == 1, "a row that failed is run again"
+
+
+def test_rows_of_further_seeds_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import argparse
+
+    import pandas as pd
+    import rows
+
+    monkeypatch.setattr(rows, "ROOT", tmp_path)
+    monkeypatch.setattr(rows, "code", lambda method: "code")
+    monkeypatch.setattr(rows, "_run", lambda script, task, *, alone: [{"score": float(task["seed"])}])
+
+    def run(seeds: int, names: tuple[str, ...], **changes: object) -> pd.DataFrame:
+        asked = {"data": None, "methods": None, "seeds": seeds, "defaults": False, "again": False, "jobs": 1} | changes
+        tasks = [{"data": "d", "method": method, "options": {}, "seed": seed} for method in names for seed in range(seeds)]
+        return rows.run("script", "table", tasks, argparse.Namespace(**asked))
+
+    assert len(run(5, ("knn", "svd", "old"))) == 15
+    again = run(3, ("knn", "svd"), methods=["knn"], again=True)
+    assert again.groupby("method").size().to_dict() == {"knn": 5, "svd": 5}
