@@ -5,7 +5,9 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -229,11 +231,23 @@ def read_neighbours(adata: ad.AnnData, key: str = _keys.SPATIAL) -> sp.csr_matri
     return sp.csr_matrix((np.ones(other.sum()), (rows[other], graph.indices[other])), shape=graph.shape)
 
 
-def warn_of_empty_cells(counts: sp.csr_matrix) -> None:
+def model_file(adata: ad.AnnData, save: str | os.PathLike[str] | None) -> Path | None:
+    """Where a model is to be saved, if it is; found out before any work is done."""
+    if save is None:
+        return None
+    if not adata.var_names.is_unique:
+        raise ValueError(
+            "save: adata.var_names are not unique, and a model knows its genes by name; call adata.var_names_make_unique() first"
+        )
+    return _check.writable_file("save", save)
+
+
+def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:
     """Say what becomes of cells without a molecule."""
-    empty = int((np.diff(counts.indptr) == 0).sum())
-    if empty:
-        _check.warn(f"{empty} cells have no molecules; they are imputed as the average cell at depth 0")
+    empty = np.diff(counts.indptr) == 0
+    if empty.any():
+        depth = "their own depth" if (size[empty] > 0).all() else "depth 0"
+        _check.warn(f"{empty.sum()} cells have no molecules; they are imputed as the average cell at {depth}")
 
 
 def _check_key(
@@ -245,6 +259,12 @@ def _check_key(
     if layer in names:
         raise ValueError(f"key_added={key!r} would overwrite the layer that is read, {layer!r}; choose another key")
     if written_by(adata, key) == method:
+        both = next((n for n in names if n in layer_names(adata) and n in adata.obsm), None)
+        if both is not None:
+            raise ValueError(
+                f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and only one is of {method}; choose another key or "
+                "delete them"
+            )
         return
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]

@@ -101,6 +101,10 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
         places = np.flatnonzero(column.to_numpy(dtype=bool))
         if not places.size:
             raise ValueError(f"genes={genes!r}: the var column selects no gene")
+        if not adata.var_names[places].is_unique:
+            raise ValueError(
+                f"genes={genes!r}: these genes become columns, and their names are not unique; call adata.var_names_make_unique() first"
+            )
         return places
     if not isinstance(genes, Iterable):
         raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")

@@ -171,7 +171,9 @@ def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.ra
     scale = Scale.of(table)
     samples = scale.samples(table, device)
     known, query, truth, wanted, own = _split(samples, settings, rng)
-    record: dict[str, Any] = {"history": [], "stopped": []}
+    per_epoch = n_batches(len(known.values), settings.batch_size) if settings.one_cycle else PUBLISHED_STEPS
+    epochs = settings.max_epochs or max(10, min(100, math.ceil(STEPS / per_epoch)))
+    record: dict[str, Any] = {"history": [], "stopped": [], "max_epochs": epochs}
     networks: list[nn.Module] = []
     with torch.no_grad():
         if settings.linear:
@@ -184,7 +186,7 @@ def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.ra
             base, sd = torch.zeros_like(truth), torch.ones_like(truth)
     for member in range(settings.n_models):
         module = build(settings, len(scale.mean), table.levels, table.numbers.shape[1], device, rng)
-        trained = _fit_network(module, known, query, truth, wanted, settings, rng, on_epoch)
+        trained = _fit_network(module, known, query, truth, wanted, settings, per_epoch, epochs, rng, on_epoch)
         record["history"] += [{"model": member, "epoch": i, **values} for i, values in enumerate(trained.epochs)]
         record["stopped"].append(trained.stopped)
         networks.append(module)
@@ -210,6 +212,8 @@ def _fit_network(
     truth: Tensor,
     wanted: Tensor,
     settings: BulkSettings,
+    per_epoch: int,
+    epochs: int,
     rng: np.random.Generator,
     on_epoch: Callable[[], None],
 ) -> History:
@@ -224,7 +228,6 @@ def _fit_network(
         return {"heldout": float(error)}
 
     passes = itertools.chain.from_iterable(shuffled(np.arange(n), settings.batch_size, rng) for _ in itertools.count())
-    per_epoch = n_batches(n, settings.batch_size) if settings.one_cycle else PUBLISHED_STEPS
 
     def epoch() -> Iterator[Samples]:
         return (rows_of(known, torch.from_numpy(rows).to(device)) for rows in itertools.islice(passes, per_epoch))
@@ -233,7 +236,7 @@ def _fit_network(
         module,
         epoch,
         n_batches=per_epoch,
-        max_epochs=settings.max_epochs or max(10, min(100, math.ceil(STEPS / per_epoch))),
+        max_epochs=epochs,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         one_cycle=settings.one_cycle,

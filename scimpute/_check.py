@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -119,6 +120,12 @@ def writable_file(name: str, path: str | os.PathLike[str]) -> Path:
         raise IsADirectoryError(f"{name}: {str(path)!r} is a directory; give a file name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{name}: the directory {str(path.parent)!r} does not exist")
+    try:
+        # What a system says of permissions is not always so (root, network drives): the only proof is a file.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise PermissionError(f"{name}: nothing can be written in {str(path.parent)!r}: {error.strerror}") from error
     return path
 
 

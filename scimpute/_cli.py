@@ -123,6 +123,10 @@ def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
     save = options.get("save")
     if save is not None and os.path.realpath(save) in (os.path.realpath(in_file), str(target)):
         raise ValueError(f"--save {save!r} is the input or the output; give the model a file of its own")
+    genes = options.get("genes")
+    if isinstance(genes, str) and genes.startswith("["):
+        # A list in which the parser has seen numbers, and not names.
+        options["genes"] = [gene.strip(" '\"") for gene in genes.strip("[] ").split(",")]
     adata = _read(in_file)
     getattr(tl, name)(adata, **options)
     replace_file(target, adata.write_h5ad)

@@ -197,3 +197,15 @@ def test_what_is_written(cohort, train, method, fingerprint):
     assert params["applied"]
     assert params["model"] == str(path)
     assert params["categorical_covariates"] == ["tissue", "sex"]
+
+
+def test_a_mask_that_is_not_there_is_said(cohort, train, method):
+    cohort.layers["observed"] = ~np.isnan(cohort.layers["hidden"])
+    path = train(cohort, mask_layer="observed", mode="inductive")
+    expected = result(cohort, path)
+    del cohort.layers["observed"]
+    with pytest.warns(UserWarning, match=r"mask_layer='observed', which adata.layers does not have; only NaN is missing") as caught:
+        done = tl.apply(cohort, path, layer="hidden", copy=True)
+    assert caught[0].filename == __file__
+    assert "mask_layer" not in done.uns[method]["params"]
+    np.testing.assert_array_equal(done.layers[method], expected)

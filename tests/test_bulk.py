@@ -253,3 +253,14 @@ def test_importance_is_of_what_explains():
     torch.testing.assert_close(found.sum(), torch.tensor(1.0))
     alone = replace(table, codes=noise[:, None])
     assert not _linear._importance(Scale.of(alone).samples(alone, CPU), alone.levels).any()
+
+
+@pytest.mark.parametrize(("method", "variant"), [("pmi", "default"), ("gain", "default"), ("gain", "published")])
+def test_what_the_data_have_decided_is_recorded(method, variant):
+    adata = scimpute.datasets.toy_bulk(40, 20)
+    scimpute.pp.hide(adata, of="all")
+    given = {"max_epochs": 1} if variant == "published" else {}
+    getattr(scimpute.tl, method)(adata, layer="hidden", n_models=1, n_layers=1, n_hidden=4, variant=variant, **given)
+    params = adata.uns[method]["params"]
+    assert "auto" not in params.values()
+    assert params["max_epochs"] == adata.uns[method]["history"].groupby("model").size().iloc[0]

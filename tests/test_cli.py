@@ -160,6 +160,15 @@ def test_out_may_be_in_and_genes_may_be_a_list(source, capsys):
     assert "obsm['began'] (60 x 2)" in capsys.readouterr().out
 
 
+def test_names_of_genes_may_be_numbers(tmp_path):
+    adata = datasets.toy_counts()
+    adata.var_names = [str(1000 + j) for j in range(adata.n_vars)]
+    path = str(tmp_path / "numbers.h5ad")
+    adata.write_h5ad(path)
+    assert _cli.main(["began", path, path, "--genes", "[1003, 1001]", *QUICK]) == 0
+    assert list(ad.read_h5ad(path).obsm["began"]) == ["1003", "1001"]
+
+
 def test_every_parameter_is_an_option(capsys):
     assert _cli.main(["began", "--help"]) == 0
     text = capsys.readouterr().out

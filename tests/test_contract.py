@@ -638,6 +638,16 @@ def test_irrelevant_changes_do_not_matter(imputer, adata, change):
     assert_same(imputer.result(adata, **imputer.labels), expected)
 
 
+@taking("genes")
+def test_what_the_user_has_put_beside_the_result_stays(imputer, adata):
+    imputer.run(adata, genes="marked")
+    adata.layers["result"] = adata.X.copy()
+    for arguments in ({}, {"genes": "marked"}):
+        with pytest.raises(ValueError, match=r"layers\['result'\] and obsm\['result'\] both exist"):
+            imputer.run(adata, **arguments)
+    assert (adata.layers["result"] != adata.X).nnz == 0
+
+
 # 10. Files and copies
 
 # anndata 0.12 announces the default of a later version with every zarr it writes.

@@ -531,6 +531,23 @@ def test_10_empty_cell_and_11_empty_gene_stay_near_nothing(adata):
     assert adata.layers["began"][:, 3].max() < 0.1
 
 
+def test_10_empty_cell_with_a_library_size_is_not_said_to_be_at_depth_0(adata):
+    adata.X = sp.csr_matrix(adata.X.toarray() * (np.arange(adata.n_obs) > 0)[:, None])
+    adata.obs["size"] = 5000.0
+    with pytest.warns(UserWarning, match="1 cells have no molecules; they are imputed as the average cell at their own depth"):
+        began(size_key="size")(adata)
+    assert adata.layers["began"][0].sum() > 1
+
+
+@pytest.mark.parametrize("output", ["rate", "log1p"])
+def test_10_empty_cell_has_the_shares_of_the_average_cell(adata, output):
+    adata.X = sp.csr_matrix(adata.X.toarray() * (np.arange(adata.n_obs) > 0)[:, None])
+    with pytest.warns(UserWarning, match="1 cells have no molecules"):
+        began(output=output)(adata)
+    found = adata.layers["began"]
+    assert found[0].sum() == pytest.approx(np.median(found[1:].sum(1)), rel=0.3)
+
+
 @pytest.mark.parametrize("call", [thin(), heldout()], ids=["thin", "heldout"])
 def test_6_one_cell_for_what_needs_no_training(call):
     adata = toy()[:1].copy()
@@ -596,6 +613,13 @@ def test_40_one_level_is_left_out(adata, arguments):
     first, second = (scimpute.tl.began(adata, copy=True, **QUICK | changed) for changed in ({}, arguments))
     np.testing.assert_array_equal(first.layers["began"], second.layers["began"])
     assert second.uns["began"]["conditioned_on"] == {}
+
+
+def test_40_target_batch_must_be_the_one_level(adata, refused):
+    adata.obs["one"] = "a"
+    refused(adata, began(batch_key="one", target_batch="typo"), ValueError, r"target_batch must be 'average' or one of \['a'\], got 'typo'")
+    first, second = (scimpute.tl.began(adata, copy=True, **QUICK | changed) for changed in ({}, {"batch_key": "one", "target_batch": "a"}))
+    np.testing.assert_array_equal(first.layers["began"], second.layers["began"])
 
 
 def test_67_ways_to_give_a_seed(adata):
@@ -696,6 +720,7 @@ def test_76_memory_of_this_machine_is_found():
     [
         (".", IsADirectoryError, "save: .* is a directory; give a file name"),
         ("missing/model.safetensors", FileNotFoundError, "save: the directory .*missing' does not exist"),
+        ("/proc/model.safetensors", PermissionError, "save: nothing can be written in '/proc'"),
     ],
 )
 def test_77_bad_path_is_found_first(tmp_path, path, error, message, refused):

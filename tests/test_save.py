@@ -146,3 +146,21 @@ def test_saved_began(adata, tmp_path):
         assert tensors[f"repeat{repeat}.output.bias"].shape == (2, 1, 3)
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("method", ["began", "spatial", "pmi"])
+def test_a_model_needs_names_that_are_unique(method, tmp_path, refused):
+    """By such names no gene would be found again."""
+    make = {"began": scimpute.datasets.toy_counts, "spatial": scimpute.datasets.toy_visium, "pmi": scimpute.datasets.toy_bulk}
+    adata = make[method]()
+    adata.var_names = ["twice", "twice", *adata.var_names[2:]]
+    call = getattr(scimpute.tl, method)
+    message = r"save: adata.var_names are not unique, .* adata.var_names_make_unique\(\)"
+    refused(adata, lambda a: call(a, save=tmp_path / "model.safetensors"), ValueError, message)
+
+
+def test_numpy_booleans_are_saved(adata, tmp_path):
+    quick = {"max_epochs": 1, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
+    scimpute.tl.began(adata, posterior=np.bool_(False), save=tmp_path / "model.safetensors", **quick)
+    assert load_metadata(tmp_path / "model.safetensors")["params"]["posterior"] is False
+    assert adata.uns["began"]["params"]["posterior"] is False

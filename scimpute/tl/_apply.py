@@ -56,7 +56,8 @@ def apply(
         Name of the result; where None that of the method that made the model, such as ``"began"``.
     unseen
         What to do with cells whose batch, cell type or other categorical covariate the model does not know: ``"error"``, or ``"average"``
-        for the mean of its rates over all levels of that label (``tl.pmi``, ``tl.gain``: of its embeddings).
+        for the mean of its rates over all levels of that label (``tl.pmi``, ``tl.gain``: of its embeddings). A value that is missing (NaN)
+        is unknown to models of ``tl.pmi`` and ``tl.gain``; others ask for a level in its place.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
@@ -76,7 +77,8 @@ def apply(
         the model have the same genes, else DataFrames with all genes of the model.
     ``adata.uns[key_added]``
         ``params`` of the training with ``applied`` (True), the path of the ``model``, the ``layer`` read, ``unseen`` and ``device``,
-        and without ``size_key`` where ``obs`` has no such column; ``conditioned_on``; ``version``; ``seconds``.
+        and without ``size_key`` or ``mask_layer`` where the object has none; ``conditioned_on``, or of ``tl.pmi`` and ``tl.gain`` the
+        ``covariates`` of the model; ``version``; ``seconds``.
 
     Raises
     ------
@@ -167,7 +169,7 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     raw = _adata.read_counts(adata, options.layer)
     counts = _applied.aligned(raw, places)
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
-    _adata.warn_of_empty_cells(counts)
+    _adata.warn_of_empty_cells(counts, size)
     _warn_of_genes(model, counts, found)
     side = None
     if model.features is not None:

@@ -198,7 +198,8 @@ def began(
     """
     start = time.perf_counter()
     _adata.check_target(adata, "began", key_added, layer=layer, copy=copy)
-    _check_options(output, fill, posterior, batch_key, celltype_key, target_batch)
+    _check_options(output, fill, batch_key, celltype_key, target_batch)
+    posterior = _check.boolean("posterior", posterior)
     settings = checked_settings(
         adata.n_obs,
         architecture=architecture,
@@ -216,7 +217,7 @@ def began(
         adversarial_weight=adversarial_weight,
         reconstruction_weight=reconstruction_weight,
     )
-    path = None if save is None else _check.writable_file("save", save)
+    path = _adata.model_file(adata, save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
     shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
@@ -230,12 +231,16 @@ def began(
     given = {"batch_key": batch_key, "celltype_key": celltype_key}
     labels = {name: _annotations.read_label(adata, column, name) for name, column in given.items() if column is not None}
     used = {name: label for name, label in labels.items() if label is not None}
-    target = target_of(target_batch, {name: label.levels for name, label in used.items()})
+    levels = {name: label.levels for name, label in used.items()}
+    if batch_key is not None and "batch_key" not in used:
+        # The only batch can be asked for by its name, and no other.
+        target_of(target_batch, {"batch_key": [str(adata.obs[batch_key].iloc[0])]})
+    target = target_of(target_batch, levels)
     arrays = 2 + (target is not None and posterior)
     _check.memory(arrays * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
     if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
-    _adata.warn_of_empty_cells(counts)
+    _adata.warn_of_empty_cells(counts, size)
 
     with _device.session(torch_device):
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
@@ -276,12 +281,9 @@ def began(
     return _adata.write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy)
 
 
-def _check_options(
-    output: str, fill: str, posterior: bool, batch_key: str | None, celltype_key: str | None, target_batch: str | None
-) -> None:
+def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: str | None, target_batch: str | None) -> None:
     _check.option("output", output, ("counts", "rate", "log1p"))
     _check.option("fill", fill, ("all", "zeros", "expressed"))
-    _check.boolean("posterior", posterior)
     if batch_key is not None and batch_key == celltype_key:
         raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
     if target_batch is not None and fill != "all":

@@ -45,7 +45,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     settings = _settings(method, asked)
     _check.option("missing", asked["missing"], ("nan", "zero"))
     _check.option("empty_genes", asked["empty_genes"], ("error", "nan"))
-    path = None if save is None else _check.writable_file("save", save)
+    path = _adata.model_file(adata, save)
     device = _device.resolve(asked["device"])
     rng = _random.generator(asked["random_state"])
     shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
@@ -67,7 +67,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     params = {name: value for name, value in asked.items() if value is not None and name not in ("key_added", "random_state", "device")}
     params |= {name: list(value) for name, value in params.items() if isinstance(value, tuple)}
     params |= {"layer": asked["layer"] or "X", "random_state": _random.describe(asked["random_state"]), "device": str(device)}
-    used = {name: value for name, value in asdict(settings).items() if name in asked and value is not None}
+    used = {name: value for name, value in asdict(settings).items() if name in asked} | {"max_epochs": fitted.record.pop("max_epochs")}
     params |= {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
     genes = adata.var_names[kept].astype(str)
     layers = spread_out(key, filled, spread, kept, adata.n_vars)
@@ -191,7 +191,11 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
         )
     params = dict(metadata["params"])
     _check.memory(8 * 4 * adata.n_obs * len(genes), "apply it to fewer samples at a time")
-    own_mask = params.get("mask_layer") if params.get("mask_layer") in adata.layers else None
+    own_mask = params.get("mask_layer")
+    if own_mask is not None and own_mask not in adata.layers:
+        _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers does not have; only NaN is missing here")
+        own_mask = None
+        del params["mask_layer"]
     read = read_values(adata, options.layer, own_mask, params["missing"])
     values = np.full((adata.n_obs, len(genes)), np.nan, dtype=np.float32)
     values[:, found] = read[:, places[found]]

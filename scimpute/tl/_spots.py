@@ -69,7 +69,7 @@ def impute(
         reconstruction_weight=1.0,
         **training,
     )
-    path = None if save is None else _check.writable_file("save", save)
+    path = _adata.model_file(adata, save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
     shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
@@ -86,7 +86,7 @@ def impute(
     sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
     _check.memory(2 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
     side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
-    _adata.warn_of_empty_cells(counts)
+    _adata.warn_of_empty_cells(counts, size)
 
     labels = (sections.codes,) if len(sections.names) > 1 and method == "spatial" else ()
     columns = np.arange(adata.n_vars)
