@@ -246,8 +246,8 @@ def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:
     """Say what becomes of cells without a molecule."""
     empty = np.diff(counts.indptr) == 0
     if empty.any():
-        depth = "their own depth" if (size[empty] > 0).all() else "depth 0"
-        _check.warn(f"{empty.sum()} cells have no molecules; they are imputed as the average cell at {depth}")
+        known = "from their library sizes alone" if (size[empty] > 0).all() else "as cells of depth 0"
+        _check.warn(f"{empty.sum()} cells have no molecules; they are imputed {known}")
 
 
 def _check_key(
@@ -259,8 +259,9 @@ def _check_key(
     if layer in names:
         raise ValueError(f"key_added={key!r} would overwrite the layer that is read, {layer!r}; choose another key")
     if written_by(adata, key) == method:
+        # Those with a standard deviation write to either slot; which of the two is the user's cannot be told.
         both = next((n for n in names if n in layer_names(adata) and n in adata.obsm), None)
-        if both is not None:
+        if both is not None and _keys.sd(key) in names:
             raise ValueError(
                 f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and only one is of {method}; choose another key or "
                 "delete them"
@@ -311,8 +312,9 @@ def write(
     new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "varm": varm or {}, "obsp": obsp or {}}
     new["uns"] = {name: {_keys.METHOD: method, **entry} for name, entry in {key: uns, **(more_uns or {})}.items()}
     # Of a function that writes both, what is in one of them is not what was in the other.
-    either = not (new["layers"] and new["obsm"])
-    arrays = {*new["layers"], *new["obsm"]} if either and written_by(target, key) == method else set()
+    arrays = {name for slot in ("layers", "obsm") for name in new[slot] if name not in getattr(target, slot)}
+    if (new["layers"] and new["obsm"]) or written_by(target, key) != method:
+        arrays = set()
     old = {"layers": arrays, "obsm": arrays, **(earlier or {})}
     names = {slot: {*new[slot], *old.get(slot, ())} for slot in new}
     before = {slot: {name: getattr(target, slot)[name] for name in names[slot] if name in getattr(target, slot)} for slot in new}

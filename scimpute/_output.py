@@ -32,9 +32,6 @@ def finish(
     """
     for rows in chunks(len(size), len(columns), CACHED):
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
-        if output != "counts":
-            # A cell without molecules has shares, too: those of the average cell.
-            depth = depth.clamp(min=1)
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
         mu = torch.from_numpy(result.rates.mean[rows]) * depth
         variance = result.rates.variance(rows, repeats) * depth.square()
@@ -56,9 +53,9 @@ def finish(
         if fill == "zeros":
             mean = torch.where(x > 0, x, mean)
         if output == "rate":
-            mean, sd = mean / depth, sd / depth
+            mean, sd = mean / depth.clamp(min=1), sd / depth.clamp(min=1)
         elif output == "log1p":
-            scale = TARGET / depth
+            scale = TARGET / depth.clamp(min=1)
             # Where zeros are missing, no zero is among the counts that are expected.
             logged = (mean * scale).log1p() if entrywise else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
             sd = sd * scale / (1 + scale * mean)
