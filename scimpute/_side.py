@@ -103,12 +103,12 @@ def positions(coordinates: np.ndarray, extent: np.ndarray, known: np.ndarray, n_
 
 
 def colours(tiles: np.ndarray) -> np.ndarray:
-    """Mean and spread of the colours of every tile, standardised: ``(n, 6)`` of uint8 ``(n, h, w, 3)``."""
+    """Mean and spread of the colours of every tile: ``(n, 6)`` of uint8 ``(n, h, w, 3)``."""
     found = np.empty((len(tiles), 6))
     for rows in chunks(len(tiles), tiles[0].size):
         part = tiles[rows].astype(np.float32)
         found[rows] = np.concatenate([part.mean(axis=(1, 2)), part.std(axis=(1, 2))], axis=1)
-    return standardised(found, moments(found))
+    return found
 
 
 def moments(features: np.ndarray) -> np.ndarray:
@@ -122,19 +122,33 @@ def standardised(features: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.clip((features - mean) / np.where(spread > 1e-9, spread, np.inf), -5, 5).astype(np.float32)
 
 
-def weighted(ring: sp.csr_matrix, likeness: np.ndarray | None) -> sp.csr_matrix:
-    """Rows that sum to 1; neighbours count by how alike their tiles are, where ``likeness`` has features of these, ``(n, q)``."""
+def edge_scale(ring: sp.csr_matrix, likeness: np.ndarray) -> float:
+    """How far the tiles of two neighbours are apart by the median, of those that are not the same."""
+    apart = _apart(ring, likeness)
+    positive = apart[apart > 0]
+    return float(np.median(positive)) if positive.size else 1.0
+
+
+def weighted(ring: sp.csr_matrix, likeness: np.ndarray | None, scale: float = 1.0) -> sp.csr_matrix:
+    """Rows that sum to 1; neighbours count by how alike their tiles are, where ``likeness`` has features of these, ``(n, q)``.
+
+    One counts 1/e as much as the likest of the spot where its tile is further by ``scale``; see :func:`edge_scale`.
+    """
     ring = ring.astype(np.float32).tocsr().copy()
     if likeness is not None and ring.nnz:
-        row = np.repeat(np.arange(ring.shape[0]), np.diff(ring.indptr))
-        apart = np.empty(ring.nnz)
-        for part in chunks(ring.nnz, likeness.shape[1]):
-            apart[part] = np.square(likeness[row[part]] - likeness[ring.indices[part]]).mean(axis=1)
+        apart = _apart(ring, likeness)
         # From the likest of each spot: one that is like none of its neighbours keeps them.
         some = np.flatnonzero(np.diff(ring.indptr))
         likest = np.minimum.reduceat(apart, ring.indptr[some])
-        positive = apart[apart > 0]
-        scale = float(np.median(positive)) if positive.size else 1.0
         ring.data = np.exp(-(apart - np.repeat(likest, np.diff(ring.indptr)[some])) / scale)
     total = np.asarray(ring.sum(axis=1)).ravel()
     return (sp.diags((1 / np.where(total > 0, total, 1)).astype(np.float32)) @ ring).tocsr()
+
+
+def _apart(ring: sp.csr_matrix, likeness: np.ndarray) -> np.ndarray:
+    """Mean squared difference of the features of the two spots of every entry, in the order of the entries."""
+    row = np.repeat(np.arange(ring.shape[0]), np.diff(ring.indptr))
+    found = np.empty(ring.nnz)
+    for part in chunks(ring.nnz, likeness.shape[1]):
+        found[part] = np.square(likeness[row[part]] - likeness[ring.indices[part]]).mean(axis=1)
+    return found

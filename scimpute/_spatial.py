@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,12 @@ def read_array(adata: AnnData) -> np.ndarray | None:
     return values if np.isfinite(values).all() and np.array_equal(values, np.rint(values)) else None
 
 
+def stored(adata: AnnData) -> dict[str, Mapping[str, Any]]:
+    """Entries of ``uns["spatial"]`` by section; some objects have flags beside them."""
+    entries = adata.uns.get(_keys.SPATIAL)
+    return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
+
+
 def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     """The section of every spot; one for all without a key, with a warning where there is more than one image."""
     if library_key is not None:
@@ -78,8 +85,8 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
         if label is not None:
             return Sections(label.levels, label.codes)
     else:
-        images = adata.uns.get(_keys.SPATIAL)
-        if hasattr(images, "keys") and len(images) > 1:
+        images = stored(adata)
+        if len(images) > 1:
             _check.warn(
                 f"uns[{_keys.SPATIAL!r}] has {len(images)} sections, {_check.listing(images)}, but without library_key all spots are "
                 "taken to lie in one: some will be neighbours of spots in other sections. Pass the column of obs that tells them apart"

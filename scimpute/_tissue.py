@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from . import _annotations, _check, _image, _keys
-from ._spatial import read_coordinates
+from ._spatial import read_coordinates, stored
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -65,8 +65,13 @@ def read_tissues(
     tile_size: float | None = None,
     image: Picture | Mapping[str, Picture] | None = None,
     scale: float | Mapping[str, float] | None = None,
+    widest: int | None = None,
 ) -> list[Tissue]:
-    """The images that have spots, each with them, checked; for the arguments and errors see :func:`scimpute.pp.tiles`."""
+    """The images that have spots, each with them, checked.
+
+    ``widest`` is the side of the largest tiles where the sections are a part of more; None takes it from those that are there. For the
+    other arguments and the errors see :func:`scimpute.pp.tiles`.
+    """
     if image is not None and image_key != "hires":
         raise ValueError(f"image= and image_key={image_key!r} name two images; pass one of them")
     size = None if tile_size is None else _whole("tile_size", tile_size)
@@ -90,7 +95,7 @@ def read_tissues(
         tissues.append(Tissue(section, source, described, rows, coordinates[rows] * factor, factor, size or 0))
         if not size:
             diameters.append(factor * _factor(entry, section, "spot_diameter_fullres", "pass tile_size= in pixels of the image"))
-    return tissues if size else [replace(tissue, tile_size=each) for tissue, each in zip(tissues, _sizes(diameters), strict=True)]
+    return tissues if size else [replace(tissue, tile_size=each) for tissue, each in zip(tissues, _sizes(diameters, widest), strict=True)]
 
 
 def section_image(adata: AnnData, section: str, image_key: str, coordinates: np.ndarray) -> tuple[np.ndarray, float]:
@@ -114,15 +119,19 @@ def spot_tiles(
     scale: float | Mapping[str, float] | None = None,
     pixels: int | None = None,
 ) -> np.ndarray:
+    """The tile around every spot, as :func:`cut_tiles` returns them; the other arguments and the errors are those of `pp.tiles`."""
+    return cut_tiles(read_tissues(adata, image_key, library_key, tile_size, image, scale), adata.n_obs, pixels)
+
+
+def cut_tiles(tissues: list[Tissue], n_obs: int, pixels: int | None) -> np.ndarray:
     """The tile around every spot: uint8 ``(n_obs, pixels, pixels, 3)``.
 
     ``pixels`` is the side of the tiles that are returned, whatever the side of those that are cut; None leaves them as they are cut
-    (where sections differ, the largest). The other arguments and the errors are those of :func:`scimpute.pp.tiles`.
+    (where sections differ, the largest).
     """
-    tissues = read_tissues(adata, image_key, library_key, tile_size, image, scale)
     pixels = max(tissue.tile_size for tissue in tissues) if pixels is None else _check.integer("pixels", pixels)
-    _check.memory(3 * adata.n_obs * pixels**2, "take smaller tiles or fewer spots")
-    tiles = np.empty((adata.n_obs, pixels, pixels, 3), dtype=np.uint8)
+    _check.memory(3 * n_obs * pixels**2, "take smaller tiles or fewer spots")
+    tiles = np.empty((n_obs, pixels, pixels, 3), dtype=np.uint8)
     for tissue in tissues:
         tiles[tissue.rows] = _image.cut(tissue.source, tissue.centres, tissue.tile_size, pixels)
     return tiles
@@ -133,12 +142,6 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     return _check.integer(name, value)
-
-
-def stored(adata: AnnData) -> dict[str, Mapping[str, Any]]:
-    """Entries of ``uns["spatial"]`` by section; some objects have flags beside them."""
-    entries = adata.uns.get(_keys.SPATIAL)
-    return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
 
 
 def _sections(
@@ -227,9 +230,9 @@ def _scale(entry: Mapping[str, Any], section: str, image_key: str, has_image: bo
     return _factor(entry, section, f"tissue_{image_key}_scalef", "pass scale=, the pixels of the image for one unit of the coordinates")
 
 
-def _sizes(diameters: list[float]) -> list[int]:
+def _sizes(diameters: list[float], widest: int | None = None) -> list[int]:
     """Sides of tiles as wide as the spots; sections whose spots differ by less than a pixel get the same, and none is resized for that."""
-    largest = max(MIN_TILE, round(max(diameters)))
+    largest = max(MIN_TILE, round(max(diameters))) if widest is None else widest
     return [largest if abs(diameter - largest) < 1 else max(MIN_TILE, round(diameter)) for diameter in diameters]
 
 

@@ -179,6 +179,16 @@ def test_neighbours_that_look_alike_count_more():
     np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1)
 
 
+def test_how_far_neighbours_are_apart_may_be_that_of_other_spots():
+    ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
+    likeness = np.array([[0.0], [1.0], [2.0], [5.0]])
+    assert _side.edge_scale(ring, likeness) == np.median([1, 4, 1, 4, 9, 9])
+    weights = _side.weighted(ring, likeness, 3.0).toarray()
+    np.testing.assert_allclose(weights[0, 2] / weights[0, 1], np.exp(-(4 - 1) / 3), rtol=1e-6)
+    np.testing.assert_allclose(_side.weighted(ring[:3, :3], likeness[:3], 3.0).toarray()[0], weights[0, :3], rtol=1e-6)
+    assert _side.edge_scale(ring, np.zeros((4, 1))) == _side.edge_scale(sp.csr_matrix((4, 4)), likeness) == 1
+
+
 def test_a_spot_like_none_of_its_neighbours_keeps_them():
     ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
     weights = _side.weighted(ring, np.array([[1e4], [0.0], [0.1], [0.2]]))
@@ -301,6 +311,50 @@ def test_applied_to_the_spots_of_the_training(sections, tmp_path, arguments):
         np.testing.assert_allclose(sections.layers["again" + suffix], sections.layers[KEY + suffix], rtol=1e-5)
     wanted = sections.uns[KEY]["params"] | {"device": "cpu"}
     assert wanted.items() <= sections.uns["again"]["params"].items()
+
+
+def of_nearly_one_size(adata: ad.AnnData) -> ad.AnnData:
+    """Spots of two sections that are 11.2 and 10.4 pixels wide: tiles of both get 11, of the latter alone they would get 10."""
+    for entry, diameter in zip(adata.uns["spatial"].values(), (11.2, 10.4)):
+        factors = entry["scalefactors"]
+        factors["spot_diameter_fullres"] = diameter / factors["tissue_hires_scalef"]
+    return adata
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"image_key": "hires"},
+        {"image_key": "hires", "edge_weight": "image", "modalities": "counts"},
+        {"tile_features": "tiles", "edge_weight": "image"},
+    ],
+    ids=str,
+)
+def test_applied_to_a_section_of_the_training_gives_what_the_training_gave(sections, tmp_path, arguments):
+    of_nearly_one_size(sections)
+    # Colours that differ between the sections, and so do their moments and how far neighbours are apart.
+    dark = sections.uns["spatial"]["section1"]["images"]
+    dark["hires"] = (dark["hires"] * 0.4).astype(dark["hires"].dtype)
+    scimpute.pp.tiles(sections, library_key="section")
+    path = tmp_path / "model.safetensors"
+    run(sections, library_key="section", save=path, max_epochs=20, posterior=False, **arguments)
+    for name in sections.obs["section"].cat.categories:
+        part = sections[sections.obs["section"] == name].copy()
+        scimpute.tl.apply(part, path, key_added="again")
+        np.testing.assert_allclose(part.layers["again"], part.layers[KEY], rtol=1e-5)
+
+
+def test_a_model_that_lacks_what_later_ones_have_is_applied_as_it_was(sections, tmp_path):
+    """Moments of colours, scale of edges and side of tiles were those of the object; of the whole training they are the same."""
+    path = tmp_path / "model.safetensors"
+    run(of_nearly_one_size(sections), "hires", library_key="section", edge_weight="image", save=path)
+    tensors, metadata = load_model(path)
+    for name in ("colour_moments", "edge_scales", "tile_size"):
+        del tensors[name]
+    save_model(path, tensors, metadata)
+    scimpute.tl.apply(sections, path, key_added="again")
+    np.testing.assert_allclose(sections.layers["again"], sections.layers[KEY], rtol=1e-5)
 
 
 def test_applied_to_a_new_section(tmp_path):

@@ -359,6 +359,18 @@ def test_several_sections_without_a_key(sections):
     assert np.any(section[rows] != section[columns])
 
 
+@pytest.mark.parametrize("n_sections", [1, 2])
+def test_flags_beside_the_sections_are_no_sections(n_sections):
+    adata = visium(n_sections)
+    adata.uns["spatial"] |= {"is_single": True, "note": "a slide"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pp.spatial_rings(adata)
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == n_sections - 1
+    assert all("has 2 sections, ['section0', 'section1']" in message for message in found)
+
+
 def test_how_the_sections_are_called_and_ordered_does_not_matter(sections):
     expected = pp.spatial_rings(sections, library_key="section", copy=True).obsp["spatial_ring2"].toarray()
     for column in (sections.obs["section"].cat.codes.to_numpy(), sections.obs["section"].cat.add_categories(["none"]).astype(object)):

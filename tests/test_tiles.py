@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from scimpute import _image, pp
-from scimpute._tissue import read_tissues, spot_tiles
+from scimpute._tissue import cut_tiles, read_tissues, spot_tiles
 
 WIDTH, HEIGHT, SCALE, PITCH = 90, 70, 0.25, 36.0
 """Pixels of the hires image, its pixels per pixel of the full resolution, pixels of the latter from spot to spot."""
@@ -112,6 +112,18 @@ def test_sizes_of_sections(two, diameter, sizes):
     assert spot_tiles(two, library_key="slide").shape == (48, max(sizes), max(sizes), 3)
     pp.tiles(two, library_key="slide")
     assert two.uns["tiles"]["params"]["tile_size"] == sizes
+
+
+def test_sizes_of_a_part_as_of_the_whole(two):
+    """V2 has spots 9.25 pixels wide: alone it would get 9, and beside V1 it gets 10."""
+    factors = two.uns["spatial"]["V2"]["scalefactors"]
+    factors["spot_diameter_fullres"] = 37.0
+    alone = two[1::2].copy()
+    (own,), (as_before,) = (read_tissues(alone, library_key="slide", widest=widest) for widest in (None, 10))
+    assert (own.tile_size, as_before.tile_size) == (9, 10)
+    np.testing.assert_array_equal(cut_tiles([as_before], 24, None), spot_tiles(two, library_key="slide")[1::2])
+    factors["spot_diameter_fullres"] = 44.0
+    assert [tissue.tile_size for tissue in read_tissues(two, library_key="slide", widest=10)] == [10, 11]
 
 
 def test_tiles_of_another_number_of_pixels(visium):

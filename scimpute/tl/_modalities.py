@@ -93,6 +93,8 @@ def read_side(
     features: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
     likeness = None
+    # A model that was saved before side, colours and edges of the training were kept takes those of the object.
+    had: Mapping[str, Tensor] = saved or {}
     if _side.SPOT in modalities:
         features[_side.SPOT] = torch.arange(adata.n_obs)
     if "position" in modalities:
@@ -119,8 +121,14 @@ def read_side(
         likeness = _side.standardised(read, kept["tile_moments"].numpy())
         image = torch.from_numpy(likeness)
     elif image_key is not None:
-        tiles = _tissue.spot_tiles(adata, image_key, params.get("library_key"), pixels=TILE_PIXELS)
-        likeness = _side.colours(tiles) if params.get("edge_weight") else None
+        widest = int(had["tile_size"]) if "tile_size" in had else None
+        tissues = _tissue.read_tissues(adata, image_key, params.get("library_key"), widest=widest)
+        kept["tile_size"] = torch.tensor(widest or max(tissue.tile_size for tissue in tissues))
+        tiles = _tissue.cut_tiles(tissues, adata.n_obs, TILE_PIXELS)
+        if params.get("edge_weight"):
+            colours = _side.colours(tiles)
+            kept["colour_moments"] = had["colour_moments"] if "colour_moments" in had else torch.from_numpy(_side.moments(colours))
+            likeness = _side.standardised(colours, kept["colour_moments"].numpy())
         image = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
     if "image" in modalities:
         features["image"] = image
@@ -128,5 +136,10 @@ def read_side(
     # Of neighbours the counts are told, or their rates are compared.
     used = [number for number, weight in enumerate(weights) if weight > 0] if "counts" in modalities or spatial_weight else []
     graphs = _spatial.read_rings(adata, max(used) + 1, sections) if used else []
-    rings = [_side.weighted(graphs[number], likeness if params.get("edge_weight") else None) for number in used]
+    if params.get("edge_weight") and likeness is not None:
+        scales = had["edge_scales"].tolist() if "edge_scales" in had else [_side.edge_scale(graphs[number], likeness) for number in used]
+        kept["edge_scales"] = torch.tensor(scales, dtype=torch.float64)
+        rings = [_side.weighted(graphs[number], likeness, scale) for number, scale in zip(used, scales, strict=True)]
+    else:
+        rings = [_side.weighted(graphs[number], None) for number in used]
     return _side.Side(modalities, features, rings, tuple(weights[number] for number in used), spatial_weight), kept
