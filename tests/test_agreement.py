@@ -69,6 +69,16 @@ def test_proteins(adata):
     assert (each["gene_mean"] == 0).all()
 
 
+def test_counts_that_are_called_logs(adata, refused):
+    message = r"'imputed' has values up to [\d.]+, .* log1p\(10,000\) = 9.21.*Pass output='counts'.*target_sum=1e4"
+    refused(adata, lambda a: agreement(a, "imputed", "profile", output="log1p"), ValueError, message)
+    message = message.replace("imputed", "sparse")
+    refused(adata, lambda a: agreement(a, "sparse", "protein", output="log1p"), ValueError, message)
+    for name in ("imputed", "profile"):
+        adata.layers[name] = logged(adata.layers[name])
+    assert agreement(adata, "imputed", "profile", output="log1p").loc["imputed", "cell_correlation"] > 0.5
+
+
 def test_constant_genes_and_cells(adata):
     adata.layers["profile"][:, 4] = 0.1
     adata.layers["profile"] /= adata.layers["profile"].sum(axis=1, keepdims=True)

@@ -121,7 +121,7 @@ def test_permuted_spots_have_no_structure():
 def test_sections_by_hand():
     """What differs between sections only is no structure, and an edge between them is none."""
     graph = path(8)  # one edge, from the fourth to the fifth spot, joins the two
-    adata = small([1, 0, 1, 0, 3, 2, 3, 2], mine=[[1, 2, 3, 4, 11, 12, 13, 14]], graph=graph)
+    adata = small([1, 0, 1, 0, 3, 2, 3, 2], mine=[[1, 2, 3, 4, 6, 7, 8, 9]], graph=graph)
     adata.obs["section"] = list("aaaabbbb")
     assert metrics.spatial_autocorrelation(adata, "mine", output="log1p", by="gene").loc["0", "mine"] > 0.7
     within = metrics.spatial_autocorrelation(adata, "mine", output="log1p", by="gene", library_key="section")

@@ -115,6 +115,37 @@ def test_reads_other_keys_and_changes_nothing(adata, fingerprint):
         metrics.heldout(adata, ["mine"])
 
 
+@pytest.mark.parametrize("score", [metrics.heldout, metrics.gene_trust], ids=["heldout", "gene_trust"])
+def test_warns_of_a_layer_that_has_seen_the_answers(adata, tmp_path, score):
+    adata.layers["counts"] = adata.X.copy()
+    pp.thin(adata)
+    tl.began(adata, save=tmp_path / "model", **QUICK)
+    with pytest.warns(
+        UserWarning,
+        match=r"'began' was made from adata.X and has seen the held-out molecules.*"
+        r"scimpute.tl.began\(adata, ..., layer='thin_train', key_added='began'\)",
+    ) as said:
+        score(adata, "began")
+    assert said[0].filename == __file__
+    tl.apply(adata, tmp_path / "model", layer="counts", key_added="again")
+    with pytest.warns(
+        UserWarning, match=r"made from adata.layers\['counts'\].*scimpute.tl.apply\(adata, ..., layer='thin_train', key_added='again'"
+    ):
+        score(adata, "again")
+    # The place cannot be looked at any more, but it was another.
+    del adata.layers["counts"]
+    with pytest.warns(UserWarning, match="has seen the held-out molecules"):
+        score(adata, "again")
+    # The same matrix in another place is as good, and what others wrote is not known.
+    adata.layers["copy"] = adata.layers["thin_train"].toarray().astype(np.float64)
+    tl.began(adata, layer="copy", **QUICK)
+    score(adata, "began")
+    tl.began(adata, layer="thin_train", **QUICK)
+    score(adata, "began")
+    adata.layers["theirs"] = adata.layers["again"]
+    score(adata, "theirs")
+
+
 @pytest.mark.parametrize("output", ["rate", "log1p"])
 def test_refuses_our_layers_on_another_scale(adata, output):
     pp.thin(adata)

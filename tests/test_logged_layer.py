@@ -33,7 +33,7 @@ def imputed() -> ad.AnnData:
     adata.obsm["some"] = adata.obsm["spatial"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
     adata.layers["began"] = adata.layers["rate"].astype(np.float32)
     adata.obsp["spatial_connectivities"] = sp.eye_array(adata.n_obs, k=1, format="csr") + sp.eye_array(adata.n_obs, k=-1, format="csr")
-    adata.uns["began"] = {"method": "began", "params": {"layer": "X", "output": "counts"}}
+    adata.uns["began"] = {"method": "began", "params": {"layer": "thin_train", "output": "counts"}}
     return adata
 
 

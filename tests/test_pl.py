@@ -61,6 +61,13 @@ def test_training_leaves_out_what_was_not_recorded(adata):
         pl.training(adata, show=False)
 
 
+def test_training_on_squared_errors(adata):
+    adata.uns["began"] |= {"history": adata.uns["began"]["history"][["repeat", "epoch", "heldout"]]}
+    adata.uns["began"]["params"]["likelihood"] = "squared"
+    (axis,) = pl.training(adata, show=False)
+    assert (axis.get_title(), axis.get_ylabel()) == ("Error of held-out entries", "squared error of logs")
+
+
 def test_training_of_a_bulk_method_is_refused():
     adata = datasets.toy_bulk(60, 40)
     pp.hide(adata, of="all")
@@ -113,6 +120,32 @@ def test_imputed_uses_the_recorded_layer_and_library_size(adata):
     adata.layers["counts"] = counts
     before, after = pl.imputed(adata, "gene1", layer="counts", show=False)
     np.testing.assert_allclose(drawn(before), expected(adata, counts, counts.sum(1), "gene1"), rtol=1e-5)
+    np.testing.assert_allclose(drawn(after), expected(adata, adata.layers["began"], adata.layers["half"].sum(1), "gene1"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size_key", [None, "total"])
+def test_imputed_beside_counts_that_were_moved(adata, size_key):
+    """What was recorded holds no counts any more: the depth is that of the layer that is named."""
+    adata.obs["total"] = adata.X.toarray().sum(1) * 3
+    if size_key:
+        adata.uns["began"]["params"]["size_key"] = size_key
+    want = [drawn(axis) for axis in pl.imputed(adata, "gene1", show=False)]
+    adata.layers["counts"] = adata.X.copy()
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    for source in ("X", "gone"):
+        adata.uns["began"]["params"]["layer"] = source
+        found = [drawn(axis) for axis in pl.imputed(adata, "gene1", layer="counts", show=False)]
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+    adata.uns["began"]["params"]["layer"] = "X"
+    with pytest.raises(ValueError, match="counts are in: layer='counts'"):
+        pl.imputed(adata, "gene1", show=False)
+
+
+def test_imputed_of_others_is_at_the_depth_of_the_layer(adata):
+    del adata.uns["began"]
+    adata.layers["half"] = np.floor(adata.X.toarray() / 2)
+    _, after = pl.imputed(adata, "gene1", layer="half", show=False)
     np.testing.assert_allclose(drawn(after), expected(adata, adata.layers["began"], adata.layers["half"].sum(1), "gene1"), rtol=1e-5)
 
 

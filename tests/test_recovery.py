@@ -274,6 +274,27 @@ def test_scores_a_method_on_counts(adata):
         metrics.recovery(adata, "began")
 
 
+@pytest.mark.parametrize("of", ["nonzero", "all"])
+def test_warns_of_a_layer_that_has_seen_the_answers(of):
+    bulk = {"n_models": 1, "n_hidden": 8, "max_epochs": 1, "progress": False}
+    adata = datasets.toy_bulk(60, 40)
+    pp.hide(adata, of=of)
+    missing = {"missing": "zero"} if of == "nonzero" else {}
+    tl.pmi(adata, **missing, **bulk)
+    with pytest.warns(
+        UserWarning, match=r"'pmi' was made from adata.X and has seen the hidden entries.*tl.pmi\(adata, ..., layer='hidden'"
+    ):
+        metrics.recovery(adata, "pmi")
+    # Unless a mask hid the same.
+    adata.layers["shown"] = ~dense(adata.layers["hidden_mask"]).astype(bool)
+    tl.pmi(adata, mask_layer="shown", **missing, **bulk)
+    metrics.recovery(adata, "pmi")
+    adata.layers["copy"] = dense(adata.layers["hidden"]).astype(np.float64)
+    for layer in ("copy", "hidden"):
+        tl.pmi(adata, layer=layer, **missing, **bulk)
+        metrics.recovery(adata, "pmi")
+
+
 def edited(**changes):
     def edit(adata: ad.AnnData) -> None:
         for name, (row, column, value) in changes.items():

@@ -196,6 +196,29 @@ def test_what_was_left_to_the_data_is_left_to_them_again(adata, save, monkeypatc
     assert (seen["penalty"], seen["max_epochs"], seen["width"], seen["n_context"]) == ("auto", "auto", 16, 5)
 
 
+def test_library_sizes_do_not_tell_what_was_hidden(adata, save, monkeypatch):
+    counts = adata.X.toarray()
+    counts[7] = 0
+    counts[7, 0] = 1
+    adata.X = sp.csr_matrix(counts)
+    adata.obs["total"] = (counts.sum(axis=1) + np.arange(adata.n_obs) % 3).astype(int)
+    scimpute.tl.began(adata, size_key="total", **QUICK)
+    seen = []
+
+    def look(self: Any, given: ad.AnnData, layer: str) -> None:
+        seen.append((given.obs["total"], given.layers["thin_train"].toarray()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scimpute.metrics._replay.Imputation, "run", look)
+    for seed in range(9):
+        with pytest.raises(KeyboardInterrupt):
+            quick(adata, save, random_state=seed)
+    for size, kept in seen:
+        # What is not among these genes stays; and no library is empty.
+        np.testing.assert_allclose(size, np.maximum(kept.sum(axis=1) + np.arange(adata.n_obs) % 3, 1))
+    assert any(not kept[7].any() for _, kept in seen)
+
+
 # What can be reported on
 
 
@@ -264,6 +287,51 @@ def test_some_genes(adata, save):
     assert set(found["markers"]["gene"]) <= set(adata.var_names[adata.var["marked"]])
 
 
+@pytest.mark.parametrize("genes", [["gene3"], ["gene7", "gene1", "gene30"]], ids=len)
+def test_some_genes_are_scored_at_the_depth_of_all(adata, save, genes):
+    """Whatever else was imputed, the baselines of a gene are the same."""
+    from scimpute.metrics import _own_count, _thinned
+
+    scimpute.tl.began(adata, genes=genes, **QUICK)
+    found = quick(adata, save)
+    scimpute.pp.thin(adata)
+    scimpute.tl.began(adata, genes=genes, layer="thin_train", key_added="again", **QUICK)
+    x, y = (adata.layers[f"thin_{part}"].toarray() for part in ("train", "test"))
+    assert x.sum(axis=0).all()
+    places, ratio = [adata.var_names.get_loc(gene) for gene in genes], y.sum() / x.sum()
+    predictions = {
+        "raw": x[:, places],
+        "gene_mean": x.sum(axis=1, keepdims=True) * x.sum(axis=0)[places] / x.sum(),
+        "own_count": _own_count.own_count(_thinned.read(adata, "thin"), np.random.default_rng(0))(slice(0, adata.n_obs))[:, places],
+        "imputed": adata.obsm["again"].to_numpy(),
+    }
+    for name, p in predictions.items():
+        q = p * ratio
+        assert found["heldout"].loc[name, "poisson"] == pytest.approx((q - y[:, places] * np.log(q + 1e-6)).mean(), rel=1e-4), name
+    assert found["heldout"]["poisson"].nunique() == 5
+    # To renormalise a prediction all genes of it are needed.
+    assert "mse_log_renormalized" not in found["heldout"]
+    assert np.isfinite(found["heldout"]["mse_log"]).all()
+    adata.layers["again"] = np.zeros(adata.shape, np.float32)
+    adata.layers["again"][:, places] = adata.obsm.pop("again")
+    pd.testing.assert_frame_equal(found["gene_trust"], scimpute.metrics.gene_trust(adata, "again").loc[genes])
+    scimpute.tl.began(adata, **QUICK)
+    everything = quick(adata, save)
+    if len(genes) == 1:
+        ahead = found["heldout"]["poisson"] - found["heldout"].loc["imputed", "poisson"]
+        np.testing.assert_allclose(found["heldout"]["lead"][:4], (ahead * adata.n_obs / y[:, places].sum())[:4], rtol=1e-4)
+    assert list(everything["heldout"].columns).count("mse_log_renormalized") == 1
+
+
+def test_genes_of_which_nothing_was_hidden(adata, save, refused):
+    counts = adata.X.toarray()
+    counts[:, 3] = 0
+    counts[0, 3] = 1
+    adata.X = sp.csr_matrix(counts)
+    scimpute.tl.began(adata, genes=["gene3"], **QUICK)
+    refused(adata, lambda a: quick(a, save), ValueError, "none of the molecules of the imputed genes .1. was hidden, or none was left")
+
+
 def test_a_model_that_was_applied(adata, save, tmp_path):
     model = tmp_path / "model.safetensors"
     scimpute.tl.began(adata.copy(), "batch", save=model, **QUICK)
@@ -326,6 +394,23 @@ def test_nmf(save, options):
     assert np.isfinite(found["heldout"]["poisson"]).all()
 
 
+@pytest.mark.parametrize("method", ["spatial", "nmf"])
+def test_squared_errors_are_called_so(save, method):
+    """No molecules are held out then, and there is no posterior; only what is said of hidden molecules is a deviance."""
+    adata = scimpute.datasets.toy_visium(6, 6, 30)
+    options = {"n_factors": 3} if method == "nmf" else {"n_repeats": 1, "n_context": "auto"}
+    getattr(scimpute.tl, method)(adata, max_epochs=2, key_added="key", **options, likelihood="squared")
+    report(adata, "key", groupby="region", n_splits=0, save=save)
+    page = save.read_text()
+    run, training = (page.split("</h2>")[i] for i in (1, 5))
+    for section in (run, training):
+        assert "nats" not in section
+        assert "deviance" not in re.sub("settled so: [^<]*", "", section)
+        assert "squared error" in section
+    assert "there is no posterior" in run
+    assert "The deviance of held-out molecules should fall" not in page
+
+
 def test_clusters_of_the_counts_and_a_umap(adata, save):
     scimpute.tl.began(adata, **QUICK)
     found = report(adata, "began", n_splits=0, save=save)
@@ -350,6 +435,13 @@ def test_markers_are_means_of_groups(imputed, save):
     after = np.log1p(imputed[:, row["gene"]].layers["began"] * 1e4 / depth).ravel()
     expected = [before[inside].mean(), before[~inside].mean(), after[inside].mean(), after[~inside].mean()]
     np.testing.assert_allclose(row[["before_in", "before_out", "after_in", "after_out"]].astype(float), expected, rtol=1e-4)
+
+
+def test_the_caption_of_the_heat_map_says_what_is_drawn(imputed, save):
+    quick(imputed, save)
+    text = "".join(Page(save.read_text()).text)
+    assert "Means of log1p(CP10k), as shares of the highest mean that the gene has in any group, before or after." in text
+    assert "on one scale for both." not in text
 
 
 # Names, files, and what must not change

@@ -79,6 +79,13 @@ def test_is_laid_out_as_scanpy_reads_visium():
     assert max(small["images"]["hires"].shape) < 250
 
 
+@pytest.mark.parametrize("size", [(41, 33), (20, 18), (60, 11), (1, 60)])
+def test_images_are_not_larger_than_promised(size):
+    images = datasets.toy_visium(*size, 2, n_regions=1).uns["spatial"]["section0"]["images"]
+    assert max(images["hires"].shape) <= 480
+    assert max(images["lowres"].shape) <= 160
+
+
 def test_spots_are_on_hexagons():
     adata = datasets.toy_visium()
     row, column, xy = adata.obs["array_row"].to_numpy(), adata.obs["array_col"].to_numpy(), adata.obsm["spatial"]

@@ -224,8 +224,8 @@ class _Section:
     def image(self, darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """Hires image, uint8 RGB, and its pixels per pixel of the full resolution."""
         scale = min(_SCALE, _LONGEST / self.size.max())
-        # Whole blocks of 3 x 3 pixels, for the lowres image.
-        width, height = (3 * np.ceil(self.size * scale / 3)).astype(int)
+        # Whole blocks of 3 x 3 pixels, for the lowres image; one that is full but for rounding is not followed by another.
+        width, height = (3 * np.ceil(self.size * scale / 3 - 1e-9)).astype(int)
         xy = (np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + 0.5) / scale
         grain = _standard(gaussian_filter(rng.normal(size=(height, width)), 0.06 * _PITCH * scale))
         tint = gaussian_filter(darkness[self.region(xy)], 0.1 * _PITCH * scale)

@@ -77,7 +77,8 @@ def agreement(
         A layer, the truth, or a gene or column in ``genes`` does not exist.
     TypeError, ValueError
         The table in ``obsm`` has NaN, or no column that is a gene; ``genes`` is given for a layer; the counts are none; a layer has NaN,
-        infinite or negative values, or looks like logarithms and ``output`` is None; a layer is named twice or is the truth.
+        infinite or negative values, or looks like logarithms and ``output`` is None, or like none and it
+        is ``"log1p"``; a layer is named twice or is the truth.
 
     Notes
     -----

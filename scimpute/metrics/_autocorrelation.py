@@ -90,7 +90,7 @@ def spatial_autocorrelation(
         There is no graph; a layer, a gene or the column of ``obs`` does not exist.
     ValueError
         The graph has no edge; the counts are none; a layer has NaN, infinite or negative values, or looks like logarithms and
-        ``output`` is None; a layer is named twice, or as a baseline is.
+        ``output`` is None, or like none and it is ``"log1p"``; a layer is named twice, or as a baseline is.
 
     Notes
     -----

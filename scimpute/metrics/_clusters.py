@@ -96,8 +96,9 @@ def cluster_agreement(
     KeyError
         A layer or the column of ``obs`` does not exist.
     ValueError
-        The counts are none; a layer has NaN, infinite or negative values, or looks like logarithms and ``output`` is None; the labels
-        have fewer than two levels; a layer is named twice; an argument is out of its range or says nothing to the methods asked for.
+        The counts are none; a layer has NaN, infinite or negative values, or looks like logarithms and ``output`` is None, or like
+        none and it is ``"log1p"``; the labels have fewer than two levels; a layer is named twice; an argument is out of its range or
+        says nothing to the methods asked for.
     ImportError
         Leiden was asked for and igraph is not installed.
 

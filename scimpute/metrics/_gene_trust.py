@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import xlogy
 
 from .. import _adata, _check, _keys
-from .._counts import chunks
+from .._counts import chunks, column_sums
 from . import _thinned
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def gene_trust(adata: AnnData, key: str, *, thin: str = "thin") -> pd.DataFrame:
         Gain over the gene's mean, summed over cells, in its standard errors. A gene with ``trust`` near 0 and a small ``z`` is filled
         with little more than its mean; one with a large negative ``z`` should not be used.
     ``molecules``
-        Number of molecules held out.
+        Number of molecules held out, also of genes of which none was kept.
 
     Raises
     ------
@@ -55,6 +55,8 @@ def gene_trust(adata: AnnData, key: str, *, thin: str = "thin") -> pd.DataFrame:
 
     Notes
     -----
+    Warns of a layer of this package that was made from another matrix than the training part.
+
     Works through chunks of rows; no dense copy of the matrix is made.
 
     Examples
@@ -73,7 +75,7 @@ def gene_trust(adata: AnnData, key: str, *, thin: str = "thin") -> pd.DataFrame:
     (name,) = _check.layers(key, ("raw", "gene_mean"))
     parts = _thinned.read(adata, thin)
     read = parts.of_layer(adata, name)
-    null, gain, squares, molecules = np.zeros((4, len(parts.kept)))
+    null, gain, squares = np.zeros((3, len(parts.kept)))
     for rows in chunks(*parts.test.shape):
         y = parts.test[rows].toarray().astype(np.float64)
         m, q = (np.maximum(part(rows) * parts.ratio, _EPSILON) for part in (parts.gene_mean, read))
@@ -82,13 +84,12 @@ def gene_trust(adata: AnnData, key: str, *, thin: str = "thin") -> pd.DataFrame:
         gained = y * np.log(q / m) - q + m
         gain += gained.sum(axis=0)
         squares += np.square(gained).sum(axis=0)
-        molecules += y.sum(axis=0)
     n = parts.test.shape[0]
     error = np.sqrt(np.maximum(squares - np.square(gain) / n, 0) * n / max(n - 1, 1))
-    known = molecules > 0
-    table = pd.DataFrame({"trust": np.nan, "z": np.nan, "molecules": 0}, index=adata.var_names)
+    molecules = column_sums(_adata.read_counts(adata, _keys.test(thin))).astype(np.int64)
+    known = molecules[parts.kept] > 0
+    table = pd.DataFrame({"trust": np.nan, "z": np.nan, "molecules": molecules}, index=adata.var_names)
     table.iloc[parts.kept, 0] = np.where(known, 2 * gain / np.where(null > 0, null, 1), np.nan)
     table.iloc[parts.kept, 1] = np.where(known & (error > 0), gain / np.where(error > 0, error, 1), np.nan)
-    table.iloc[parts.kept, 2] = molecules.astype(np.int64)
     _adata.write_column(adata, _keys.trust(name), table["trust"].to_numpy())
     return table

@@ -63,6 +63,9 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     To beat ``"gene_mean"`` does not show that genes inform each other: a cell's own count of a gene tells of its held-out molecules, too,
     also where all genes were permuted over the cells. Score ``posterior=False`` beside it, which leans less on the own count.
 
+    Warns of a layer of this package that was made from another matrix than the training part. A ``size_key`` tells of the held-out
+    molecules, too: give it a column that is less by ``layers[f"{key}_test"].sum(axis=1)``.
+
     Works through chunks of rows; no dense copy of the matrix is made. Source: molecular cross-validation :cite:p:`Batson2019`.
     """
     _adata.check_object(adata)

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from .. import _adata, _annotations, _check, _keys
 from .._counts import chunks
 from .._matrix import some_rows
+from . import _seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +23,7 @@ class Hidden:
     """The hidden entries, and what the visible ones say of every gene and of every gene in a group."""
 
     adata: AnnData
+    key: str
     truth: Any
     mask: Any
     codes: np.ndarray
@@ -101,7 +103,7 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
         squares += np.where(seen, np.square(x - middle), 0).sum(axis=0) + np.square(step) * n * here / both
         mean, n = mean + step * here / both, n + here
     group_mean = np.where(number > 0, total / np.maximum(number, 1), mean)
-    return Hidden(adata, truth, mask, codes, mean, squares / np.maximum(n, 1), n > 0, group_mean, totals, observed, counts)
+    return Hidden(adata, key, truth, mask, codes, mean, squares / np.maximum(n, 1), n > 0, group_mean, totals, observed, counts)
 
 
 def _require(adata: AnnData, key: str) -> tuple[str | None, str]:
@@ -130,6 +132,7 @@ def _dense(matrix: Any, rows: Any, dtype: type = np.float64) -> np.ndarray:
 
 def _of_layer(hidden: Hidden, name: str) -> Predict:
     matrix = _in_rows(_adata.read_layer(hidden.adata, name, require_output="counts" if hidden.counts else None))
+    _seen.warn_of_leak(hidden.adata, name, hidden.key, "the hidden entries")
 
     def read(entries: Entries) -> np.ndarray:
         found = _dense(matrix, entries.rows)[entries.row, entries.gene]

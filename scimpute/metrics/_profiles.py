@@ -67,12 +67,18 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
     for name, stored in matrices.items():
         what = f"layer {name!r}"
         matrix = to_csr(stored, what) if sp.issparse(stored) else stored
-        scale = _written_output(adata, name) or output
+        written = _written_output(adata, name)
+        scale = written or output
         sums, highest, whole = _row_sums(adata, matrix, what, negative=scale == "log1p")
         if scale is None and not whole and 1 < highest < _HIGHEST_LOG and counts.data.max() > _HIGH_COUNT:
             raise ValueError(
                 f"{what} has no value above {highest:.3g}, where the counts reach {counts.data.max():g}: it looks like log1p(CP10k). "
                 "Pass output='log1p' if it is, output='counts' if these are expected counts"
+            )
+        if written is None and scale == "log1p" and highest > _HIGHEST_LOG:
+            raise ValueError(
+                f"{what} has values up to {highest:.3g}, and log1p(CP10k) none above log1p(10,000) = {np.log1p(TARGET):.2f}. Pass "
+                "output='counts' if these are expected counts, or take logs after sc.pp.normalize_total with target_sum=1e4"
             )
         found[name] = Profiles(matrix.tocsc() if sp.issparse(matrix) else matrix, None if scale == "log1p" else sums)
     return found

@@ -78,6 +78,8 @@ def recovery(
 
     Notes
     -----
+    Warns of a layer of this package that was made from another matrix than ``layers[key]``.
+
     Works through chunks of rows; no dense copy of the matrix is made.
     """
     _adata.check_object(adata)

@@ -74,6 +74,11 @@ class Imputation:
         return bool(self.params.get("applied"))
 
     @property
+    def squared(self) -> bool:
+        """Whether entries, and not molecules, were held out in its training."""
+        return self.params.get("likelihood") == "squared"
+
+    @property
     def takes_label(self) -> bool:
         """Whether any column of ``obs`` can be given as a cell type."""
         return self.method == "began" and not self.applied

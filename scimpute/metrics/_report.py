@@ -86,7 +86,8 @@ def report(
     ``"heldout"``
         DataFrame of :func:`scimpute.metrics.heldout`, rows ``"raw"``, ``"gene_mean"``, ``"own_count"`` (the gene mean drawn to the cell's
         own count, which knows of no other gene), ``"knn"`` and ``"imputed"``, with ``lead``, the nats per hidden molecule by which the
-        imputation is ahead of a row, and ``lead_se``, its standard error over cells.
+        imputation is ahead of a row, and ``lead_se``, its standard error over cells. With ``genes=`` of these genes, at the depth of all,
+        and without ``mse_log_renormalized``.
     ``"gene_trust"``
         DataFrame of :func:`scimpute.metrics.gene_trust`.
     ``"false_signal"``
@@ -112,8 +113,8 @@ def report(
     times more with a label: **by default five times for tl.began and three times for others**, or once with ``n_splits=0``. Every run
     has the parameters that were recorded; what was left to the data is left to them again, so that hidden molecules have no say.
     ``target_batch`` is left out, as the molecules of a cell are of its own batch, and expected counts are scored whatever
-    ``output`` was, with ``fill="all"`` in the place of ``"expressed"``. In the null test library sizes are sums, also where there was
-    a ``size_key``.
+    ``output`` was, with ``fill="all"`` in the place of ``"expressed"``. Where there was a ``size_key``, hidden molecules are taken off
+    these library sizes, and in the null test library sizes are sums.
 
     kNN is the sum of the counts of the 15 nearest cells (scikit-learn) in 30 principal components of log1p(CP10k) of what is
     not hidden, at the depth of the cell.

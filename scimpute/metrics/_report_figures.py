@@ -47,12 +47,12 @@ def trust(table: pd.DataFrame) -> Picture:
         return _uri(figure)
 
 
-def training(history: pd.DataFrame) -> Picture:
+def training(history: pd.DataFrame, *, squared: bool) -> Picture:
     """Curves of :func:`scimpute.pl.training`."""
     from ..pl._training import draw, panels
 
     with matplotlib.style.context("default"):
-        shown = panels(history)
+        shown = panels(history, squared=squared)
         figure = Figure(figsize=(3.4 * len(shown), 3), layout="constrained")
         draw(history, list(figure.subplots(1, len(shown), squeeze=False).flat), shown)
         return _uri(figure)

@@ -13,8 +13,8 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _keys, pp
-from .._counts import row_sums
+from .. import _annotations, _keys, pp
+from .._counts import chunks, row_sums
 from . import _clusters, _heldout, _profiles, _thinned
 from ._false_signal import MIN_CELLS, false_signal
 from ._gene_trust import gene_trust
@@ -57,18 +57,33 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
         raise ValueError(
             f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored"
         )
-    train = work.layers[_keys.train(_THIN)]
+    size_key = imputation.params.get("size_key")
+    if size_key is not None:
+        # Less what is hidden, of which it would tell. No library is empty.
+        size = _annotations.read_size(work, size_key, imputation.counts) - row_sums(work.layers[_keys.test(_THIN)])
+        work.obs[size_key] = np.maximum(size, 1)
+    whole = _thinned.read(work, _THIN)
+    genes = np.arange(work.n_vars) if imputation.genes is None else imputation.genes
+    columns = pd.Index(whole.kept).get_indexer(genes)
+    columns = columns[columns >= 0]
+    parts = whole if imputation.genes is None else whole.only(columns)
+    if not parts.test.nnz:
+        raise ValueError(
+            f"frac={frac}: none of the molecules of the imputed genes ({len(genes)}) was hidden, or none was left of them; nothing can be "
+            "scored. Impute more genes, or those with more molecules"
+        )
     found = imputation.run(work, _keys.train(_THIN))
     if isinstance(found, pd.DataFrame):
-        places = imputation.genes
-        layers = {name: work.layers[name][:, places] for name in (_keys.train(_THIN), _keys.test(_THIN))}
-        work = ad.AnnData(imputation.counts[:, places], layers={**layers, RESULT: found.to_numpy()})
-    parts = _thinned.read(work, _THIN)
+        # In their places, so that they are scored at the depth of all genes.
+        places = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), work.n_vars))
+        work.layers[RESULT] = sp.csr_matrix(found.to_numpy()) @ places
     reads = {
-        **parts.predictions(work, [RESULT]),
-        "own_count": own_count(parts, np.random.default_rng(seed)),
-        "knn": _similar_cells(train, parts, seed),
+        **whole.predictions(work, [RESULT]),
+        "own_count": own_count(whole, np.random.default_rng(seed)),
+        "knn": _similar_cells(work.layers[_keys.train(_THIN)], whole, seed),
     }
+    if imputation.genes is not None:
+        reads = {name: _of_some(read, len(whole.kept), columns) for name, read in reads.items()}
     sums = {name: _heldout.of_cells(reads[name], parts) for name in (*BASELINES, RESULT)}
     table = pd.DataFrame.from_dict({name: _heldout.scores(found, parts) for name, found in sums.items()}, orient="index")
     for name in BASELINES:
@@ -76,8 +91,20 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
         ahead = sums[name]["poisson"] - sums[RESULT]["poisson"]
         table.loc[name, "lead"] = ahead.sum() / parts.test.sum()
         table.loc[name, "lead_se"] = np.sqrt(len(ahead)) * ahead.std(ddof=1) / parts.test.sum()
-    names = imputation.names if imputation.genes is None else imputation.names[imputation.genes]
-    return table, gene_trust(work, RESULT, thin=_THIN).set_axis(names)
+    if imputation.genes is not None:
+        # Of a prediction that is to be renormalised all genes are needed.
+        table = table.drop(columns="mse_log_renormalized")
+    return table, gene_trust(work, RESULT, thin=_THIN).iloc[genes].set_axis(imputation.names[genes])
+
+
+def _of_some(read: _thinned.Read, n_genes: int, columns: np.ndarray) -> _thinned.Read:
+    """Some columns of a prediction of ``n_genes``, of which no more is made dense at a time than elsewhere."""
+
+    def some(rows: slice) -> np.ndarray:
+        start, stop = rows.start, rows.stop
+        return np.concatenate([read(slice(start + part.start, start + part.stop))[:, columns] for part in chunks(stop - start, n_genes)])
+
+    return some
 
 
 def _similar_cells(train: sp.csr_matrix, parts: _thinned.Thinned, seed: int) -> _thinned.Read:

@@ -45,16 +45,22 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
     order = [*(name for name in arguments if name in params), *(name for name in params if name not in arguments)]
     text += table(pd.DataFrame({"value": [_value(params[name]) for name in order]}, index=order), "Parameters", index="parameter")
     text += _chosen(imputation)
-    squared = params.get("likelihood") == "squared"
+    squared = imputation.squared
     unit = "squared error of logs" if squared else "nats per molecule"
     recorded = entry.get("heldout", {})
-    if recorded:
+    if recorded and squared:
+        text += paragraph(
+            "During the training some of the entries that are not zero were held out, too. The network should be below the gene mean; "
+            "there is no posterior, as nothing was counted at an entry that is missing."
+        )
+    elif recorded:
         text += paragraph(
             "During the training some of the counts were held out too. The network alone should be below the gene mean, and the "
             "posterior (where there is one), which uses the cell's own count once more, below the network. Neither gain shows that genes "
             "inform each other, as the network reads the cell's own count of the gene, too; a large part of the gain from the posterior is "
             "a sign that the own count does most of it."
         )
+    if recorded:
         frame = pd.DataFrame({unit: [float(value) for value in recorded.values()]}, index=list(recorded))
         text += table(frame, "Held out in the training (lower is better)", index="prediction")
     if squared:
@@ -64,7 +70,8 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
         )
     if isinstance(entry.get("contribution"), pd.DataFrame):
         text += paragraph(
-            "What each modality was worth: by how much the deviance rises without it. One near or below 0 tells the imputation nothing."
+            f"What each modality was worth: by how much the {'squared error' if squared else 'deviance'} rises without it. One near or "
+            "below 0 tells the imputation nothing."
         )
         text += table(entry["contribution"], "Contributions of the modalities", index="modality")
     return text
@@ -82,9 +89,10 @@ def _chosen(imputation: Imputation) -> str:
     tried = chosen.get("candidates")
     if isinstance(tried, pd.DataFrame):
         text += paragraph(
-            "Every candidate and its score, in nats per held-out molecule (lower is better). Candidates that are much alike are the "
-            "rule; a best one at the edge, with a large lead, is a sign that more would have helped. Fewer context scores are taken where "
-            "their deviance is within a standard error, and a longer training only where it is clearly better."
+            f"Every candidate and its score, {'the squared error of logs' if imputation.squared else 'in nats per held-out molecule'} "
+            "(lower is better). Candidates that are much alike are the rule; a best one at the edge, with a large lead, is a sign that "
+            "more would have helped. Fewer context scores are taken where their score is within a standard error, and a longer training "
+            "only where it is clearly better."
         )
         frame = tried.astype(dict.fromkeys(("n_context", "width", "steps"), int))
         frame["taken"] = np.where(tried["taken"], "taken", "")
@@ -103,6 +111,8 @@ def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
         text += paragraph("target_batch was left out here and in the null test: the molecules of a cell are of its own batch.")
     if imputation.params.get("fill") == "expressed":
         text += paragraph("fill='all' was used here and in the null test: zeros where a gene is not expressed are no expected counts.")
+    if imputation.genes is not None:
+        text += paragraph("Only some genes were imputed. The scores are of these, at the depth of all genes, of which the baselines know.")
     if imputation.applied:
         text += paragraph(
             "If the model was trained on these very cells, it has seen the hidden molecules, and its scores here are too good. Only new "
@@ -176,12 +186,13 @@ def training(imputation: Imputation) -> str:
     if not isinstance(history, pd.DataFrame):
         return paragraph("A saved model was applied; nothing was trained.")
     text = paragraph(
-        "A line for each repeat, of the training of the imputation itself. The deviance of held-out molecules should fall and level off; "
+        "A line for each repeat, of the training of the imputation itself. "
+        f"The {'squared error of held-out entries' if imputation.squared else 'deviance of held-out molecules'} should fall and level off; "
         "one that rises at the end, or lines far apart, are bad signs. With an adversary its two losses should settle, and k stay off 1."
     )
     stopped = ", ".join(dict.fromkeys(map(str, imputation.entry.get("stopped", ())))) or "not recorded"
     alt = f"Training curves of {history['repeat'].nunique()} repeats over {int(history['epoch'].max()) + 1} epochs."
-    return text + figure(figures.training(history), alt, f"How the training ended: {stopped}.")
+    return text + figure(figures.training(history, squared=imputation.squared), alt, f"How the training ended: {stopped}.")
 
 
 def markers(table_of: pd.DataFrame, column: str | None, given: bool, shown: dict[str, Any]) -> str:
@@ -201,7 +212,7 @@ def markers(table_of: pd.DataFrame, column: str | None, given: bool, shown: dict
     text += figure(
         shown["heatmap"],
         f"Two heat maps of the mean of {table_of['gene'].nunique()} markers in {table_of['group'].nunique()} groups, before and after.",
-        "Mean log1p(CP10k), on one scale for both.",
+        "Means of log1p(CP10k), as shares of the highest mean that the gene has in any group, before or after.",
     )
     names = {"before_in": "before: in", "before_out": "others", "after_in": "after: in", "after_out": "others "}
     frame = table_of.rename(columns=names).set_index("group")

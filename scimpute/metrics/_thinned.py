@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from .. import _adata, _check, _keys
 from .._counts import column_sums, row_sums
 from .._matrix import some_rows
+from . import _seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +35,8 @@ class Thinned:
         Share of each gene of the molecules of the training part, ``(k,)``.
     depth, depth_test
         Molecules of every cell in each part, ``(n,)``.
+    key
+        What the object was thinned under.
     """
 
     train: sp.csr_matrix
@@ -42,11 +45,16 @@ class Thinned:
     share: np.ndarray
     depth: np.ndarray
     depth_test: np.ndarray
+    key: str
 
     @property
     def ratio(self) -> float:
         """Molecules of the test part for one of the training part."""
         return float(self.depth_test.sum() / self.depth.sum())
+
+    def only(self, columns: np.ndarray) -> Thinned:
+        """Some of the genes; shares and depths stay those among all."""
+        return replace(self, train=self.train[:, columns], test=self.test[:, columns], kept=self.kept[columns], share=self.share[columns])
 
     def raw(self, rows: slice) -> np.ndarray:
         return self.train[rows].toarray()
@@ -57,6 +65,7 @@ class Thinned:
     def of_layer(self, adata: AnnData, name: str) -> Read:
         """A layer with expected counts, checked as it is read."""
         matrix = _adata.read_layer(adata, name, require_output="counts")
+        _seen.warn_of_leak(adata, name, _keys.train(self.key), "the held-out molecules")
 
         def read(rows: slice) -> np.ndarray:
             part = some_rows(matrix, rows)
@@ -78,7 +87,7 @@ def read(adata: AnnData, key: str) -> Thinned:
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
     train, test = train[:, kept], test[:, kept]
-    return Thinned(train, test, kept, totals[kept] / totals.sum(), row_sums(train), row_sums(test))
+    return Thinned(train, test, kept, totals[kept] / totals.sum(), row_sums(train), row_sums(test), key)
 
 
 def _require(adata: AnnData, layer: str, key: str) -> str:

@@ -47,7 +47,8 @@ def imputed(
         ``key_added`` of the imputation; a layer, or a table in ``obsm`` where only some genes were imputed. A layer that is not of
         this package is taken as expected counts.
     layer
-        Layer with the counts to show as *before*; the one that was imputed where None.
+        Layer with the counts to show as *before*; the one that was imputed where None. Imputed counts of another package, and those of
+        which the one that was imputed holds no counts any more, are taken to be at the depth of this layer.
     basis
         Embedding in ``obsm``, with or without the leading ``X_``.
     cmap

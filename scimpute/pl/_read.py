@@ -44,18 +44,24 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     params: Mapping[str, Any] = entry.get("params", {}) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
     source = None if params.get("layer", "X") == "X" else params["layer"]
+    shown = source if layer is None else layer
+    size_key = params.get("size_key")
 
-    counts = _adata.read_counts(adata, source if layer is None else layer)
-    per_molecule = TARGET / np.maximum(_annotations.read_size(adata, params.get("size_key"), counts), 1)[:, None]
+    counts = _adata.read_counts(adata, shown)
+    per_molecule = TARGET / np.maximum(_annotations.read_size(adata, size_key, counts), 1)[:, None]
     before = np.log1p(counts[:, places].toarray() * per_molecule)
     if scale == "log1p":
         return before, result
     if scale == "rate":
         return before, np.log1p(result * TARGET)
-    if layer not in (None, source):
-        # Imputed counts are at the depth of the counts they were made from.
-        counts = _adata.read_counts(adata, source)
-        per_molecule = TARGET / np.maximum(_annotations.read_size(adata, params.get("size_key"), counts), 1)[:, None]
+    if params and size_key is None and shown != source:
+        # Imputed counts are at the depth of the counts they were made from; where these have been moved, ``layer`` is where they are now.
+        try:
+            counts = _adata.read_counts(adata, source)
+        except (KeyError, TypeError, ValueError):
+            pass
+        else:
+            per_molecule = TARGET / np.maximum(_annotations.read_size(adata, None, counts), 1)[:, None]
     return before, np.log1p(result * per_molecule)
 
 

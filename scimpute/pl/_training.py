@@ -26,6 +26,8 @@ _PANELS: tuple[Panel, ...] = (
     ),
     ("BEGAN balance", "$k_t$", {"k": (None, "#333333")}),
 )
+# In the place of the first, with likelihood="squared".
+_SQUARED: Panel = ("Error of held-out entries", "squared error of logs", {"heldout": (None, "#333333")})
 
 
 def training(
@@ -38,9 +40,9 @@ def training(
 ) -> list[Axes] | None:
     """Training curves, a line for each repeat.
 
-    Up to three panels: deviance of the held-out molecules (lower is better); the losses of BEGAN, L(x) of real and L(Drop(G(x))) of
-    imputed cells, with the convergence measure M; and the balance k. What the training did not record is left out:
-    without an adversary only the first panel remains.
+    Up to three panels: deviance of the held-out molecules, or with ``likelihood="squared"`` the squared error of the logs of held-out
+    entries (lower is better); the losses of BEGAN, L(x) of real and L(Drop(G(x))) of imputed cells, with the convergence measure M; and
+    the balance k. What the training did not record is left out: without an adversary only the first panel remains.
 
     Parameters
     ----------
@@ -75,7 +77,8 @@ def training(
     """
     history = _read.history(adata, key)
     # Those of the bulk methods count models, not repeats.
-    shown = panels(history) if "repeat" in history else []
+    squared = adata.uns[key].get("params", {}).get("likelihood") == "squared"
+    shown = panels(history, squared=squared) if "repeat" in history else []
     if not shown:
         raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")
     used = _figure.axes(ax, 1, len(shown), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in shown))
@@ -83,9 +86,10 @@ def training(
     return _figure.finish(used, "training", show, save)
 
 
-def panels(history: pd.DataFrame) -> list[Panel]:
+def panels(history: pd.DataFrame, *, squared: bool) -> list[Panel]:
     """Those of which the history knows something."""
-    return [panel for panel in _PANELS if set(panel[2]) & set(history.columns)]
+    first, *others = _PANELS
+    return [panel for panel in (_SQUARED if squared else first, *others) if set(panel[2]) & set(history.columns)]
 
 
 def draw(history: pd.DataFrame, used: Sequence[Axes], shown: Sequence[Panel]) -> None:

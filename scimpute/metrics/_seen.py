@@ -1,0 +1,58 @@
+"""Whether a layer was made from a matrix in which what it is scored on was still there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from .. import _adata, _check
+from .._counts import chunks
+from .._matrix import some_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_METHODS = ("began", "spatial", "nmf", "pmi", "gain")
+
+
+def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str) -> None:
+    """Say so where one of our functions made the layer ``name`` from more than the layer ``kept``; ``hidden`` is what it has seen."""
+    method = _adata.written_by(adata, name)
+    if method not in _METHODS:
+        return
+    params = adata.uns[name].get("params", {})
+    source = None if params.get("layer", "X") == "X" else str(params["layer"])
+    if source == kept or not _has_more(adata, source, params.get("mask_layer"), kept):
+        return
+    function = "apply" if params.get("applied") else method
+    _check.warn(
+        f"layer {name!r} was made from {_adata.source_name(source)} and has seen {hidden}, so that its score is too good; make it again, "
+        f"from what was kept: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
+    )
+
+
+def _has_more(adata: AnnData, source: str | None, mask: str | None, kept: str) -> bool:
+    """Whether a matrix, where its mask shows it, is anywhere above what was kept: the same may lie in another place."""
+    try:
+        whole = _adata.read_matrix(adata, source)
+    except (KeyError, TypeError, ValueError):
+        return True  # it is gone, and was another
+    part = _adata.read_matrix(adata, kept)
+    shown = _adata.read_matrix(adata, mask) if mask in _adata.layer_names(adata) else None
+    whole, part = (matrix.tocsr() if sp.issparse(matrix) else matrix for matrix in (whole, part))
+    for rows in chunks(*adata.shape):
+        seen = _size(whole, rows)
+        if shown is not None:
+            seen = seen * _size(shown, rows)
+        if (seen > _size(part, rows)).any():
+            return True
+    return False
+
+
+def _size(matrix: Any, rows: slice) -> np.ndarray:
+    """Absolute values of some rows in float32, as our functions write what they keep; what is missing is 0."""
+    part = some_rows(matrix, rows)
+    part = part.toarray() if sp.issparse(part) else np.asarray(part)
+    return np.abs(np.nan_to_num(part.astype(np.float32)))
