@@ -141,7 +141,7 @@ PEERS: dict[str, Callable[..., np.ndarray]] = {f.__name__: f for f in (raw, gene
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "svd": _grid(norm=["sqrt", "log"], k=[3, 5, 10, 30, 100]),
     "knn": _grid(n_pcs=[10, 30], k=[5, 15, 50, 150]),
-    "magic": _grid(norm=["linear", "sqrt"], knn=[5, 15, 45], t=[1, 3, 6]),
+    "magic": _grid(norm=["linear", "sqrt", "log"], knn=[5, 15, 45], t=[1, 3, 6]),
     "alra": _grid(k=["auto", 5, 10, 20, 50]),
     "scvi": _grid(n_latent=[10, 30], max_epochs=[100, 400]),
 }

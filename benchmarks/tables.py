@@ -91,7 +91,7 @@ def cell(values: pd.Series, digits: int = 4) -> str:
     middle = number(values.median(), digits)
     if len(values) < 2:
         return middle
-    return f"{middle} ({number(values.min(), digits)} to {number(values.max(), digits)})"
+    return f"{middle}<br>({number(values.min(), digits)}\u2013{number(values.max(), digits)})"
 
 
 def markdown(columns: list[str], rows: Iterable[Iterable[str]]) -> str:
