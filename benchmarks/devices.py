@@ -3,7 +3,7 @@
     python benchmarks/devices.py all           every case on the CPU, and on the GPU where there is one; or cpu or cuda; --cases for some
 
 Each case runs in a process of its own, twice with two seeds: in the first run on a GPU, CUDA is started and its kernels are loaded.
-What is found on one device differs from the other as with another seed, so the scores are compared. Results go to
+Some random numbers are drawn on the device, so not the results but their scores are compared. Results go to
 docs/benchmarks/devices.csv, beside those of other machines. Data are read from SCIMPUTE_DATA (default ../shared/data).
 """
 
