@@ -259,9 +259,9 @@ def _check_key(
     if layer in names:
         raise ValueError(f"key_added={key!r} would overwrite the layer that is read, {layer!r}; choose another key")
     if written_by(adata, key) == method:
-        # Those with a standard deviation write to either slot; which of the two is the user's cannot be told.
+        # Those with a standard deviation and nothing beside it write to either; which of the two is the user's cannot be told.
         both = next((n for n in names if n in layer_names(adata) and n in adata.obsm), None)
-        if both is not None and _keys.sd(key) in names:
+        if both is not None and _keys.sd(key) in names and not beside:
             raise ValueError(
                 f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and only one is of {method}; choose another key or "
                 "delete them"

@@ -83,7 +83,13 @@ class Imputation:
         """Whether any column of ``obs`` can be given as a cell type."""
         return self.method == "began" and not self.applied
 
-    def object_of(self, counts: sp.csr_matrix, more_obs: pd.DataFrame | None = None, without: str | None = None) -> AnnData:
+    def object_of(
+        self,
+        counts: sp.csr_matrix,
+        more_obs: pd.DataFrame | None = None,
+        without: str | None = None,
+        layers: Mapping[str, Any] | None = None,
+    ) -> AnnData:
         """An object with these counts in ``X`` and all that the imputation reads, but for one column of ``obs``."""
         obs = self.parts["obs"][[name for name in self.parts["obs"] if name != without]]
         if more_obs is not None:
@@ -91,7 +97,7 @@ class Imputation:
         # Numbers for names that are not unique, which are never asked for: anndata would warn of each copy.
         names = self.names if self.names.is_unique else pd.RangeIndex(len(self.names)).astype(str)
         others = {slot: dict(self.parts[slot]) for slot in ("obsm", "obsp", "uns")}
-        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), **others)
+        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), layers=layers, **others)
 
     def run(self, given: AnnData, layer: str | None = None, **changes: Any) -> np.ndarray | pd.DataFrame:
         """Expected counts; of some genes only a table."""

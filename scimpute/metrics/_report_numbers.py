@@ -57,11 +57,13 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
         raise ValueError(
             f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored"
         )
+    layers = {name: work.layers[name] for name in (_keys.train(_THIN), _keys.test(_THIN))}
     size_key = imputation.params.get("size_key")
     if size_key is not None:
         # Less what is hidden, of which it would tell. No library is empty.
         size = _annotations.read_size(work, size_key, imputation.counts) - row_sums(work.layers[_keys.test(_THIN)])
-        work.obs[size_key] = np.maximum(size, 1)
+        sizes = pd.DataFrame({size_key: np.maximum(size, 1)}, index=work.obs_names)
+        work = imputation.object_of(imputation.counts, sizes, without=size_key, layers=layers)
     whole = _thinned.read(work, _THIN)
     genes = np.arange(work.n_vars) if imputation.genes is None else imputation.genes
     columns = pd.Index(whole.kept).get_indexer(genes)
@@ -76,11 +78,11 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
     if isinstance(found, pd.DataFrame):
         # In their places, so that they are scored at the depth of all genes.
         places = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), work.n_vars))
-        work.layers[RESULT] = sp.csr_matrix(found.to_numpy()) @ places
+        work = ad.AnnData(work.X, layers={**layers, RESULT: sp.csr_matrix(found.to_numpy()) @ places})
     reads = {
         **whole.predictions(work, [RESULT]),
         "own_count": own_count(whole, np.random.default_rng(seed)),
-        "knn": _similar_cells(work.layers[_keys.train(_THIN)], whole, seed),
+        "knn": _similar_cells(layers[_keys.train(_THIN)], whole, seed),
     }
     if imputation.genes is not None:
         reads = {name: _of_some(read, len(whole.kept), columns) for name, read in reads.items()}
