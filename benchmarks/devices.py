@@ -15,38 +15,18 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 import torch
+from rows import LABELS, ROOT
+from run import load
+from spatial import load as load_sections
 
 import scimpute
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("SCIMPUTE_DATA", ROOT.parent / "shared" / "data"))
 SEEDS = 2
-
-
-def read(name: str) -> ad.AnnData:
-    return ad.read_h5ad(DATA / f"{name}.h5ad")
-
-
-def resampled() -> ad.AnnData:
-    """32,000 cells of pbmc3k with their molecules thinned to 90%."""
-    counts = read("pbmc3k").X[np.random.default_rng(0).integers(2638, size=32_000)].tocsr()
-    counts.data = np.random.default_rng(1).binomial(counts.data.astype(np.int64), 0.9).astype(np.float32)
-    counts.eliminate_zeros()
-    return ad.AnnData(counts)
-
-
-def sections() -> ad.AnnData:
-    adata = read("her2st_he")
-    adata.obs["section"] = adata.obs["section"].astype("category")
-    scimpute.pp.spatial_rings(adata, library_key="section")
-    return adata
 
 
 def bulk() -> ad.AnnData:
@@ -55,22 +35,21 @@ def bulk() -> ad.AnnData:
     return adata
 
 
-LABELS = {"batch_key": "batch", "celltype_key": "cell_type"}
 IMAGE = {"library_key": "section", "image_key": "hires"}
 BULK = {"layer": "hidden", "categorical_covariates": "tissue", "continuous_covariates": "age"}
 CASES: dict[str, tuple[Callable[[], ad.AnnData], str, dict[str, Any]]] = {
-    "tl.began, pbmc3k": (lambda: read("pbmc3k"), "began", {}),
-    "tl.began, cellmix_2tech with labels": (lambda: read("cellmix_2tech"), "began", LABELS),
-    "tl.began, conv, zeisel_ercc": (lambda: read("zeisel_ercc"), "began", {"architecture": "conv", "n_repeats": 1}),
-    "tl.began, 32,000 cells": (resampled, "began", {}),
-    "tl.nmf, her2st_he": (sections, "nmf", {"library_key": "section"}),
-    "tl.spatial, her2st_he with image": (sections, "spatial", IMAGE),
+    "tl.began, pbmc3k": (lambda: load("pbmc3k", None, None), "began", {}),
+    "tl.began, cellmix_2tech with labels": (lambda: load("cellmix_2tech", None, None), "began", LABELS),
+    "tl.began, conv, zeisel_ercc": (lambda: load("zeisel_ercc", None, None), "began", {"architecture": "conv", "n_repeats": 1}),
+    "tl.began, 32,000 cells": (lambda: load("pbmc3k", 32_000, None), "began", {}),
+    "tl.nmf, her2st_he": (lambda: load_sections("her2st_he"), "nmf", {"library_key": "section"}),
+    "tl.spatial, her2st_he with image": (lambda: load_sections("her2st_he"), "spatial", IMAGE),
     "tl.pmi, 500 x 1,000": (bulk, "pmi", BULK),
     "tl.gain, 500 x 1,000": (bulk, "gain", BULK),
 }
 
 
-def run(case: str, device: str) -> list[dict[str, Any]]:
+def measured(case: str, device: str) -> list[dict[str, Any]]:
     """Rows of a case: seconds, GPU memory, and the score of what was found."""
     make, name, options = CASES[case]
     key = "spatial_imputed" if name == "spatial" else name
@@ -101,7 +80,7 @@ def main() -> None:
     for device in here if asked.device == "all" else [asked.device]:
         for case in asked.cases:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                found = pd.DataFrame(pool.submit(run, case, device).result()).assign(machine=machine())
+                found = pd.DataFrame(pool.submit(measured, case, device).result()).assign(machine=machine())
             earlier = [pd.read_csv(path)] if path.exists() else []
             pd.concat([*earlier, found]).drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
             print(found.round(4).to_string(index=False), flush=True)
