@@ -18,6 +18,7 @@ from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
 from ._data import target_of
 from ._output import finish
+from ._progress import Progress
 from ._rates import Rates, add_rates
 from ._side import Side
 from .models.began import Generator
@@ -222,25 +223,27 @@ def impute(
     side
         What a model of `tl.spatial` is told beside the counts.
     """
-    from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
-
     columns, n_repeats, target = model.positions(names), model.params["n_repeats"], model.target
     rates = RunningMoments(len(size), len(names))
     own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None
     context = model.context()
     told = None if side is None else side.told(counts, size, context.loadings)
-    for number in tqdm(range(n_repeats), disable=not progress, desc="applying the model", unit=" repeats"):
-        repeat = model.repeat(number)
-        partition = Partition(columns, repeat.place, repeat.blocks, repeat.genes_per_block)
-        batches = CellBatches(counts, size, labels, partition, context, device, side, told)
-        add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
-    place = {name: i for i, name in enumerate(model.imputed)}
-    chosen = torch.tensor([place[name] for name in names])
-    result = Rates(rates, own, model.prior()[chosen], model.tensors["seen"][chosen])
-    options = {name: model.params[name] for name in ("posterior", "output", "fill")}
-    if options["fill"] == "expressed":
-        options["expressed_above"] = model.tensors["expressed_above"][chosen].numpy()
-    finish(result, counts, size, columns, n_repeats, **options, entrywise=model.params.get("likelihood") == "squared")
+    with Progress(f"tl.apply: {len(size):,} cells x {len(names):,} genes, {device}", show=progress) as bar:
+        bar.phase("predicting", 0.6, n_repeats)
+        for number in range(n_repeats):
+            repeat = model.repeat(number)
+            partition = Partition(columns, repeat.place, repeat.blocks, repeat.genes_per_block)
+            batches = CellBatches(counts, size, labels, partition, context, device, side, told)
+            add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
+            bar.step()
+        place = {name: i for i, name in enumerate(model.imputed)}
+        chosen = torch.tensor([place[name] for name in names])
+        result = Rates(rates, own, model.prior()[chosen], model.tensors["seen"][chosen])
+        options = {name: model.params[name] for name in ("posterior", "output", "fill")}
+        if options["fill"] == "expressed":
+            options["expressed_above"] = model.tensors["expressed_above"][chosen].numpy()
+        bar.phase("using the cells' own counts", 0.4)
+        finish(result, counts, size, columns, n_repeats, **options, entrywise=model.params.get("likelihood") == "squared")
     return result
 
 

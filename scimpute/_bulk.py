@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _random
+from . import _device, _random
 from ._batches import n_batches, shuffled
 from ._linear import Linear, Scale, Table, hidden, rows_of, uniform
+from ._progress import Progress
 from ._train import History, fit
 from .models.masked import Gain, Network, Pmi, Samples
 
@@ -166,7 +167,7 @@ def _split(samples: Samples, settings: BulkSettings, rng: np.random.Generator) -
     return rows_of(samples, rest), hidden(query, mask), query.values, mask, None
 
 
-def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.random.Generator, on_epoch: Callable[[], None]) -> Fitted:
+def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.random.Generator, progress: Progress) -> Fitted:
     """Fit the linear part and the networks, weigh them per gene on hidden entries, calibrate the spread."""
     scale = Scale.of(table)
     samples = scale.samples(table, device)
@@ -175,6 +176,7 @@ def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.ra
     epochs = settings.max_epochs or max(10, min(100, math.ceil(STEPS / per_epoch)))
     record: dict[str, Any] = {"history": [], "stopped": [], "max_epochs": epochs}
     networks: list[nn.Module] = []
+    progress.phase("neighbours and correlated genes", 0.2)
     with torch.no_grad():
         if settings.linear:
             trial = Linear.fit(known, table.levels, rng)
@@ -184,12 +186,19 @@ def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.ra
             record["chosen"] = {"floor": trial.floor, "strength": trial.strength, "rank": trial.factors.rank, "candidates": tried}
         else:
             base, sd = torch.zeros_like(truth), torch.ones_like(truth)
-    for member in range(settings.n_models):
-        module = build(settings, len(scale.mean), table.levels, table.numbers.shape[1], device, rng)
-        trained = _fit_network(module, known, query, truth, wanted, settings, per_epoch, epochs, rng, on_epoch)
+    progress.phase(f"training {settings.n_models} networks", 0.6, settings.n_models * epochs)
+    streams = [np.random.default_rng(_random.seed(rng)) for _ in range(settings.n_models)]
+
+    def one(stream: np.random.Generator, alive: Callable[[], None]) -> tuple[Pmi | Gain, History]:
+        module = build(settings, len(scale.mean), table.levels, table.numbers.shape[1], device, stream)
+        trained = _fit_network(module, known, query, truth, wanted, settings, per_epoch, epochs, stream, progress.step, alive)
+        return module, trained
+
+    for member, (module, trained) in enumerate(_device.side_by_side(one, streams, device)):
         record["history"] += [{"model": member, "epoch": i, **values} for i, values in enumerate(trained.epochs)]
         record["stopped"].append(trained.stopped)
         networks.append(module)
+    progress.phase("weighing the networks", 0.2)
     with torch.no_grad():
         guess = torch.stack([_apply(network, query) for network in networks]).mean(0)
         share, r2, noise = _shares(base, guess, truth, wanted, linear=settings.linear)
@@ -216,6 +225,7 @@ def _fit_network(
     epochs: int,
     rng: np.random.Generator,
     on_epoch: Callable[[], None],
+    alive: Callable[[], None],
 ) -> History:
     n, device = len(known.values), known.values.device
     look = torch.arange(min(256, len(truth)), device=device)
@@ -230,7 +240,9 @@ def _fit_network(
     passes = itertools.chain.from_iterable(shuffled(np.arange(n), settings.batch_size, rng) for _ in itertools.count())
 
     def epoch() -> Iterator[Samples]:
-        return (rows_of(known, torch.from_numpy(rows).to(device)) for rows in itertools.islice(passes, per_epoch))
+        for rows in itertools.islice(passes, per_epoch):
+            alive()
+            yield rows_of(known, torch.from_numpy(rows).to(device))
 
     return fit(
         module,

@@ -184,6 +184,10 @@ class Data:
             self._told[key] = context, self.side.told(counts, size, context.loadings)
         return self._told[key][1]
 
+    def told(self, context: Context) -> None:
+        """Find what is told of every modality before it is needed by several threads."""
+        self._looked(self.train, self.size_train, context)
+
     def held_back(self) -> np.ndarray:
         """Log of the share of every gene of all molecules over that of the training part, ``(g,)``; 0 where entries are held out."""
         if self.likelihood == "squared":

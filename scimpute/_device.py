@@ -1,23 +1,19 @@
-"""Where the networks run, and under what state of torch."""
+"""Where the networks run, with how many threads, and under what state of torch."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
-_forked = False
-
-
-def _mark_forked() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_mark_forked)
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 def resolve(device: str) -> torch.device:
@@ -31,18 +27,69 @@ def resolve(device: str) -> torch.device:
     return torch.device(name)
 
 
+class _Threads:
+    """One thread for each operation of torch and BLAS while any run goes on; what the user had is restored at its end.
+
+    Threads inside an operation (OpenMP) wait for each other by spinning. Where other processes use the cores, a run of many small
+    operations then takes ten to fifty times as long and burns the processor while it waits. And the number of threads decides
+    the order of summation: a library that changes it (numba does) would change the last digits of the result. So operations have
+    one thread, and independent parts of a run are worked on side by side (see :func:`side_by_side`), which changes no digit.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.runs, self.before = 0, 1
+        self.here = threading.local()
+        self.blas: threadpool_limits | None = None
+
+    def begin(self) -> None:
+        with self.lock:
+            if not self.runs:
+                self.before = torch.get_num_threads()
+                self.blas = threadpool_limits(1, user_api="blas")
+            self.runs += 1
+            self.here.depth = getattr(self.here, "depth", 0) + 1
+            torch.set_num_threads(1)
+
+    def end(self) -> None:
+        with self.lock:
+            self.runs -= 1
+            self.here.depth -= 1
+            # The number belongs to a thread of Python: this one gets back what it had, once none of its runs goes on.
+            if not self.here.depth:
+                torch.set_num_threads(self.before)
+            if not self.runs and self.blas is not None:
+                self.blas.restore_original_limits()
+
+
+_threads = _Threads()
+
+
+def _after_fork() -> None:
+    # In the parent another thread may have held the lock, or have been in a run: neither exists in the child.
+    global _threads
+    _threads = _Threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextlib.contextmanager
 def session(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast off, whatever the caller has set; a device out of memory becomes one clear error.
+    """Gradients on, autocast off, one thread an operation, no default device, whatever the caller has set; all restored.
 
-    In a forked child torch gets one thread: the threads of the parent's pool (GNU OpenMP) do not exist there, and the first
-    parallel operation would wait for them for ever.
+    A device out of memory becomes one clear error.
     """
-    threads = torch.get_num_threads()
-    if _forked and threads > 1:
-        torch.set_num_threads(1)
+    threads = _threads
+    threads.begin()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+            if torch.get_default_device() != torch.device("cpu"):
+                stack.enter_context(torch.device("cpu"))
             yield
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
@@ -50,5 +97,54 @@ def session(device: torch.device) -> Iterator[None]:
             "the device ran out of memory; try a smaller batch_size or block_size, or device='cpu'. Nothing was written."
         ) from error
     finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        threads.end()
+
+
+def workers(device: torch.device) -> int:
+    """Parts of a run that are worked on at the same time: as many as there are cores to use, on a CPU."""
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, min(cores, int(asked) if asked.isdecimal() else cores))
+
+
+class Stopped(Exception):
+    """Another part of the run has failed, or the user has interrupted it."""
+
+
+def side_by_side(function: Callable[[Item, Callable[[], None]], Found], items: Iterable[Item], device: torch.device) -> list[Found]:
+    """``function(item, alive)`` of every item, in threads; results are in the order of the items and do not depend on their number.
+
+    ``alive()`` raises :class:`Stopped` once there is no use in going on; a function that takes long calls it now and then. The first
+    error is raised, after all threads have ended.
+    """
+    items = list(items)
+    n = min(workers(device), len(items))
+    stop = threading.Event()
+
+    def alive() -> None:
+        if stop.is_set():
+            raise Stopped
+
+    if n <= 1:
+        return [function(item, alive) for item in items]
+
+    def work(item: Item) -> Found:
+        alive()
+        # Of the thread itself: a new one has the number that the process began with.
+        torch.set_num_threads(1)
+        return function(item, alive)
+
+    futures: list[Future[Found]] = []
+    with ThreadPoolExecutor(n, thread_name_prefix="scimpute") as pool:
+        try:
+            futures += [pool.submit(work, item) for item in items]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # After an error or an interruption nothing of this is needed; after the last result nobody asks.
+            stop.set()
+    failed = [error for future in futures if (error := future.exception()) is not None and not isinstance(error, Stopped)]
+    if failed:
+        raise failed[0]
+    return [future.result() for future in futures]

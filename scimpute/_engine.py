@@ -6,19 +6,20 @@ Knows numpy, scipy and torch, not AnnData.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from . import _random
+from . import _device, _random
 from ._batches import Context, n_batches, shuffled
 from ._blocks import Partition
-from ._complexity import CONTEXTS, choose
+from ._complexity import CONTEXTS, STEPS, choose
 from ._counts import chunks
 from ._data import Complexity, Data, Settings, prior_precision
+from ._progress import Progress
 from ._rates import Combiner, Result
 from ._side import SPOT
 from ._train import History, fit
@@ -79,8 +80,12 @@ def fit_repeat(
     partition: Partition,
     rng: np.random.Generator,
     on_epoch: Callable[[], None],
+    alive: Callable[[], None],
 ) -> tuple[Began | Modal, History]:
-    """Train one repeat; what it loses of the held-out molecules or entries (per one of them) is looked at after each epoch."""
+    """Train one repeat; what it loses of the held-out molecules or entries (per one of them) is looked at after each epoch.
+
+    ``alive`` is called before each minibatch (see :func:`._device.side_by_side`).
+    """
     module = build(data, settings, complexity, context, partition, rng)
     batches = data.of_training(partition, context)
     rows = np.arange(data.train.shape[0])
@@ -88,9 +93,11 @@ def fit_repeat(
     some = data.validation[:: math.ceil(len(data.validation) / 128)]
     glance = batches.against(some, data.heldout, data.size_heldout)
 
-    def epoch():
+    def epoch() -> Iterator[Batch]:
         draw = batches.thinned if data.likelihood == "poisson" else batches.masked
-        return (draw(part, rng) for part in shuffled(rows, settings.batch_size, rng))
+        for part in shuffled(rows, settings.batch_size, rng):
+            alive()
+            yield draw(part, rng)
 
     def evaluate() -> dict[str, float]:
         module.eval()
@@ -111,6 +118,23 @@ def fit_repeat(
     )
     module.eval()
     return module, history
+
+
+def _fit_repeats(
+    data: Data, settings: Settings, complexity: Complexity, context: Context, rng: np.random.Generator, progress: Progress
+) -> list[tuple[Partition, Began | Modal, History]]:
+    """Train all repeats, side by side. Each draws from a generator of its own, so that none depends on when the others run."""
+    progress.phase(f"training {settings.n_repeats} repeats", 0.45, settings.n_repeats * complexity.max_epochs)
+    streams = [np.random.default_rng(_random.seed(rng)) for _ in range(settings.n_repeats)]
+    if data.side is not None:
+        data.told(context)
+
+    def one(stream: np.random.Generator, alive: Callable[[], None]) -> tuple[Partition, Began | Modal, History]:
+        square = settings.architecture == "conv"
+        partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, stream, square=square)
+        return partition, *fit_repeat(data, settings, complexity, context, partition, stream, progress.step, alive)
+
+    return _device.side_by_side(one, streams, data.device)
 
 
 def _watched(data: Data, settings: Settings) -> tuple[str, ...]:
@@ -144,32 +168,30 @@ def contributions(generator: ModalGenerator, data: Data, context: Context, parti
 
 
 def run(
-    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, *, progress: bool, posterior: bool
+    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, progress: Progress, *, posterior: bool
 ) -> tuple[Complexity, Result, dict[str, Any], dict[str, torch.Tensor]]:
     """Choose the complexity, fit and combine the repeats; for the posterior mean, or for the rate as it is."""
-    from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
-
+    record: dict[str, Any] = {}
+    progress.phase("choosing the complexity", 0.25, len(STEPS))
     n_scores = settings.n_context or max(CONTEXTS)
     context = Context.fit(data.train, data.size_train, n_scores, _random.seed(rng))
-    record: dict[str, Any] = {}
-    with tqdm(disable=not progress, desc="choosing complexity", unit=" steps") as bar:
-        complexity, record["chosen"] = choose(data, settings, context, rng, posterior=posterior, on_trial=bar.update)
-        context = context.truncated(complexity.n_context)
-        bar.reset(settings.n_repeats * complexity.max_epochs)
-        tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
-        combiner, history, stopped = Combiner(data, target, keep_own=posterior), [], []
-        parts: list[pd.DataFrame] = []
-        for repeat in range(settings.n_repeats):
-            bar.set_description(f"repeat {repeat + 1} of {settings.n_repeats}")
-            partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, rng, square=settings.architecture == "conv")
-            module, trained = fit_repeat(data, settings, complexity, context, partition, rng, bar.update)
-            if isinstance(module.generator, ModalGenerator):
-                parts.append(contributions(module.generator, data, context, partition))
-            combiner.add(module, context, partition)
-            history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
-            stopped.append(trained.stopped)
-            tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
-            tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
+    complexity, record["chosen"] = choose(data, settings, context, rng, posterior=posterior, on_trial=progress.step)
+    context = context.truncated(complexity.n_context)
+    repeats = _fit_repeats(data, settings, complexity, context, rng, progress)
+    progress.phase("predicting", 0.1, settings.n_repeats)
+    tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
+    combiner, history, stopped = Combiner(data, target, keep_own=posterior), [], []
+    parts: list[pd.DataFrame] = []
+    for repeat, (partition, module, trained) in enumerate(repeats):
+        if isinstance(module.generator, ModalGenerator):
+            parts.append(contributions(module.generator, data, context, partition))
+        combiner.add(module, context, partition)
+        history += [{"repeat": repeat, "epoch": epoch, **values} for epoch, values in enumerate(trained.epochs)]
+        stopped.append(trained.stopped)
+        tensors |= {f"repeat{repeat}.{name}": value for name, value in module.generator.state_dict().items()}
+        tensors[f"repeat{repeat}.place"] = torch.from_numpy(partition.place)
+        progress.step()
+    progress.phase("sizes of the genes", 0.1)
     result = combiner.finish()
     prior = result.prior
     varying = {"size_slope": prior.slope, "size_spread": prior.spread}

@@ -72,7 +72,7 @@ def report(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar of every imputation; None follows ``scanpy.settings.verbosity`` (from 2, info).
+        Show a progress bar of every imputation; None shows them in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     save
         File to write, in a folder that exists. An earlier report is replaced; any other file is refused.
 

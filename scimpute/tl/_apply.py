@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from scanpy import settings as scanpy_settings
 
-from .. import _adata, _annotations, _applied, _check, _device, _keys, _spatial
+from .. import _adata, _annotations, _applied, _check, _device, _keys, _progress, _spatial
 from .._save import load_model
 from .._version import __version__
 from . import _masked, _modalities
@@ -61,7 +60,7 @@ def apply(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -105,7 +104,7 @@ def apply(
     start = time.perf_counter()
     _adata.check_object(adata)
     _check.option("unseen", unseen, ("error", "average"))
-    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+    shown = _progress.shown(progress)
     tensors, metadata = load_model(model)
     method = metadata.get("method")
     if method not in _METHODS:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scanpy import settings as scanpy_settings
 
-from .. import _adata, _annotations, _check, _device, _keys, _random
+from .. import _adata, _annotations, _check, _device, _keys, _progress, _random
 from .._data import Data, checked_settings, target_of
 from .._engine import run
 from .._expressed import thresholds
@@ -134,7 +133,7 @@ def began(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     save
         File for the trained model, which :func:`scimpute.tl.apply` applies to other cells: safetensors, with genes, levels, parameters and
         version as JSON metadata.
@@ -220,7 +219,7 @@ def began(
     path = _adata.model_file(adata, save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
-    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+    shown = _progress.shown(progress)
 
     counts = _adata.read_counts(adata, layer)
     if adata.n_obs < MIN_CELLS:
@@ -242,13 +241,15 @@ def began(
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
     _adata.warn_of_empty_cells(counts, size)
 
-    with _device.session(torch_device):
+    what = f"tl.began: {adata.n_obs:,} cells x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
+    with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
-        complexity, result, record, tensors = run(data, settings, target, rng, progress=shown, posterior=posterior)
+        complexity, result, record, tensors = run(data, settings, target, rng, bar, posterior=posterior)
         least = None
         if fill == "expressed":
             least = record["expressed_above"] = thresholds(result.rates.mean, counts, size, columns)
             tensors["expressed_above"] = torch.from_numpy(least)
+        bar.phase("using the cells' own counts", 0.1)
         finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, expressed_above=least)
     _warn_of_a_failed_fit(result)
 

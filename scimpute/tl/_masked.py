@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scanpy import settings as scanpy_settings
 
-from .. import _adata, _annotations, _bulk, _check, _device, _keys, _random
+from .. import _adata, _annotations, _bulk, _check, _device, _keys, _progress, _random
 from .._linear import Table
 from .._save import save_model
 from .._version import __version__
@@ -37,8 +36,6 @@ _PUBLISHED = {
 
 def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool | None, **asked: Any) -> AnnData | None:
     """Everything but the docstring of `tl.pmi` and `tl.gain`."""
-    from tqdm.auto import tqdm  # warns at import in a notebook without ipywidgets
-
     start = time.perf_counter()
     key = asked["key_added"]
     _adata.check_target(adata, method, key, layer=asked["layer"], copy=copy)
@@ -48,7 +45,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     path = _adata.model_file(adata, save)
     device = _device.resolve(asked["device"])
     rng = _random.generator(asked["random_state"])
-    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+    shown = _progress.shown(progress)
 
     if adata.n_obs < MIN_SAMPLES:
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
@@ -59,8 +56,9 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     _warn_of_values(values, adata)
     table = Table(values[:, kept], covariates.codes, tuple(map(len, covariates.levels.values())), covariates.numbers)
 
-    with _device.session(device), tqdm(disable=not shown, desc=method, unit=" epochs") as bar:
-        fitted = _bulk.train(table, settings, device, rng, bar.update)
+    what = f"tl.{method}: {adata.n_obs:,} samples x {len(kept):,} genes, {settings.n_models} networks, {device}"
+    with _device.session(device), _progress.Progress(what, show=shown) as bar:
+        fitted = _bulk.train(table, settings, device, rng, bar)
         own = np.arange(adata.n_obs) if settings.linear else None
         filled, spread = fitted.predict(table, device, own)
 

@@ -81,7 +81,7 @@ def nmf(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     copy
         Return a copy instead of writing to ``adata``.
 

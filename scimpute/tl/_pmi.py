@@ -82,7 +82,7 @@ def pmi(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     save
         File for the trained model: safetensors with JSON metadata. **The default variant keeps the filled reference expression in
         it**, as its neighbours are looked for there; the published one keeps weights only.

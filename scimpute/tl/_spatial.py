@@ -98,7 +98,7 @@ def spatial(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar; None follows ``scanpy.settings.verbosity`` (from 2, info).
+        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     save
         File for the trained model, which :func:`scimpute.tl.apply` applies to other sections.
     copy

@@ -6,9 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scanpy import settings as scanpy_settings
 
-from .. import _adata, _annotations, _check, _device, _keys, _random, _spatial
+from .. import _adata, _annotations, _check, _device, _keys, _progress, _random, _spatial
 from .._data import Data, checked_settings
 from .._engine import run
 from .._output import finish
@@ -72,7 +71,7 @@ def impute(
     path = _adata.model_file(adata, save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
-    shown = scanpy_settings.verbosity >= 2 if progress is None else _check.boolean("progress", progress)
+    shown = _progress.shown(progress)
 
     factors = SPOT in asked["modalities"]
     counts = _adata.read_counts(adata, layer)
@@ -91,12 +90,14 @@ def impute(
     labels = (sections.codes,) if len(sections.names) > 1 and method == "spatial" else ()
     columns = np.arange(adata.n_vars)
     fill = "zeros" if entrywise else "all"
-    with _device.session(torch_device):
+    what = f"tl.{method}: {adata.n_obs:,} spots x {adata.n_vars:,} genes, {settings.n_repeats} repeats, {torch_device}"
+    with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
         if entrywise:
             data = Data.of_entries(counts, size, labels, torch_device, rng, side)
         else:
             data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
-        complexity, result, record, tensors = run(data, settings, None, rng, progress=shown, posterior=posterior)
+        complexity, result, record, tensors = run(data, settings, None, rng, bar, posterior=posterior)
+        bar.phase("using the spots' own counts", 0.1)
         finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, entrywise=entrywise)
 
     params = {

@@ -1,0 +1,128 @@
+"""One bar for a whole run, with a line before and after it; or a line for each phase where there is nobody to see a bar."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+from scanpy import logging as logg
+from scanpy import settings
+
+from . import _check
+
+
+def shown(progress: bool | None) -> bool:
+    """Whether a bar is drawn. ``None``: in a terminal or a notebook, unless ``scanpy.settings.verbosity`` is 0."""
+    if progress is not None:
+        return _check.boolean("progress", progress)
+    return settings.verbosity >= 1 and (_in_notebook() or _in_terminal())
+
+
+def _in_notebook() -> bool:
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _in_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError, OSError):  # there is no stderr, or it is closed
+        return False
+
+
+class _Safe:
+    """A stream that loses what cannot be written: the terminal may go away in the middle of a run."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(Exception):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(Exception):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class Progress:
+    """How far a run is, in percent.
+
+    A phase has a share of the whole run, and a number of steps in it. A bar that cannot be drawn is given up, and the run goes on.
+    Steps may come from several threads.
+
+    Parameters
+    ----------
+    title
+        What is done, such as ``"tl.began: 2,638 cells x 13,714 genes"``.
+    show
+        Draw a bar. Otherwise a line for each phase goes to scanpy's log (level info).
+    """
+
+    def __init__(self, title: str, *, show: bool) -> None:
+        self.title, self.name, self.show = title, title.split(":")[0], show
+        self.bar: Any = None
+        self.lock = threading.Lock()
+        self.done, self.end, self.each = 0.0, 0.0, 0.0
+
+    def __enter__(self) -> Progress:
+        self.start = time.perf_counter()
+        if self.show:
+            self._draw(self._open)
+        else:
+            logg.info(self.title)
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        if failed[0] is None:
+            self._to(100.0)
+        seconds = time.perf_counter() - self.start
+        if self.bar is not None:
+            self._draw(lambda: self.bar.set_description(f"{self.name}: {'stopped' if failed[0] else 'done'}"))
+            self._draw(self.bar.close)
+        elif failed[0] is None:
+            logg.info(f"{self.name}: {seconds:.0f} s")
+
+    def phase(self, name: str, share: float, steps: int = 1) -> None:
+        """Begin a phase that takes a share (0 to 1) of the run; what was left of the phase before is skipped."""
+        self._to(self.end)
+        self.end, self.each = self.end + 100 * share, 100 * share / max(1, steps)
+        if self.bar is not None:
+            self._draw(lambda: self.bar.set_description(f"{self.name}: {name}"))
+        elif not self.show:
+            logg.info(f"{self.name}: {name}")
+
+    def step(self) -> None:
+        """A step of the phase is done."""
+        with self.lock:
+            self._to(min(self.done + self.each, self.end))
+
+    def _to(self, percent: float) -> None:
+        more, self.done = percent - self.done, percent
+        if self.bar is not None and more > 0:
+            self._draw(lambda: self.bar.update(more))
+
+    def _open(self) -> None:
+        # Imported here: at import it warns in a notebook without ipywidgets.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
+        form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+        stream = None if _in_notebook() else _Safe(sys.stderr)
+        tqdm.write(self.title, file=stream or sys.stdout)
+        self.bar = tqdm(total=100, desc=self.name, bar_format=form, file=stream, leave=True)
+
+    def _draw(self, action: Any) -> None:
+        try:
+            action()
+        except Exception:
+            # A progress bar is no reason to lose a run.
+            self.bar = None
