@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 
 from scimpute import tl
 from scimpute._batches import Context
-from scimpute._blocks import Partition
+from scimpute._blocks import Partition, RunningMoments
 from scimpute._complexity import choose
 from scimpute._counts import expected_log1p
 from scimpute._data import HELDOUT, Complexity, Data, Settings
-from scimpute._rates import Combiner, predict
+from scimpute._rates import Combiner, add_rates, predict
 from scimpute.models.posterior import mean_and_variance
 from scimpute.models.sizes import heldout_deviance
 
@@ -297,6 +298,29 @@ def test_target_batch_moves_the_means_to_the_target(batched, posterior):
         assert np.abs(values[target][~own] - values[None][~own]).max() > 1
     if not posterior:
         np.testing.assert_allclose(values["average"], (values["first"] + values["second"]) / 2, rtol=1e-4)
+
+
+def test_rates_of_many_levels_are_held_one_at_a_time(monkeypatch):
+    """The mean over 40 batches takes no more memory than that over 2."""
+    given: list[weakref.ref[torch.Tensor]] = []
+    held = []
+
+    def predicted(module, batches, cells, label, level):
+        held.append(sum(tensor() is not None for tensor in given))
+        rate = torch.full((len(cells), 3), float(level))
+        given.append(weakref.ref(rate))
+        return rate
+
+    class Batches:
+        def chunks(self):
+            yield from (slice(0, 4), slice(4, 6))
+
+    monkeypatch.setattr("scimpute._rates.predict", predicted)
+    rates = RunningMoments(6, 3)
+    add_rates(None, Batches(), (0, list(range(40))), rates, None, 0)
+    np.testing.assert_allclose(rates.mean, 39 / 2)
+    assert len(held) == 80
+    assert max(held) <= 2
 
 
 def test_size_key_gives_shares_of_the_whole_library(adata):
