@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def sd(key: str) -> str:
     """Layer (or obsm) of the standard deviation that belongs to an imputed one."""
@@ -72,6 +75,25 @@ def rings(key: str) -> str:
 
 SPATIAL_CONNECTIVITIES = connectivities(SPATIAL)
 """The graph that is read where no other is named."""
+
+
+def recorded(layer: str | None) -> str:
+    """What ``params["layer"]`` says of the matrix that was read: ``"X"`` for ``adata.X``, else the layer.
+
+    A layer that is itself called so is ``"layers/X"``: no layer of a file has a ``/`` in its name.
+    """
+    if layer is None:
+        return "X"
+    return f"{_LAYERS}{layer}" if layer == "X" or layer.startswith(_LAYERS) else layer
+
+
+def layer_of(params: Mapping[str, Any]) -> str | None:
+    """The layer that recorded parameters name; None for ``adata.X``, as which earlier versions recorded a layer called "X" as well."""
+    found = str(params.get("layer", "X"))
+    return None if found == "X" else found.removeprefix(_LAYERS)
+
+
+_LAYERS = "layers/"
 
 METHOD = "method"
 """Entry of ``uns[key]`` that says which function wrote it."""

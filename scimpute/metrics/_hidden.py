@@ -112,7 +112,7 @@ def _require(adata: AnnData, key: str) -> tuple[str | None, str]:
         found = _check.listing(name for name in adata.uns if _adata.written_by(adata, name) == "hide")
         raise KeyError(f"key={key!r} has no hidden entries; call scimpute.pp.hide(adata, key_added={key!r}) first. Keys that have: {found}")
     params = adata.uns[key]["params"]
-    return None if params["layer"] == "X" else str(params["layer"]), str(params["of"])
+    return _keys.layer_of(params), str(params["of"])
 
 
 def _in_rows(matrix: Any) -> Any:

@@ -136,8 +136,7 @@ def read(
     method = _method(adata, key)
     entry = adata.uns[key]
     params = {str(name): _plain(value) for name, value in entry.get("params", {}).items()}
-    recorded = params.get("layer", "X")
-    counts = _adata.read_counts(adata, layer if layer is not None else None if recorded == "X" else recorded)
+    counts = _adata.read_counts(adata, layer if layer is not None else _keys.layer_of(params))
     conditioned = entry.get("conditioned_on", {})
     columns = {str(name): str(label["column"]) for name, label in conditioned.items()}
     needed = {**{name: params[name] for name in _COLUMNS if name in params}, **columns}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check
+from .. import _adata, _check, _keys
 from .._counts import chunks
 from .._matrix import some_rows
 
@@ -23,7 +23,7 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str) -> None:
     if method not in _METHODS:
         return
     params = adata.uns[name].get("params", {})
-    source = None if params.get("layer", "X") == "X" else str(params["layer"])
+    source = _keys.layer_of(params)
     if source == kept or not _has_more(adata, source, params.get("mask_layer"), kept):
         return
     function = "apply" if params.get("applied") else method

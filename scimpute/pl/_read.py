@@ -43,7 +43,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     entry = adata.uns.get(key)
     params: Mapping[str, Any] = entry.get("params", {}) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
-    source = None if params.get("layer", "X") == "X" else params["layer"]
+    source = _keys.layer_of(params)
     shown = source if layer is None else layer
     size_key = params.get("size_key")
 

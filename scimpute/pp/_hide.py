@@ -85,7 +85,7 @@ def hide(
     params = {
         "frac": low if low == high else [low, high],
         "of": of,
-        "layer": layer or "X",
+        "layer": _keys.recorded(layer),
         "random_state": _random.describe(random_state),
     }
     return _adata.write(

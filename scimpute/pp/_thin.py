@@ -68,7 +68,7 @@ def thin(
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     rng = _random.generator(random_state)
     kept, removed = split(_adata.read_counts(adata, layer), frac, rng)
-    params = {"frac": frac, "layer": layer or "X", "random_state": _random.describe(random_state)}
+    params = {"frac": frac, "layer": _keys.recorded(layer), "random_state": _random.describe(random_state)}
     return _adata.write(
         adata,
         key_added,

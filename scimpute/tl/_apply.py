@@ -116,7 +116,7 @@ def apply(
     options = Options(layer, key, unseen, _device.resolve(device), shown)
     with _device.session(options.device):
         result = _METHODS[method].function(adata, tensors, metadata, options)
-    ran = {"applied": True, "model": os.fspath(model), "layer": layer or "X", "unseen": unseen, "device": str(options.device)}
+    ran = {"applied": True, "model": os.fspath(model), "layer": _keys.recorded(layer), "unseen": unseen, "device": str(options.device)}
     params = {**result.pop("params", metadata["params"]), **ran}
     uns = {"params": params, **result.pop("uns", {}), "version": __version__, "seconds": time.perf_counter() - start}
     return _adata.write(adata, key, method, **result, uns=uns, copy=copy)

@@ -256,7 +256,7 @@ def began(
     params = {
         "batch_key": batch_key,
         "celltype_key": celltype_key,
-        "layer": layer or "X",
+        "layer": _keys.recorded(layer),
         "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
         "output": output,
         "fill": fill,

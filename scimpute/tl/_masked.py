@@ -64,7 +64,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
 
     params = {name: value for name, value in asked.items() if value is not None and name not in ("key_added", "random_state", "device")}
     params |= {name: list(value) for name, value in params.items() if isinstance(value, tuple)}
-    params |= {"layer": asked["layer"] or "X", "random_state": _random.describe(asked["random_state"]), "device": str(device)}
+    params |= {"layer": _keys.recorded(asked["layer"]), "random_state": _random.describe(asked["random_state"]), "device": str(device)}
     used = {name: value for name, value in asdict(settings).items() if name in asked} | {"max_epochs": fitted.record.pop("max_epochs")}
     params |= {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
     genes = adata.var_names[kept].astype(str)

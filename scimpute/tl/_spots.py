@@ -102,7 +102,7 @@ def impute(
 
     params = {
         **asked,
-        "layer": layer or "X",
+        "layer": _keys.recorded(layer),
         "likelihood": likelihood,
         "output": output,
         "posterior": posterior,
