@@ -1,4 +1,4 @@
-"""What the build of the site does not see: links as a file browser follows them, keys as they are written, calls as they are signed."""
+"""What the build of the site does not see: links as a file browser follows them, keys as they are written, code as it is copied."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import ast
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import pytest
 
 import scimpute
@@ -126,11 +128,55 @@ def test_keys_page_says_what_is_written(function: str) -> None:
             assert set(adata.uns[key]) <= entries, f"uns[{key!r}] has entries the page does not name: {set(adata.uns[key]) - entries}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda path: path.name)
+def blocks(page: Path, language: str) -> list[str]:
+    """The code of a page, but for what is marked as an excerpt: ``<!-- not run -->`` on the line before the block."""
+    found = re.findall(rf"^(<!-- not run -->\n)?```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [code for marked, code in found if not marked]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda path: path.name)
 def test_calls_in_examples_are_possible(page: Path) -> None:
-    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE):
+    for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             called = ast.unparse(node.func).split(".") if isinstance(node, ast.Call) else []
             if len(called) == 3 and called[0] == "scimpute":
                 function = getattr(getattr(scimpute, called[1]), called[2])
                 inspect.signature(function).bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords if keyword.arg})
+
+
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Smaller defaults (training, toy data), so that code runs as it stands, only sooner; in its own folder, and no figure is shown."""
+    shorter = {"began": SMALL, "spatial": SMALL, "nmf": {**QUICK, "n_factors": 4}, "pmi": BULK, "gain": BULK}
+    for name, defaults in shorter.items():
+        for option, value in defaults.items():
+            monkeypatch.setitem(getattr(scimpute.tl, name).__kwdefaults__, option, value)
+    monkeypatch.setattr(scimpute.datasets.toy_bulk, "__defaults__", (200, 100))
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda path: path.name)
+@pytest.mark.usefixtures("short_training")
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # scanpy's, of what it does with matplotlib
+def test_examples_run(page: Path) -> None:
+    """Block after block, as a reader who copies the page from its head."""
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks(page, "python"), 1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+@pytest.mark.usefixtures("short_training")
+def test_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line of a page that calls scimpute; the others install, or need a checkout."""
+    adata = scimpute.datasets.toy_visium(8, 8, 60)
+    adata.obs["batch"] = adata.obs["region"]
+    for name in ("in", "new"):
+        adata.write_h5ad(f"{name}.h5ad")
+    scimpute.datasets.toy_bulk(40, 60).write_h5ad("cohort.h5ad")
+    run = []
+    for line in "".join(block for page in PAGES for block in blocks(page, "bash")).splitlines():
+        if line.startswith("scimpute "):
+            run.append(shlex.split(line, comments=True)[1:])
+            assert _cli.main(run[-1]) == 0, f"{line}: {capsys.readouterr().err}"
+    assert {command[0] for command in run} >= {"demo", "began", "apply", "report", "spatial", "pmi"}
