@@ -1099,7 +1099,8 @@ def test_docstrings_name_every_parameter(name):
     first = text.split("\n")[0]
     assert first.endswith(".")
     assert "\n\nReturns\n-------\n" in text
-    described = text.split("\nReturns\n")[0]
+    # What few need stands under "Other Parameters", after what is returned.
+    described = text.split("\nReturns\n")[0] + text.partition("\nOther Parameters\n")[2].partition("\nRaises\n")[0]
     for parameter in inspect.signature(function).parameters:
         assert any(parameter in line.replace(" ", "").split(",") for line in described.split("\n")), parameter
 

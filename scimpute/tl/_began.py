@@ -37,11 +37,13 @@ def began(
     celltype_key: str | None = None,
     *,
     layer: str | None = None,
+    size_key: str | None = None,
     genes: str | Sequence[str] | None = None,
     key_added: str = "began",
     output: Literal["counts", "rate", "log1p"] = "counts",
     fill: Literal["all", "zeros", "expressed"] = "all",
     target_batch: str | None = None,
+    posterior: bool = True,
     architecture: Literal["dense", "conv"] = "dense",
     block_size: int = 576,
     n_repeats: int = 3,
@@ -53,11 +55,9 @@ def began(
     gamma: float = 0.95,
     adversarial_weight: float = 0.1,
     reconstruction_weight: float = 1.0,
-    posterior: bool = True,
     max_epochs: int | Literal["auto"] = "auto",
     batch_size: int | Literal["auto"] = "auto",
     learning_rate: float = 2e-3,
-    size_key: str | None = None,
     random_state: int | np.random.Generator | None = 0,
     device: str = "auto",
     progress: bool | None = None,
@@ -71,6 +71,9 @@ def began(
     predicts the removed molecules (count splitting), and is judged, after a Drop operator has imitated dropout, by a
     boundary-equilibrium discriminator. The rate it gives is the prior mean of the entry, and the cell's own count is used
     once more (empirical Bayes), trusted as far as held-out molecules bear it out. See *Notes* for the equations.
+
+    Under *Parameters* is what a call may need: where the counts, the library sizes and the batches are, and what is to be written. Under
+    *Other Parameters* is how the network is built and trained. ``"auto"`` chooses for your data; few ever need to touch the rest.
 
     Parameters
     ----------
@@ -86,6 +89,8 @@ def began(
         The labels used are recorded in ``adata.uns[key_added]["conditioned_on"]``.
     layer
         Layer with the counts; ``X`` where None.
+    size_key
+        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
     genes
         Impute these genes only: names, or a boolean column of ``var``. All genes still inform the context.
     key_added
@@ -103,31 +108,8 @@ def began(
         Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
         What the context says of the batch stays: in ``tutorials/04_batches`` a medium effect was halved (share of variance .28 to .15), a
         strong one hardly moved (.66 to .61).
-    architecture
-        ``"dense"``, or ``"conv"`` for the image-shaped network of the source.
-    block_size
-        Genes per block; for ``"conv"`` the square of a multiple of 4.
-    n_repeats
-        Number of random partitions of the genes.
-    n_context, width, penalty, max_epochs
-        Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of
-        the output weights, and length of the training. ``"auto"`` chooses by held-out molecules (dense only; the
-        convolutional network has fixed choices), the width excepted, which is 64.
-    drop_quantile, drop_shape
-        Percentile q (0 to 100) at which Drop keeps half of the entries, and sharpness s around it. ``"auto"`` takes the percentage of zeros
-        in the counts.
-    gamma
-        Diversity ratio of BEGAN, 0 to 1: the discriminator balances ``L(Drop(G(x)))`` at gamma times ``L(x)``.
-    adversarial_weight, reconstruction_weight
-        Weights of the two losses of the generator. 0 leaves one out, not both.
     posterior
         Use the cell's own count once more. The posterior mean answers *this cell*; the rate (False) answers *cells like this one*.
-    batch_size
-        Cells per minibatch; ``"auto"`` takes an eighth of the cells, 32 to 128.
-    learning_rate
-        Peak learning rate of the one-cycle schedule.
-    size_key
-        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
     random_state
         Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
     device
@@ -157,6 +139,30 @@ def began(
         candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per
         gene, ``size_slope`` and ``size_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``. With ``fill="expressed"``
         ``expressed_above``: for every imputed gene the rate from which a cell expresses it, 0 where that cannot be said.
+
+    Other Parameters
+    ----------------
+    architecture
+        ``"dense"``, or ``"conv"`` for the image-shaped network of the source.
+    block_size
+        Genes per block; for ``"conv"`` the square of a multiple of 4.
+    n_repeats
+        Number of random partitions of the genes.
+    n_context, width, penalty, max_epochs
+        Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of
+        the output weights, and length of the training. ``"auto"`` chooses by held-out molecules (dense only; the
+        convolutional network has fixed choices), the width excepted, which is 64.
+    drop_quantile, drop_shape
+        Percentile q (0 to 100) at which Drop keeps half of the entries, and sharpness s around it. ``"auto"`` takes the percentage of zeros
+        in the counts.
+    gamma
+        Diversity ratio of BEGAN, 0 to 1: the discriminator balances ``L(Drop(G(x)))`` at gamma times ``L(x)``.
+    adversarial_weight, reconstruction_weight
+        Weights of the two losses of the generator. 0 leaves one out, not both.
+    batch_size
+        Cells per minibatch; ``"auto"`` takes an eighth of the cells, 32 to 128.
+    learning_rate
+        Peak learning rate of the one-cycle schedule.
 
     Raises
     ------
