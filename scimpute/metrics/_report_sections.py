@@ -233,8 +233,8 @@ def when_not() -> str:
             "Never test a label that the imputation was given, nor clusters found on imputed values. Test labels that came from "
             "elsewhere, or on the counts themselves.",
             "An imputed matrix is smoother than the cells are: correlations between genes and p-values computed on it are too good. Use "
-            "it for clustering, embedding, plotting and ranking, and look at the layer with standard deviations to see where it knows "
-            "little.",
+            "it to cluster, embed and plot, and look at the layer with standard deviations to see where it knows little. Find marker "
+            "genes on the counts: on imputed values a test calls nearly every gene a marker.",
             "Do not use it where it does not clearly beat the gene mean on hidden molecules (section 2), and leave out genes that it "
             "made worse (section 3).",
             "This page is about these cells. After another filter, another batch or other settings, make it again.",

@@ -75,6 +75,9 @@ def began(
     Under *Parameters* is what a call may need: where the counts, the library sizes and the batches are, and what is to be written. Under
     *Other Parameters* is how the network is built and trained. ``"auto"`` chooses for your data; few ever need to touch the rest.
 
+    **Test the counts, not the result.** :func:`scanpy.tl.rank_genes_groups` on the imputed layer calls nearly every gene a marker, genes of
+    a few molecules first.
+
     Parameters
     ----------
     adata
