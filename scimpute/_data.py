@@ -144,6 +144,7 @@ class Data:
         counts: sp.csr_matrix,
         size: np.ndarray,
         labels: tuple[np.ndarray, ...],
+        genes: np.ndarray,
         device: torch.device,
         rng: np.random.Generator,
         side: Side,
@@ -163,7 +164,6 @@ class Data:
         share = np.exp((value - slope * deep) / number) / max(float(np.median(size)), 1.0)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
-        genes = np.arange(counts.shape[1])
         return cls(counts, size, labels, levels, genes, train, heldout, size, size, share, validation, device, side, "squared", slope - 1)
 
     def of_training(self, partition: Partition, context: Context) -> CellBatches:

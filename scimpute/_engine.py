@@ -131,7 +131,9 @@ def _fit_repeats(
 
     def one(stream: np.random.Generator, alive: Callable[[], None]) -> tuple[Partition, Began | Modal, History]:
         square = settings.architecture == "conv"
-        partition = Partition.draw(data.genes, data.counts.shape[1], settings.block_size, stream, square=square)
+        # The vector of a spot is found from all genes, whichever are asked for.
+        dealt = np.arange(data.counts.shape[1]) if data.side is not None and SPOT in data.side.modalities else data.genes
+        partition = Partition.draw(dealt, data.counts.shape[1], settings.block_size, stream, square=square)
         return partition, *fit_repeat(data, settings, complexity, context, partition, stream, progress.step, alive)
 
     return _device.side_by_side(one, streams, data.device)

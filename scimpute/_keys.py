@@ -47,6 +47,9 @@ SPATIAL = "spatial"
 ARRAY_ROW, ARRAY_COL = "array_row", "array_col"
 """Columns of ``obs``: the place of a spot in the array it was printed in, as Space Ranger names it."""
 
+IN_TISSUE = "in_tissue"
+"""Column of ``obs``, 0 for the spots beside the tissue, as Space Ranger names it."""
+
 
 def connectivities(key: str) -> str:
     """Graph in ``obsp`` of the cells or spots that are next to each other, as squidpy names it."""

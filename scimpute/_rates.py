@@ -6,7 +6,7 @@ Knows numpy, scipy and torch, not AnnData.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -117,7 +117,9 @@ class Combiner:
 
     def add(self, module: Began | Modal, context: Context, partition: Partition) -> None:
         """Predict the validation cells from their training part, and then all cells from all their molecules."""
-        whole, training = self.data.whole(partition, context), self.data.of_training(partition, context)
+        # A factorisation has all genes in its block, whichever are asked for.
+        asked = replace(partition, genes=self.data.genes)
+        whole, training = self.data.whole(asked, context), self.data.of_training(asked, context)
         for rows in chunks(len(self.data.validation), partition.blocks * partition.genes_per_block):
             self.validation.add(rows, predict(module, training, self.data.validation[rows]).cpu(), self.repeats)
         # How much there is of a gene is known from all molecules: the held-out ones are a twentieth of a rare gene's evidence.
@@ -154,11 +156,12 @@ class Combiner:
     def _of_entries(self) -> tuple[posterior.Prior, dict[str, float]]:
         """As sizes, one over the variance of the log of a hidden entry around its prediction: that is relative, too."""
         data = self.data
-        share, n = np.log(data.share), np.zeros(data.heldout.shape[1])
+        heldout = columns(data.heldout, data.genes)
+        share, n = np.log(data.share[data.genes]), np.zeros(len(data.genes))
         squares, null = np.zeros_like(n), 0.0
         for rows in chunks(len(data.validation), len(n)):
             spots = data.validation[rows]
-            part = data.heldout[spots].tocoo()
+            part = heldout[spots].tocoo()
             depth = np.log(np.maximum(data.size[spots], 1))[part.row]
             measured = np.log(part.data)
             predicted = np.log(np.maximum(self.validation.mean[rows][part.row, part.col], 1e-12)) + depth

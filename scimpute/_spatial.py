@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse.csgraph import connected_components
 
 from . import _adata, _annotations, _check, _graph, _keys
 
@@ -20,6 +21,9 @@ N_NEIGHS = 6
 """Neighbours of a spot where nothing else is asked for."""
 
 _ON_A_GRID = (4, 6, 8)
+_MOST_SECTIONS = 50
+_AT_ONE_PLACE = 0.05
+"""Share of spots at the place of another from which chance is no explanation: cells may be at the same pixel."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,73 @@ def read_sections(adata: AnnData, library_key: str | None) -> Sections:
     return one_section(adata)
 
 
+def warn_of_spots_off_tissue(adata: AnnData, what: str) -> None:
+    """Say so where spots are beside the tissue, and ``what`` becomes of them."""
+    if _keys.IN_TISSUE not in adata.obs:
+        return
+    values = adata.obs[_keys.IN_TISSUE].astype(str)
+    off = values.isin(["0", "0.0", "False", "false"])
+    if off.any():
+        numbers = pd.api.types.is_numeric_dtype(adata.obs[_keys.IN_TISSUE].dtype)
+        on = "1" if numbers or off.all() else repr(values[~off].iloc[0])
+        _check.warn(
+            f"{off.sum()} of {adata.n_obs} spots are not on the tissue (obs[{_keys.IN_TISSUE!r}] is {values[off].iloc[0]}); "
+            f"they are {what}. Drop them first: adata = adata[adata.obs[{_keys.IN_TISSUE!r}] == {on}].copy()"
+        )
+
+
 def one_section(adata: AnnData) -> Sections:
     """All spots in one."""
     return Sections([""], np.zeros(adata.n_obs, dtype=np.int64))
+
+
+def check_array(adata: AnnData, sections: np.ndarray, array: np.ndarray | None) -> None:
+    """Refuse spots of one section that are at the same place of the array: they are of several."""
+    if array is not None and (problem := _one_place(adata, sections, array, "row and column of the array")) is not None:
+        raise ValueError(problem[1])
+
+
+def check_coordinates(adata: AnnData, sections: np.ndarray, coordinates: np.ndarray) -> None:
+    """The same of their positions; a warning where no column of obs shows that they are of several sections."""
+    problem = _one_place(adata, sections, coordinates, "position", at_least=_AT_ONE_PLACE)
+    if problem is not None and problem[0]:
+        raise ValueError(problem[1])
+    if problem is not None:
+        _check.warn(problem[1])
+
+
+def _one_place(adata: AnnData, sections: np.ndarray, places: np.ndarray, what: str, at_least: float = 0.0) -> tuple[list[str], str] | None:
+    """The columns of obs that tell apart spots which cannot be of one section, and what is to be said; None where all can."""
+    frame = pd.DataFrame(places)
+    twice = frame.assign(section=sections).duplicated()
+    if not twice.any() or twice.mean() < at_least:
+        return None
+    found = _parting(adata, frame)
+    said = (
+        f"{twice.sum()} of {adata.n_obs} spots have the same {what} as another spot of their section, which two spots of one section "
+        "cannot have: several sections are taken for one, and spots would be neighbours across them. "
+    )
+    if found:
+        columns = f"obs[{found[0]!r}] tells" if len(found) == 1 else f"The columns {_check.listing(found, 5)} of obs tell"
+        return found, f"{said}{columns} them apart: pass library_key={found[0]!r}, or take one section at a time"
+    return found, (
+        f"{said}No column of obs tells them apart: add one with the section of each spot, as anndata.concat(..., label='library_id') does, "
+        "and pass it as library_key, or take one section at a time. Remove spots that are there twice"
+    )
+
+
+def _parting(adata: AnnData, places: pd.DataFrame) -> list[str]:
+    """Columns of obs that could be the section, for no two spots of a level are at the same place; those of fewest levels first."""
+    found = {}
+    for column, values in adata.obs.items():
+        if pd.api.types.is_float_dtype(values.dtype) or values.isna().any():
+            continue
+        codes, levels = pd.factorize(values.astype(str))
+        # A column with nearly as many levels as spots, such as a number of molecules, parts any two of them.
+        most = min(adata.n_obs // 3, _MOST_SECTIONS if pd.api.types.is_numeric_dtype(values.dtype) else adata.n_obs)
+        if 1 < len(levels) <= most and not places.assign(level=codes).duplicated().any():
+            found[str(column)] = len(levels)
+    return sorted(found, key=lambda column: found[column])
 
 
 def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS, coord_type: str | None = None) -> Neighbours:
@@ -105,6 +173,7 @@ def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS
     if coord_type is None:
         coord_type = "grid" if _is_grid(adata, coordinates, array, sections) else "generic"
     if coord_type == "generic":
+        check_coordinates(adata, sections.codes, coordinates)
         _warn_of_small_sections(sections, n_neighs)
         return Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs), None)
     if coordinates.shape[1] == 3:
@@ -115,7 +184,9 @@ def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS
             f"Pass coord_type='generic' for the {n_neighs} nearest spots"
         )
     if array is None:
+        check_coordinates(adata, sections.codes, coordinates)
         return Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square"), "measured")
+    check_array(adata, sections.codes, array)
     lattice = "hexagonal" if _is_hexagonal(array) else "square"
     if lattice == "hexagonal" and n_neighs != 6:
         raise ValueError(
@@ -169,8 +240,25 @@ def read_rings(adata: AnnData, n_rings: int, sections: Sections | None = None, k
     """
     first = _adata.read_neighbours(adata, key)
     if first is None:
-        first = find_neighbours(adata, sections or read_sections(adata, None)).connectivities
-    elif sections is not None:
+        first = _graph.symmetric(find_neighbours(adata, sections or read_sections(adata, None)).connectivities)
+        return [first, *_graph.further_rings(first, n_rings)]
+    if sections is not None:
         first = _graph.within(first, sections.codes)
     first = _graph.symmetric(first)
+    _warn_of_a_graph_across(adata, first, key)
     return [first, *_graph.further_rings(first, n_rings)]
+
+
+def _warn_of_a_graph_across(adata: AnnData, graph: sp.csr_matrix, key: str) -> None:
+    """Say so where a graph leads from a spot to another that cannot be of the same section."""
+    try:
+        coordinates, array = read_coordinates(adata), read_array(adata)
+    except (KeyError, TypeError, ValueError):
+        return  # a graph that is there needs no positions
+    _, joined = connected_components(graph, directed=False)
+    problem = None
+    if array is not None and coordinates.shape[1] == 2:
+        problem = _one_place(adata, joined, array, "row and column of the array")
+    problem = problem or _one_place(adata, joined, coordinates, "position", at_least=_AT_ONE_PLACE)
+    if problem is not None:
+        _check.warn(f"adata.obsp[{_keys.connectivities(key)!r}] joins spots of several sections: {problem[1]}")

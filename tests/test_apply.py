@@ -274,6 +274,20 @@ def test_half_of_the_genes_is_enough_and_less_is_not(adata, train):
         tl.apply(adata[:, :19].copy(), path)
 
 
+def test_other_names_of_the_genes_are_noticed(adata, train):
+    path, query = train(), without_results(adata)
+    query.var["symbol"] = query.var_names
+    query.var_names = [f"ENSG{i:011d}" for i in range(40)]
+    with pytest.raises(ValueError, match=r"40 of the 40 genes .*; var\['symbol'\] has 40 of them: adata.var_names = adata.var\['symbol'\]"):
+        tl.apply(query, path)
+    query.var_names = [f"{gene}.3" if place < 10 else gene for place, gene in enumerate(query.var.pop("symbol"))]
+    with pytest.warns(
+        UserWarning, match="10 of the 40 genes of adata are not in the model and are not imputed: .*without version suff"
+    ) as caught:
+        tl.apply(query, path)
+    assert len(caught) == 1
+
+
 def test_imputed_genes_that_are_absent_are_left_out(adata, train):
     path = train(genes=["gene30", "gene3", "gene17"])
     part = without_results(adata)[:, [i for i in range(40) if i != 3]].copy()

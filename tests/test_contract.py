@@ -638,7 +638,7 @@ def test_irrelevant_changes_do_not_matter(imputer, adata, change):
     assert_same(imputer.result(adata, **imputer.labels), expected)
 
 
-@taking("genes")
+@pytest.mark.parametrize("imputer", [i for i in IMPUTERS if i.takes("genes") and not i.beside], ids=lambda i: i.name)
 def test_what_the_user_has_put_beside_the_result_stays(imputer, adata):
     imputer.run(adata, genes="marked")
     adata.layers["result"] = adata.X.copy()

@@ -129,6 +129,25 @@ def test_what_others_call_alike_stays(tissue):
     assert "X_nmf" in tissue.layers
 
 
+def test_some_genes_are_those_of_all(tissue):
+    """The vectors come from all genes, and so do the rates of those that are asked for."""
+    run(tissue, posterior=False)
+    whole = tissue.copy()
+    run(tissue, posterior=False, genes=["gene7", "gene3"])
+    assert "nmf" not in tissue.layers
+    np.testing.assert_allclose(tissue.obsm["nmf"], whole[:, ["gene7", "gene3"]].layers["nmf"], rtol=1e-5)
+    for slot, name in (("obsm", "X_nmf"), ("varm", "NMF")):
+        np.testing.assert_array_equal(getattr(tissue, slot)[name], getattr(whole, slot)[name])
+    run(tissue, posterior=False)
+    assert "nmf" not in tissue.obsm
+    np.testing.assert_array_equal(tissue.layers["nmf"], whole.layers["nmf"])
+    tissue.obsm["nmf"] = np.ones((64, 2))
+    with pytest.raises(ValueError, match=r"obsm\['nmf'\] exist and were not written by nmf"):
+        run(tissue, genes=["gene7", "gene3"])
+    with pytest.raises(KeyError, match="did you mean 'gene7'"):
+        run(tissue, genes=["Gene7"])
+
+
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_sections_do_not_matter_without_neighbours():
     run(scimpute.datasets.toy_visium(6, 6, 30, n_sections=2), spatial_weight=0)

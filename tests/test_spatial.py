@@ -500,6 +500,7 @@ def test_refused(tissue, edited, refused, row):
 
 
 def test_50_several_sections_without_a_key_warn_once(sections):
+    sections.obs["array_row"] += 100 * sections.obs["section"].cat.codes.to_numpy()
     with pytest.warns(UserWarning, match="without library_key all spots are taken to lie in one") as caught:
         run(sections, modalities="counts")
     assert len(caught) == 1
@@ -509,5 +510,49 @@ def test_48_all_at_one_place(tissue):
     tissue.obsm["spatial"][:] = 5
     for name in ("array_row", "array_col"):
         del tissue.obs[name]
-    run(tissue)
+    with pytest.warns(UserWarning, match="63 of 64 spots have the same position"):
+        run(tissue)
     assert np.isfinite(tissue.layers[KEY]).all()
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0.0, 1.0], [False, True], ["0", "1"]], ids=str)
+def test_spots_off_the_tissue(values, tmp_path):
+    tissue = scimpute.datasets.toy_visium(6, 6, 20)
+    tissue.obs["in_tissue"] = np.array(values)[(np.arange(36) >= 6).astype(int)]
+    path = tmp_path / "model.safetensors"
+    calls = {
+        "taken as neighbours": scimpute.pp.spatial_rings,
+        "trained on, and are neighbours": lambda a: run(a, save=path),
+        "imputed, and are neighbours": lambda a: scimpute.tl.apply(a, path, key_added="again"),
+        "trained on, and": lambda a: scimpute.tl.nmf(a, max_epochs=1),
+        "trained on. Drop": lambda a: scimpute.tl.began(a, max_epochs=1, n_repeats=1, n_context=2, penalty=1.0),
+    }
+    for said, call in calls.items():
+        with pytest.warns(
+            UserWarning, match=rf"6 of 36 spots are not on the tissue \(obs\['in_tissue'\] is {values[0]}\).*{said}"
+        ) as caught:
+            call(tissue)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+    how = str(caught[0].message).split("first: adata = ")[1]
+    assert len(eval(how, {"adata": tissue})) == 30
+    scimpute.pp.spatial_rings(tissue[6:].copy())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"likelihood": "squared"}, {"spatial_weight": 0.1, "modalities": "counts"}], ids=str)
+def test_some_genes(tissue, tmp_path, arguments):
+    """All genes inform what is told of a spot; a saved model gives the same genes."""
+    path = tmp_path / "model.safetensors"
+    run(tissue, genes=["gene7", "gene3"], save=path, **arguments)
+    assert KEY not in tissue.layers
+    assert list(tissue.obsm[KEY].columns) == list(tissue.obsm[f"{KEY}_sd"].columns) == ["gene7", "gene3"]
+    assert tissue.uns[KEY]["params"]["genes"] == ["gene7", "gene3"]
+    assert len(tissue.uns[KEY]["sizes"]) == 2
+    counts = tissue[:, ["gene7", "gene3"]].X.toarray()
+    assert np.corrcoef(tissue.obsm[KEY].to_numpy().ravel(), counts.ravel())[0, 1] > 0.3
+    scimpute.tl.apply(tissue, path, key_added="again")
+    np.testing.assert_allclose(tissue.obsm["again"], tissue.obsm[KEY], rtol=1e-4, atol=1e-4)
+    changed = tissue.copy()
+    changed.X = sp.csr_matrix(np.where(np.arange(30) == 20, changed.X.toarray()[::-1], changed.X.toarray()))
+    run(changed, genes=["gene7", "gene3"], **arguments)
+    assert not np.array_equal(changed.obsm[KEY], tissue.obsm[KEY])

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scimpute import _spatial, datasets, pp
+from scimpute import _spatial, datasets, pp, tl
 
 DATA = Path(os.environ.get("SCIMPUTE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 WRITTEN = {"obsp/spatial_connectivities", "obsp/spatial_distances", "obsp/spatial_ring2", "uns/spatial_neighbors", "uns/spatial_rings"}
@@ -39,6 +39,14 @@ def degrees(adata: ad.AnnData, name: str) -> np.ndarray:
     return np.asarray(adata.obsp[name].sum(axis=1)).ravel().astype(int)
 
 
+def apart(adata: ad.AnnData) -> ad.AnnData:
+    """The same with the sections side by side, and without what says where in its array a spot is."""
+    adata.obsm["spatial"] = adata.obsm["spatial"] + 1e5 * adata.obs["section"].cat.codes.to_numpy()[:, None]
+    for name in ("array_row", "array_col"):
+        del adata.obs[name]
+    return adata
+
+
 @pytest.fixture
 def sections() -> ad.AnnData:
     """Two sections with something in every slot."""
@@ -52,7 +60,7 @@ def sections() -> ad.AnnData:
 @pytest.fixture
 def foreign() -> ad.AnnData:
     """Two sections with somebody else's graph: weighted, directed, with a diagonal, and across the sections."""
-    adata = visium(2)
+    adata = apart(visium(2))
     graph = sp.random(adata.n_obs, adata.n_obs, 0.03, format="csr", random_state=0) + sp.identity(adata.n_obs)
     adata.obsp["spatial_connectivities"] = sp.csr_matrix(graph)
     adata.obsp["spatial_distances"] = adata.obsp["spatial_connectivities"] * 3
@@ -311,7 +319,8 @@ def test_any_kind_of_positions():
 def test_identical_positions():
     """Row 48."""
     adata = plain(np.repeat([[0.0, 0.0], [5.0, 5.0]], 10, axis=0))
-    pp.spatial_rings(adata, n_neighs=4)
+    with pytest.warns(UserWarning, match="18 of 20 spots have the same position.*No column of obs tells them apart"):
+        pp.spatial_rings(adata, n_neighs=4)
     graph = adata.obsp["spatial_connectivities"]
     assert graph.diagonal().sum() == 0
     assert degrees(adata, "spatial_connectivities").min() >= 4
@@ -350,6 +359,7 @@ def test_a_section_of_one_spot_is_isolated():
 
 
 def test_several_sections_without_a_key(sections):
+    sections.obs["array_col"] += 12 * sections.obs["section"].cat.codes.to_numpy()
     with pytest.warns(UserWarning, match=r"uns\['spatial'\] has 2 sections, \['section0', 'section1'\], but without library_key") as caught:
         pp.spatial_rings(sections)
     assert len(caught) == 1
@@ -362,6 +372,8 @@ def test_several_sections_without_a_key(sections):
 @pytest.mark.parametrize("n_sections", [1, 2])
 def test_flags_beside_the_sections_are_no_sections(n_sections):
     adata = visium(n_sections)
+    if n_sections == 2:
+        apart(adata)
     adata.uns["spatial"] |= {"is_single": True, "note": "a slide"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -369,6 +381,89 @@ def test_flags_beside_the_sections_are_no_sections(n_sections):
     found = [str(warning.message) for warning in caught]
     assert len(found) == n_sections - 1
     assert all("has 2 sections, ['section0', 'section1']" in message for message in found)
+
+
+def joined(**changes: Any) -> ad.AnnData:
+    """Two samples joined with anndata.concat, which drops uns: spots of both are at the same places."""
+    parts = {name: visium() for name in ("S1", "S2")}
+    both = ad.concat(parts, label="library_id", index_unique="-")
+    both.obs = both.obs.assign(**{name: make(both) for name, make in changes.items()})
+    return both
+
+
+JOINED = {
+    "by their array": (lambda a: None, "42 of 84 spots have the same row and column of the array"),
+    "by a few of them": (lambda a: a[a.obs["library_id"].eq("S1") | a.obs["array_row"].eq(0)].copy(), "6 of 48 spots"),
+    "by their positions": (without_array, "42 of 84 spots have the same position"),
+    "elsewhere in the image": (lambda a: a.obsm.__setitem__("spatial", a.obsm["spatial"] + np.arange(84)[:, None] / 10), "of the array"),
+}
+
+
+@pytest.mark.parametrize("row", JOINED)
+@pytest.mark.parametrize("call", ["rings", "spatial", "nmf"])
+def test_samples_joined_at_the_same_places(row, call, edited, refused):
+    edit, message = JOINED[row]
+    calls = {"rings": pp.spatial_rings, "spatial": tl.spatial, "nmf": tl.nmf}
+    refused(edited(joined(), edit), calls[call], ValueError, f"{message}.*pass library_key='library_id'")
+
+
+def test_the_column_that_tells_joined_samples_apart(refused):
+    adata = joined(depth=lambda a: np.arange(84), age=lambda a: np.linspace(0, 1, 84), half=lambda a: np.arange(84) % 2)
+    refused(adata, pp.spatial_rings, ValueError, r"obs\['library_id'\] tells them apart: pass library_key='library_id'")
+    # A column that does not is no section either.
+    refused(adata, lambda a: pp.spatial_rings(a, library_key="half"), ValueError, "pass library_key='library_id'")
+    adata.obs["sample"] = adata.obs["library_id"].astype(str).str.lower()
+    refused(adata, pp.spatial_rings, ValueError, r"The columns \['library_id', 'sample'\] of obs tell them apart")
+    del adata.obs["library_id"], adata.obs["sample"]
+    refused(adata, pp.spatial_rings, ValueError, r"No column of obs tells them apart.*anndata.concat\(..., label='library_id'\)")
+
+
+def test_joined_samples_that_are_told_apart():
+    adata = joined()
+    pp.spatial_rings(adata, library_key="library_id")
+    rows, columns = adata.obsp["spatial_connectivities"].nonzero()
+    assert len(rows) == 2 * visium_edges()
+    assert np.array_equal(adata.obs["library_id"].to_numpy()[rows], adata.obs["library_id"].to_numpy()[columns])
+    pp.spatial_rings(adata, library_key="library_id", n_rings=3)  # and once more
+
+
+def visium_edges() -> int:
+    return pp.spatial_rings(visium(), copy=True).obsp["spatial_connectivities"].nnz
+
+
+def test_joined_samples_that_lie_side_by_side_are_told_apart_by_that():
+    """Places in the array say nothing where neighbours are those of the positions: as with sections in three dimensions."""
+    adata = joined()
+    code = adata.obs["library_id"].cat.codes.to_numpy()
+    for positions in (
+        adata.obsm["spatial"] + 1e6 * code[:, None],
+        np.column_stack([adata.obsm["spatial"], 1e6 * code]),
+    ):
+        adata.obsm["spatial"] = positions
+        pp.spatial_rings(adata, coord_type="generic")
+        rows, columns = adata.obsp["spatial_connectivities"].nonzero()
+        assert np.array_equal(code[rows], code[columns])
+
+
+def test_a_given_graph_across_joined_samples():
+    adata = joined()
+    graph = sp.csr_matrix(np.eye(84, k=1) + np.eye(84, k=-1))
+    adata.obsp["spatial_connectivities"] = graph
+    with pytest.warns(
+        UserWarning, match=r"obsp\['spatial_connectivities'\] joins spots of several sections.*pass library_key='library_id'"
+    ):
+        pp.spatial_rings(adata)
+    pp.spatial_rings(adata, library_key="library_id")
+    adata.obsp["spatial_connectivities"] = graph.multiply(np.kron(np.eye(2), np.ones((42, 42)))).tocsr()
+    pp.spatial_rings(adata)
+
+
+def test_cells_at_the_same_pixel_are_of_one_section():
+    points = np.random.default_rng(0).normal(size=(100, 2))
+    points[:4] = points[4:8]
+    adata = plain(points)
+    adata.obs["type"] = np.arange(100) % 2
+    pp.spatial_rings(adata)
 
 
 def test_how_the_sections_are_called_and_ordered_does_not_matter(sections):
@@ -418,6 +513,7 @@ def test_any_kind_of_graph(foreign, kind):
 
 
 def test_a_graph_made_over_ours_is_given(sections, fingerprint):
+    apart(sections)
     pp.spatial_rings(sections, library_key="section", n_rings=3)
     sections.obsp["spatial_connectivities"] = sp.csr_matrix(np.eye(sections.n_obs, k=1, dtype=np.float32))
     sections.uns["spatial_neighbors"] = {"connectivities_key": "spatial_connectivities", "params": {"n_neighbors": 1}}

@@ -68,7 +68,7 @@ def test_what_is_held_out_is_not_learnt_from(side):
     rng = np.random.default_rng(1)
     counts = sp.csr_matrix(rng.poisson(0.8, (200, 40)).astype(np.float32))
     size = np.asarray(counts.sum(axis=1)).ravel()
-    data = Data.of_entries(counts, size, (), torch.device("cpu"), rng, side)
+    data = Data.of_entries(counts, size, (), np.arange(counts.shape[1]), torch.device("cpu"), rng, side)
     assert data.train.multiply(data.heldout).nnz == 0
     assert (data.train + data.heldout != counts).nnz == 0
     assert data.heldout.nnz == pytest.approx(0.05 * counts.nnz, rel=0.2)
@@ -80,7 +80,7 @@ def test_size_of_a_gene_and_its_slope_with_the_depth(side):
     depth, level = rng.lognormal(0, 0.7, 400), rng.lognormal(3, 1, 12)
     counts = sp.csr_matrix(np.maximum(np.rint(np.sqrt(depth)[:, None] * level * rng.lognormal(0, 0.05, (400, 12))), 1).astype(np.float32))
     size = 1e4 * depth
-    data = Data.of_entries(counts, size, (), torch.device("cpu"), rng, side)
+    data = Data.of_entries(counts, size, (), np.arange(counts.shape[1]), torch.device("cpu"), rng, side)
     assert data.depth_slope == pytest.approx(-0.5, abs=0.02)
     middle = np.median(size)
     expected = level * np.sqrt(middle / 1e4) / middle

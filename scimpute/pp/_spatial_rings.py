@@ -69,7 +69,8 @@ def spatial_rings(
     KeyError
         There is no ``obsm["spatial"]``, or no such column of ``obs``.
     ValueError
-        Positions are NaN or not 2 or 3 columns; the graph that is there has NaN or negative values; ``n_neighs`` does not fit the grid,
+        Positions are NaN or not 2 or 3 columns; spots of one section are at the same place, as in samples that were joined: pass
+        ``library_key``; the graph that is there has NaN or negative values; ``n_neighs`` does not fit the grid,
         or it or ``coord_type`` differs from what the graph that is there was made with; a key is taken.
 
     Notes
@@ -98,6 +99,7 @@ def spatial_rings(
     given = _keys.connectivities(key_added) in adata.obsp and not _is_ours(adata, key_added)
     earlier = _earlier(adata, key_added, given)
     _check_free(adata, key_added, n_rings, earlier, given)
+    _spatial.warn_of_spots_off_tissue(adata, "taken as neighbours of the others")
 
     params: dict[str, Any] = {"n_rings": n_rings, "graph": "given" if given else "own"}
     if library_key is not None:

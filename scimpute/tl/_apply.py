@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _annotations, _applied, _check, _device, _keys, _progress, _spatial
+from .. import _adata, _annotations, _applied, _check, _device, _genes, _keys, _progress, _spatial
 from .._save import load_model
 from .._version import __version__
 from . import _masked, _modalities
@@ -172,6 +172,7 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     _warn_of_genes(model, counts, found)
     side = None
     if model.features is not None:
+        _spatial.warn_of_spots_off_tissue(adata, "imputed, and are neighbours of the others")
         library_key = model.params.get("library_key")
         # Where the training had one section only, the column was of no use.
         params = model.params if labels or library_key in adata.obs else {**model.params, "library_key": None}
@@ -193,17 +194,24 @@ def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
     """For every gene of a model its column in the object, -1 where there is none; warned of, refused where most are missing."""
     places = adata.var_names.astype(str).get_indexer(genes)
     absent = [gene for gene, place in zip(genes, places, strict=True) if place < 0]
+    hint = _genes.misnamed(adata, genes) if absent else ""
     if 2 * len(absent) > len(genes):
         raise ValueError(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; adata has "
-            f"{_check.listing(adata.var_names, 5)}. Name the genes as in the training, which more than half of the model's genes need"
+            f"{_check.listing(adata.var_names, 5)}. Name the genes as in the training, which more than half of the model's genes need{hint}"
         )
     if absent:
         _check.warn(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; "
-            "the model is told that they have no molecules"
+            f"the model is told that they have no molecules{_unknown(adata, genes)}{hint}"
         )
     return places
+
+
+def _unknown(adata: AnnData, genes: list[str]) -> str:
+    """What is said of genes that the model does not know."""
+    _, unknown, first = _genes.matched(adata, genes)
+    return f"; {unknown} of the {adata.n_vars} genes of adata are not in the model and are not imputed: {first}" if unknown else ""
 
 
 def _codes(adata: AnnData, model: _applied.Model, unseen: str) -> tuple[np.ndarray, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import _adata, _annotations, _check, _device, _keys, _progress, _random
+from .. import _adata, _annotations, _check, _device, _keys, _progress, _random, _spatial
 from .._data import Data, checked_settings, target_of
 from .._engine import run
 from .._expressed import thresholds
@@ -249,6 +249,7 @@ def began(
     if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
     _adata.warn_of_empty_cells(counts, size)
+    _spatial.warn_of_spots_off_tissue(adata, "trained on")
 
     what = f"tl.began: {adata.n_obs:,} cells x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
     with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:

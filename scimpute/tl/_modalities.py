@@ -99,6 +99,9 @@ def read_side(
         features[_side.SPOT] = torch.arange(adata.n_obs)
     if "position" in modalities:
         coordinates = _spatial.read_coordinates(adata)
+        if coordinates.shape[1] == 2:
+            _spatial.check_array(adata, sections.codes, _spatial.read_array(adata))
+        _spatial.check_coordinates(adata, sections.codes, coordinates)
         extents = _side.extents(coordinates, sections.codes)
         of_spots = extents[sections.codes]
         if saved is None:

@@ -22,6 +22,7 @@ def nmf(
     spatial_weight: float = 0.03,
     n_factors: int = 20,
     layer: str | None = None,
+    genes: str | Sequence[str] | None = None,
     likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "nmf",
     output: Literal["counts", "rate", "log1p"] = "counts",
@@ -58,6 +59,8 @@ def nmf(
         Length of the vectors; at most one less than there are spots and genes.
     layer
         Layer with the counts; ``X`` where None.
+    genes
+        Impute these genes only: names, or a boolean column of ``var``. The vectors are those of all genes all the same.
     likelihood
         As in :func:`scimpute.tl.spatial`: ``"poisson"`` (held-out molecules) or ``"squared"`` (**every zero is missing**).
     key_added
@@ -90,7 +93,8 @@ def nmf(
     None, or the copy with ``copy=True``. Written are
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``.
+        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``. With ``genes`` instead
+        ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
     ``adata.obsm[f"X_{key_added}"]``, ``adata.varm[key_added.upper()]``
         Vectors of the spots, ``n_obs`` x ``n_factors``, and of the genes, ``n_vars`` x ``n_factors``; float32.
     ``adata.uns[key_added]``
@@ -139,6 +143,7 @@ def nmf(
         "nmf",
         asked,
         layer=layer,
+        genes=genes,
         likelihood=likelihood,
         key_added=key_added,
         output=output,

@@ -24,6 +24,7 @@ def spatial(
     spatial_weight: float = 0.0,
     edge_weight: Literal["image"] | None = None,
     layer: str | None = None,
+    genes: str | Sequence[str] | None = None,
     likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "spatial_imputed",
     output: Literal["counts", "rate", "log1p"] = "counts",
@@ -72,6 +73,8 @@ def spatial(
         ``"image"``: neighbours count by how alike the image is around them, so that smoothing stops at a border of the tissue.
     layer
         Layer with the counts; ``X`` where None.
+    genes
+        Impute these genes only: names, or a boolean column of ``var``. All genes still inform the context.
     likelihood
         ``"poisson"``: molecules are held out and predicted (count splitting), and a zero is an observation like any other.
         ``"squared"``, as in the source of the method :cite:p:`BenShushan`: **every zero is taken for missing**; hidden non-zero
@@ -109,7 +112,8 @@ def spatial(
     None, or the copy with ``copy=True``. Written are
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``.
+        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``. With ``genes`` instead
+        ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
     ``adata.uns[key_added]``
         ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
         held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
@@ -163,6 +167,7 @@ def spatial(
         "spatial",
         asked,
         layer=layer,
+        genes=genes,
         likelihood=likelihood,
         key_added=key_added,
         output=output,

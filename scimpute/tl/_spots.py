@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from .. import _adata, _annotations, _check, _device, _keys, _progress, _random, _spatial
 from .._data import Data, checked_settings
@@ -19,7 +20,7 @@ from . import _modalities
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -32,6 +33,7 @@ def impute(
     asked: Mapping[str, Any],
     *,
     layer: str | None,
+    genes: str | Sequence[str] | None,
     likelihood: str,
     key_added: str,
     output: str,
@@ -80,20 +82,24 @@ def impute(
     if adata.n_obs < MIN_SPOTS:
         raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
     size = _annotations.read_size(adata, size_key, counts)
+    chosen = _annotations.read_genes(adata, genes)
+    columns = np.arange(adata.n_vars) if chosen is None else chosen
+    names = list(map(str, adata.var_names[columns]))
+    earlier = _earlier(adata, method, key_added, chosen) if factors else None
     alone = factors and not asked["spatial_weight"]
     # Without neighbours it is the same in which section a spot is.
     sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
-    _check.memory(2 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
+    _check.memory(2 * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
     side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
     _adata.warn_of_empty_cells(counts, size)
+    _spatial.warn_of_spots_off_tissue(adata, "trained on" if alone else "trained on, and are neighbours of the others")
 
     labels = (sections.codes,) if len(sections.names) > 1 and method == "spatial" else ()
-    columns = np.arange(adata.n_vars)
     fill = "zeros" if entrywise else "all"
-    what = f"tl.{method}: {adata.n_obs:,} spots x {adata.n_vars:,} genes, {settings.n_repeats} repeats, {torch_device}"
+    what = f"tl.{method}: {adata.n_obs:,} spots x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
     with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
         if entrywise:
-            data = Data.of_entries(counts, size, labels, torch_device, rng, side)
+            data = Data.of_entries(counts, size, labels, columns, torch_device, rng, side)
         else:
             data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
         complexity, result, record, tensors = run(data, settings, None, rng, bar, posterior=posterior)
@@ -103,6 +109,7 @@ def impute(
     params = {
         **asked,
         "layer": _keys.recorded(layer),
+        "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
         "likelihood": likelihood,
         "output": output,
         "posterior": posterior,
@@ -115,8 +122,8 @@ def impute(
     conditioned = {"library_key": {"column": asked["library_key"], "levels": sections.names}} if labels else {}
     params = {name: value for name, value in params.items() if value is not None}
     if path is not None:
-        names = list(map(str, adata.var_names))
-        metadata = {"method": method, "version": __version__, "genes": names, "imputed": names, "conditioned_on": conditioned}
+        every = list(map(str, adata.var_names))
+        metadata = {"method": method, "version": __version__, "genes": every, "imputed": names, "conditioned_on": conditioned}
         features = {name: list(shape) for name, shape in side.shapes(complexity.n_context).items()}
         save_model(path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
     uns = {
@@ -127,7 +134,8 @@ def impute(
         "seconds": time.perf_counter() - start,
     }
     values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
-    obsm, varm = {}, {}
+    obsm: dict[str, Any] = {}
+    varm: dict[str, Any] = {}
     if factors:
         # By the names of the arguments of `tl.nmf`.
         params["n_factors"] = params.pop("n_context")
@@ -136,7 +144,23 @@ def impute(
         place = tensors["repeat0.place"].numpy()
         obsm = {_keys.spot_factors(key_added): tensors["repeat0.steps"].detach().cpu().numpy() * FactorGenerator.PACE}
         varm = {_keys.gene_factors(key_added): tensors["repeat0.of_genes"].detach().cpu().numpy()[place]}
-    return _adata.write(adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, copy=copy)
+    if chosen is None:
+        return _adata.write(adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy)
+    obsm |= {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
+    return _adata.write(adata, key_added, method, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy)
+
+
+def _earlier(adata: AnnData, method: str, key: str, genes: np.ndarray | None) -> dict[str, list[str]] | None:
+    """Where an earlier result lies that the new one is not written over: in layers, or with some genes in obsm, beside the factors."""
+    if _adata.written_by(adata, key) != method:
+        return None
+    before, now = ("obsm" if some else "layers" for some in ("genes" in adata.uns[key].get("params", {}), genes is not None))
+    if before == now:
+        return None
+    taken = [f"{now}[{name!r}]" for name in (key, _keys.sd(key)) if name in getattr(adata, now)]
+    if taken:
+        raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
+    return {before: [key, _keys.sd(key)]}
 
 
 def _posterior(asked: bool | str, entrywise: bool, modalities: list[str]) -> bool:
