@@ -203,8 +203,16 @@ def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str)
 def _numbers(adata: AnnData, column: str) -> np.ndarray:
     if column not in adata.obs:
         raise _check.missing("continuous_covariates: obs column", column, adata.obs.columns)
-    values = pd.to_numeric(adata.obs[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    given = adata.obs[column]
+    values = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = ~np.isfinite(values)
+    text = np.isnan(values) & given.notna().to_numpy()
+    if text.any():
+        kinds = given[text].astype(str).unique()
+        raise ValueError(
+            f"continuous_covariates={column!r} holds text that is no number in {text.sum()} samples: {_check.listing(kinds, 5)}; "
+            f"pass it as categorical_covariates={column!r}, or make numbers of it"
+        )
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(

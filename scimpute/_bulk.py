@@ -95,6 +95,31 @@ class Fitted:
         share, noise = tensors["share"].to(device), tensors["noise"].to(device)
         return cls(scale, levels, linear, networks, share, noise, float(numbers["calibration"]), np.empty(0), {})
 
+    def embeddings(self) -> list[np.ndarray]:
+        """Where the levels of each categorical covariate lie, ``(levels, int(sqrt(levels)) + 1)``.
+
+        With a linear part the first principal coordinates of their effects on the standardised genes: a distance is a root mean square
+        over genes. The tables of the networks beside it hardly leave their random start. Those of networks alone are given as they are.
+        """
+        if self.linear is None:
+            names = ["network" if isinstance(network, Pmi) else "generator" for network in self.networks]
+            tables: list[list[Tensor]] = [
+                [network.get_parameter(f"{name}.covariates.tables.{column}") for name, network in zip(names, self.networks, strict=True)]
+                for column in range(len(self.levels))
+            ]
+            return [torch.cat(parts, dim=1).detach().cpu().numpy() for parts in tables]
+        factors, found = self.linear.factors, []
+        # After the latent factors and the column of ones (see `_linear.design`).
+        first = factors.rank + 1
+        for n in self.levels:
+            effects = factors.weights[:, first : first + n].T.double().cpu().numpy()
+            left, values, _ = np.linalg.svd(effects - effects.mean(axis=0), full_matrices=False)
+            coordinates = (left * values / math.sqrt(effects.shape[1]))[:, : math.isqrt(n) + 1]
+            largest = np.take_along_axis(coordinates, np.abs(coordinates).argmax(axis=0)[None], axis=0)
+            found.append((coordinates * np.where(largest < 0, -1, 1)).astype(np.float32))
+            first += n
+        return found
+
     def predict(self, table: Table, device: torch.device, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Expected value and standard deviation of every entry on the input's scale; observed entries as they are, with 0."""
         samples = self.scale.samples(table, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,92 @@ def test_other_genes_are_refused(cohort, train):
     query.var_names = [f"other{i}" for i in range(query.n_vars)]
     with pytest.raises(ValueError, match="none of the 60 genes of the model is in adata.var_names"):
         tl.apply(query, path, layer="hidden")
+
+
+def renamed(start: int, name: Callable[[str], str]) -> Callable[[ad.AnnData], ad.AnnData]:
+    """The query with the genes from this one on called otherwise."""
+
+    def edit(adata: ad.AnnData) -> ad.AnnData:
+        adata.var_names = [name(gene) if place >= start else gene for place, gene in enumerate(adata.var_names)]
+        return adata
+
+    return edit
+
+
+def other_column(adata: ad.AnnData) -> ad.AnnData:
+    adata.var["symbol"] = adata.var_names
+    return renamed(4, "id{}".format)(adata)
+
+
+FEW_GENES = {
+    "ensembl": (renamed(4, lambda gene: f"ENSG{int(gene[4:]):011d}"), "; the genes of the model are symbols, those of adata Ensembl ids"),
+    "version": (renamed(4, "{}.12".format), r"; without version suffixes such as 'gene\d+.12' 60 of them match: adata.var_names ="),
+    "case": (renamed(1, str.title), "; 60 of them match where upper and lower case are the same"),
+    "another column": (other_column, r"; var\['symbol'\] has 60 of them: adata.var_names = adata.var\['symbol'\]"),
+    "a panel of four": (lambda adata: adata[:, :4].copy(), "$"),
+}
+
+
+@pytest.mark.parametrize("row", FEW_GENES)
+def test_a_handful_of_genes_is_refused(cohort, train, row, fingerprint):
+    edit, hint = FEW_GENES[row]
+    path, query = train(cohort[:60].copy()), edit(cohort[60:].copy())
+    before = fingerprint(query)
+    with pytest.raises(ValueError, match=rf"[14] of the 60 genes of the model is in adata.var_names: .*5 are needed at least{hint}"):
+        tl.apply(query, path, layer="hidden")
+    assert fingerprint(query) == before
+
+
+def test_genes_unknown_on_both_sides_are_said(cohort, train):
+    path, query = train(cohort[:60].copy()), renamed(40, "{}.1".format)(cohort[60:].copy())
+    with pytest.warns(
+        UserWarning, match="20 of the 60 genes of the model are not in .* filled from the other 40; 20 of the 60 genes of"
+    ) as caught:
+        tl.apply(query, path, layer="hidden")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "without version suffixes such as 'gene40.1' 60 of them match" in str(caught[0].message)
+    with pytest.warns(UserWarning, match="45 of the 60 genes .* from the other 15; by fewer than 20 genes no similar samples can be found"):
+        tl.apply(cohort[60:, :15].copy(), path, layer="hidden")
+
+
+SCALES = {
+    "natural": (lambda x: x * np.log(2), "values are 0.69.* times .*, as with natural logs here and log2 in the training"),
+    "log10": (lambda x: x * np.log10(2), "values are 0.3.* times .*, as with log10 here and log2 in the training"),
+    "counts": (lambda x: np.exp2(x) - 1, r"values are [\d.e+]+ times those of the same genes in the training;"),
+    "scaled": (lambda x: x - 6, r"negative values here \(min -.*\) and were none in the training: these values look scaled"),
+    "the same": (lambda x: x * 1.1, None),
+}
+
+
+@pytest.mark.parametrize("row", SCALES)
+def test_a_query_on_another_scale_is_said(cohort, train, row):
+    change, message = SCALES[row]
+    cohort.layers["hidden"] = np.maximum(cohort.layers["hidden"], 0)
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    query.layers["hidden"] = change(query.layers["hidden"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tl.apply(query, path, layer="hidden")
+    assert [bool(re.search(message or "", str(each.message))) for each in caught] == [True] * (message is not None)
+    assert all(each.filename == __file__ for each in caught)
+
+
+def test_centred_genes_have_a_scale_too(cohort, train):
+    cohort.layers["hidden"] = cohort.layers["hidden"] - np.nanmean(cohort.layers["hidden"], axis=0)
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    tl.apply(query, path, layer="hidden")
+    query.layers["hidden"] = query.layers["hidden"] + 6
+    with pytest.warns(UserWarning, match="half of the genes are more than . standard deviations of the training from their mean there"):
+        tl.apply(query, path, layer="hidden")
+
+
+def test_a_complete_query_is_said(cohort, train, method):
+    path, query = train(cohort[:60].copy()), cohort[60:].copy()
+    with pytest.warns(UserWarning, match="no value is missing") as caught:
+        tl.apply(query, path)
+    assert len(caught) == 1
+    assert query.layers[method].tobytes() == query.X.tobytes()
 
 
 def test_what_is_written(cohort, train, method, fingerprint):

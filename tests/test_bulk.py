@@ -13,6 +13,7 @@ import scimpute
 from scimpute import _bulk, _linear
 from scimpute._bulk import BulkSettings
 from scimpute._linear import Scale, Table
+from scimpute._progress import Progress
 
 CPU = torch.device("cpu")
 SETTINGS = BulkSettings(
@@ -135,7 +136,7 @@ def test_choices_do_not_see_the_answers(monkeypatch, method, mode):
         monkeypatch.setattr(_linear, "STRENGTHS", (1.0,) * 2)
         monkeypatch.setattr(_bulk, "_split", changed)
         monkeypatch.setattr(_bulk, "_shares", watched)
-        _bulk.train(table, settings, CPU, np.random.default_rng(0), lambda: None)
+        _bulk.train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
 
     run(0.0)
     run(10.0)
@@ -211,7 +212,7 @@ def test_spread_covers_hidden_entries(method, arguments):
 def test_saved_and_loaded_it_is_the_same(method, linear):
     settings = replace(SETTINGS, method=method, linear=linear, n_models=2)
     table = make_table()
-    fitted = _bulk.train(table, settings, CPU, np.random.default_rng(0), lambda: None)
+    fitted = _bulk.train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
     again = _bulk.Fitted.load(*fitted.state(), settings, CPU)
     assert (again.linear is None) == (not linear)
     for own in (None, np.arange(50)) if linear else (None,):
@@ -223,7 +224,7 @@ def test_saved_and_loaded_it_is_the_same(method, linear):
 
 def test_more_samples_than_are_worked_on_at_a_time():
     table = make_table(600, 12)
-    fitted = _bulk.train(table, SETTINGS, CPU, np.random.default_rng(0), lambda: None)
+    fitted = _bulk.train(table, SETTINGS, CPU, np.random.default_rng(0), Progress("", show=False))
     own = np.arange(600)
     whole, spread = fitted.predict(table, CPU, own)
     for rows in (slice(0, 3), slice(510, 515), slice(599, 600)):
@@ -236,7 +237,7 @@ def test_more_samples_than_are_worked_on_at_a_time():
 def test_a_level_that_is_unknown_is_no_level():
     """Only its observed genes tell of such a sample."""
     table = make_table()
-    fitted = _bulk.train(table, SETTINGS, CPU, np.random.default_rng(0), lambda: None)
+    fitted = _bulk.train(table, SETTINGS, CPU, np.random.default_rng(0), Progress("", show=False))
     unknown = replace(table, codes=np.full_like(table.codes, -1))
     found, sd = fitted.predict(unknown, CPU)
     assert np.isfinite(found).all()

@@ -90,12 +90,18 @@ def thinned() -> ad.AnnData:
     return adata
 
 
+def with_gaps() -> ad.AnnData:
+    adata = scimpute.datasets.toy_bulk(40, 60)
+    adata.X[::3, 5] = float("nan")
+    return adata
+
+
 WRITERS: dict[str, tuple[Callable[[], ad.AnnData], dict[str, Any]]] = {
     "tl.began": (scimpute.datasets.toy_counts, {**SMALL, "batch_key": "batch"}),
     "tl.spatial": (lambda: scimpute.datasets.toy_visium(8, 8, 60), SMALL),
     "tl.nmf": (lambda: scimpute.datasets.toy_visium(8, 8, 60), {**QUICK, "n_factors": 4}),
-    "tl.pmi": (lambda: scimpute.datasets.toy_bulk(40, 60), BULK),
-    "tl.gain": (lambda: scimpute.datasets.toy_bulk(40, 60), BULK),
+    "tl.pmi": (with_gaps, BULK),
+    "tl.gain": (with_gaps, BULK),
     "pp.thin": (scimpute.datasets.toy_counts, {}),
     "pp.hide": (scimpute.datasets.toy_counts, {}),
     "pp.spatial_rings": (lambda: scimpute.datasets.toy_visium(8, 8, 60), {}),

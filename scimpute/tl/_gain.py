@@ -21,6 +21,7 @@ def gain(
     mask_layer: str | None = None,
     missing: Literal["nan", "zero"] = "nan",
     empty_genes: Literal["error", "nan"] = "error",
+    max_missing: float = 1.0,
     mode: Literal["inplace", "inductive"] = "inplace",
     variant: Literal["default", "published"] = "default",
     mask_rate: tuple[float, float] | Literal["auto"] = "auto",
@@ -60,6 +61,8 @@ def gain(
         ``"nan"``: missing is NaN, and False in ``mask_layer``; zeros are values. ``"zero"``: zeros are missing, too.
     empty_genes
         What to do with a gene that no sample has: ``"error"``, or ``"nan"`` to leave it missing.
+    max_missing
+        Genes that are missing in a larger share of the samples are left alone: nothing is learnt from them, and their gaps stay NaN.
     mode
         ``"inplace"``: fill this object; choices are made on a tenth of its observed entries. ``"inductive"``: train a model for
         other samples (with ``save`` and :func:`scimpute.tl.apply`); choices are made on a fifth of the samples, shown in part.
@@ -106,6 +109,10 @@ def gain(
     ``adata.uns[key_added]``
         ``params``; ``r2`` per gene on hidden entries (a DataFrame: which genes to trust); ``history`` per model and epoch; ``chosen``;
         ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``stopped``; ``version``; ``seconds``.
+        With categorical covariates, ``embeddings``: for each of them a DataFrame, levels x dimensions, in which levels of like
+        expression are near each other. They are principal coordinates of the effects that the linear part has learnt, in standard
+        deviations of the genes (root mean square); in the published variant the embedding of the network. With ``max_missing``,
+        ``left_out``: the names of the genes that were left alone.
 
     Raises
     ------
@@ -151,6 +158,7 @@ def gain(
         mask_layer=mask_layer,
         missing=missing,
         empty_genes=empty_genes,
+        max_missing=max_missing,
         mode=mode,
         variant=variant,
         mask_rate=mask_rate,

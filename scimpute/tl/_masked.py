@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scanpy import logging as logg
 
-from .. import _adata, _annotations, _bulk, _check, _device, _keys, _progress, _random
-from .._linear import Table
+from .. import _adata, _annotations, _bulk, _check, _device, _genes, _keys, _progress, _random
+from .._linear import FEW, Scale, Table
 from .._save import save_model
 from .._version import __version__
 
@@ -22,8 +23,17 @@ if TYPE_CHECKING:
     from ._apply import Options
 
 MIN_SAMPLES = 10
+ENOUGH = 5
+"""Genes that a model and its query have in common at least: of fewer next to nothing can be said."""
 _LOGGED = 50.0
 """Largest value that is plausible for log expression."""
+_TIMES = 1.25
+"""Factor between the means of the genes of two cohorts from which they are on other scales: that of natural logs and log2 is 1.44."""
+_FAR = 3.0
+"""Standard deviations from the mean at which half of the genes of a cohort are not by chance."""
+_LOGS = {"natural logs": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
+"""What a natural log is divided by."""
+_CLOSE = 0.1
 
 # n_layers, n_hidden, dropout, learning_rate (Vinas 2021, supplement), by method and mode.
 _PUBLISHED = {
@@ -42,6 +52,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     settings = _settings(method, asked)
     _check.option("missing", asked["missing"], ("nan", "zero"))
     _check.option("empty_genes", asked["empty_genes"], ("error", "nan"))
+    max_missing = _check.number("max_missing", asked["max_missing"], 0, 1)
     path = _adata.model_file(adata, save)
     device = _device.resolve(asked["device"])
     rng = _random.generator(asked["random_state"])
@@ -52,9 +63,13 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     _check.memory(8 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
     values = read_values(adata, asked["layer"], asked["mask_layer"], asked["missing"])
     covariates = _annotations.read_covariates(adata, asked["categorical_covariates"], asked["continuous_covariates"])
-    kept = _nonempty_genes(adata, values, asked["empty_genes"])
-    _warn_of_values(values, adata)
-    table = Table(values[:, kept], covariates.codes, tuple(map(len, covariates.levels.values())), covariates.numbers)
+    left = np.isnan(values).mean(axis=0) > max_missing
+    kept = _nonempty_genes(adata, values, left, asked["empty_genes"])
+    known = values[:, kept]
+    _warn_of_level(known)
+    _warn_of_blanks(known, adata)
+    _warn_of_complete(known, saved=path is not None)
+    table = Table(known, covariates.codes, tuple(map(len, covariates.levels.values())), covariates.numbers)
 
     what = f"tl.{method}: {adata.n_obs:,} samples x {len(kept):,} genes, {settings.n_models} networks, {device}"
     with _device.session(device), _progress.Progress(what, show=shown) as bar:
@@ -68,7 +83,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     used = {name: value for name, value in asdict(settings).items() if name in asked} | {"max_epochs": fitted.record.pop("max_epochs")}
     params |= {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
     genes = adata.var_names[kept].astype(str)
-    layers = spread_out(key, filled, spread, kept, adata.n_vars)
+    layers = spread_out(key, filled, spread, kept, values)
     if path is not None:
         tensors, numbers = fitted.state()
         metadata = {"method": method, "version": __version__, "genes": list(genes), "params": params, "settings": asdict(settings)}
@@ -82,20 +97,28 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
+    if covariates.levels:
+        uns["embeddings"] = {
+            column: pd.DataFrame(where, index=levels, columns=[f"dim{i + 1}" for i in range(where.shape[1])])
+            for (column, levels), where in zip(covariates.levels.items(), fitted.embeddings(), strict=True)
+        }
+    if left.any():
+        uns["left_out"] = list(adata.var_names[left].astype(str))
+        logg.info(
+            f"{left.sum()} genes are missing in more than {max_missing:.0%} of the samples and are left as they are: "
+            f"{_check.listing(uns['left_out'], 5)}"
+        )
     if "chosen" in uns:
         uns["chosen"] = {**uns["chosen"], "candidates": pd.DataFrame(uns["chosen"]["candidates"])}
     return _adata.write(adata, key, method, layers=layers, uns=uns, copy=copy)
 
 
-def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, n_vars: int) -> dict[str, np.ndarray]:
-    """The layers; NaN in genes nothing is known of."""
-    layers = {}
-    for name, part in ((key, filled), (_keys.sd(key), spread)):
-        whole = part
-        if len(kept) < n_vars:
-            whole = np.full((len(part), n_vars), np.nan, dtype=np.float32)
-            whole[:, kept] = part
-        layers[name] = whole
+def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
+    """The layers; genes that were left out have what was observed of them, and NaN elsewhere."""
+    if len(kept) == values.shape[1]:
+        return {key: filled, _keys.sd(key): spread}
+    layers = {key: values.copy(), _keys.sd(key): np.where(np.isnan(values), values, 0)}
+    layers[key][:, kept], layers[_keys.sd(key)][:, kept] = filled, spread
     return layers
 
 
@@ -110,28 +133,70 @@ def read_values(adata: AnnData, layer: str | None, mask_layer: str | None, missi
     return values
 
 
-def _nonempty_genes(adata: AnnData, values: np.ndarray, empty_genes: str) -> np.ndarray:
-    empty = np.flatnonzero(np.isnan(values).all(axis=0))
-    if empty.size == adata.n_vars:
+def _nonempty_genes(adata: AnnData, values: np.ndarray, left: np.ndarray, empty_genes: str) -> np.ndarray:
+    """Places of the genes that are filled: not those that are left out, nor those without a value."""
+    nothing = np.isnan(values).all(axis=0)
+    if nothing.all():
         raise ValueError("all values are missing; there is nothing to learn from")
+    if (nothing | left).all():
+        least = np.isnan(values).mean(axis=0).min()
+        raise ValueError(f"max_missing leaves out all genes: the gene with the fewest gaps is missing in {least:.1%} of the samples")
+    empty = np.flatnonzero(nothing & ~left)
     if empty.size and empty_genes == "error":
         raise ValueError(
             f"{empty.size} genes have no observed value: {_check.listing(adata.var_names[empty], 5)}; remove them, or pass "
             "empty_genes='nan' to leave them missing. To fill genes a panel lacks, train on a reference that has them and use tl.apply"
         )
-    return np.setdiff1d(np.arange(adata.n_vars), empty)
+    return np.flatnonzero(~(nothing | left))
 
 
-def _warn_of_values(values: np.ndarray, adata: AnnData) -> None:
+def _warn_of_level(values: np.ndarray) -> None:
     top = float(np.nanmax(values))
     if top > _LOGGED:
         _check.warn(f"values up to {top:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first")
+
+
+def _warn_of_blanks(values: np.ndarray, adata: AnnData) -> None:
     blank = np.flatnonzero(np.isnan(values).all(axis=1))
     if blank.size:
         _check.warn(
             f"{blank.size} samples have no observed value (first: {adata.obs_names[blank[0]]!r}); "
             "they are filled from their covariates alone"
         )
+
+
+def _warn_of_complete(values: np.ndarray, *, saved: bool) -> None:
+    """Say so where nothing is missing; a model for other samples may be trained on that."""
+    if np.isnan(values).any():
+        return
+    zeros = int((values == 0).sum())
+    ways = f"; {zeros} values are 0, which missing='zero' takes for missing" if zeros else ""
+    message = f"no value is missing: there is nothing to fill, and the result is the input. Missing is NaN, or False in mask_layer{ways}"
+    if saved:
+        logg.info(message)
+    else:
+        _check.warn(message)
+
+
+def _other_scale(values: np.ndarray, scale: Scale) -> str | None:
+    """What is wrong where the values of a query are on another scale than those of the training, by the means of the genes."""
+    some = ~np.isnan(values).all(axis=0)
+    mean, known, spread = np.nanmean(values[:, some], axis=0, dtype=np.float64), scale.mean[some], scale.sd[some]
+    lowest = float(np.nanmin(values))
+    if lowest < 0 <= scale.lowest[0]:
+        return f"there are negative values here (min {lowest:g}) and were none in the training: these values look scaled or centred"
+    if np.sqrt(np.square(known).mean()) < spread.mean():
+        # Centred genes: a factor could not be told from chance.
+        away = float(np.median(np.abs(mean - known) / spread))
+        if away > _FAR:
+            return f"half of the genes are more than {away:.0f} standard deviations of the training from their mean there"
+        return None
+    times = float(mean @ known / (known @ known))
+    if 1 / _TIMES < times < _TIMES:
+        return None
+    logs = [(here, there) for here in _LOGS for there in _LOGS if abs(np.log(times * _LOGS[here] / _LOGS[there])) < _CLOSE]
+    guess = f", as with {logs[0][0]} here and {logs[0][1]} in the training" if logs else ""
+    return f"values are {times:.3g} times those of the same genes in the training{guess}"
 
 
 def _settings(method: str, asked: dict[str, Any]) -> _bulk.BulkSettings:
@@ -177,16 +242,33 @@ def _mask_rate(asked: Any, auto: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
+def _check_genes(adata: AnnData, genes: list[str]) -> None:
+    """Refuse where next to no gene is known; say so where there are unknown ones on both sides, or too few to find neighbours by."""
+    found, unknown, first = _genes.matched(adata, genes)
+    lacking = len(genes) - found
+    if found < min(ENOUGH, len(genes)):
+        raise ValueError(
+            f"{found or 'none'} of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
+            f"adata {_check.listing(adata.var_names, 5)}; {min(ENOUGH, len(genes))} are needed at least{_genes.misnamed(adata, genes)}"
+        )
+    few = found < min(FEW, len(genes) // 2)
+    if lacking and (unknown or few):
+        ignored = f"; {unknown} of the {adata.n_vars} genes of adata are not in the model and are not looked at: {first}" if unknown else ""
+        poor = f"; by fewer than {FEW} genes no similar samples can be found, and little is recovered" if few else ""
+        _check.warn(
+            f"{lacking} of the {len(genes)} genes of the model are not in adata.var_names and are filled from the other "
+            f"{found}{poor}{ignored}{_genes.misnamed(adata, genes)}"
+        )
+    elif lacking or unknown:
+        logg.info(f"{lacking} of the {len(genes)} genes of the model are filled, {unknown} genes of adata are not looked at")
+
+
 def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """What `tl.apply` does with a model of `tl.pmi` or `tl.gain`: genes of the query's that the model knows say what the others are."""
     genes = pd.Index(metadata["genes"])
     places = adata.var_names.astype(str).get_indexer(genes)
     found = places >= 0
-    if not found.any():
-        raise ValueError(
-            f"none of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
-            f"adata {_check.listing(adata.var_names, 5)}"
-        )
+    _check_genes(adata, metadata["genes"])
     params = dict(metadata["params"])
     _check.memory(8 * 4 * adata.n_obs * len(genes), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")
@@ -197,12 +279,18 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     read = read_values(adata, options.layer, own_mask, params["missing"])
     values = np.full((adata.n_obs, len(genes)), np.nan, dtype=np.float32)
     values[:, found] = read[:, places[found]]
-    _warn_of_values(values, adata)
+    _warn_of_blanks(values, adata)
+    _warn_of_complete(values, saved=False)
     covariates = _annotations.read_known_covariates(adata, metadata["covariates"], options.unseen)
     levels = tuple(map(len, covariates.levels.values()))
     stored = metadata["settings"]
     settings = _bulk.BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})
     fitted = _bulk.Fitted.load(tensors, metadata["numbers"], settings, options.device)
+    other = _other_scale(values, fitted.scale)
+    if other is not None:
+        _check.warn(f"{other}; bring them to the scale of the training first")
+    else:
+        _warn_of_level(values)
     filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
     results = {options.key: filled, _keys.sd(options.key): spread}
     written: dict[str, Any] = {"params": params, "uns": {"covariates": metadata["covariates"]}}
