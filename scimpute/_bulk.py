@@ -114,6 +114,7 @@ class Fitted:
         for n in self.levels:
             effects = factors.weights[:, first : first + n].T.double().cpu().numpy()
             left, values, _ = np.linalg.svd(effects - effects.mean(axis=0), full_matrices=False)
+            values[values < 1e-9 * values.max()] = 0
             coordinates = (left * values / math.sqrt(effects.shape[1]))[:, : math.isqrt(n) + 1]
             largest = np.take_along_axis(coordinates, np.abs(coordinates).argmax(axis=0)[None], axis=0)
             found.append((coordinates * np.where(largest < 0, -1, 1)).astype(np.float32))
