@@ -208,6 +208,8 @@ def impute(
     device: torch.device,
     side: Side | None,
     *,
+    measured: np.ndarray,
+    covered: float,
     progress: bool,
 ) -> Rates:
     """Values and standard deviations of some genes in all cells, where the rates and their spread were (see `_output.finish`).
@@ -222,18 +224,20 @@ def impute(
         Genes of the result, some of ``model.imputed``.
     side
         What a model of `tl.spatial` is told beside the counts.
+    measured, covered
+        Whether the object has each of the model's genes, and the share of all molecules these have.
     """
     columns, n_repeats, target = model.positions(names), model.params["n_repeats"], model.target
     rates = RunningMoments(len(size), len(names))
     own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None
-    context = model.context()
+    context, entrywise = model.context(), model.params.get("likelihood") == "squared"
     told = None if side is None else side.told(counts, size, context.loadings)
     with Progress(f"tl.apply: {len(size):,} cells x {len(names):,} genes, {device}", show=progress) as bar:
         bar.phase("predicting", 0.6, n_repeats)
         for number in range(n_repeats):
             repeat = model.repeat(number)
             partition = Partition(columns, repeat.place, repeat.blocks, repeat.genes_per_block)
-            batches = CellBatches(counts, size, labels, partition, context, device, side, told)
+            batches = CellBatches(counts, size, labels, partition, context, device, side, told, None if entrywise else measured, covered)
             add_rates(_Applied(AnyLevel(repeat.generator, model.levels).to(device)), batches, target, rates, own, number)
             bar.step()
         place = {name: i for i, name in enumerate(model.imputed)}
@@ -243,7 +247,7 @@ def impute(
         if options["fill"] == "expressed":
             options["expressed_above"] = model.tensors["expressed_above"][chosen].numpy()
         bar.phase("using the cells' own counts", 0.4)
-        finish(result, counts, size, columns, n_repeats, **options, entrywise=model.params.get("likelihood") == "squared")
+        finish(result, counts, size, columns, n_repeats, **options, entrywise=entrywise)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from ._blocks import Partition
-from ._counts import TARGET, binomial, chunks
+from ._counts import TARGET, binomial, chunks, row_sums, usual_size
 from ._side import Side
 from .models.began import Batch
 
@@ -22,6 +23,8 @@ THINNING = (0.5, 0.9)
 """Range of the fraction of molecules the generator is shown while it trains."""
 TILE_MAPS = 4
 """Values of the convolutional network's first maps for each value of a tile."""
+CLOSE = 0.05
+"""Relative error that the sum of a network's shares is taken to have, where it is not known from the counts what it is."""
 SHOWN = (0.3, 0.9)
 """The same for whole entries, where these are hidden instead of molecules."""
 
@@ -36,6 +39,10 @@ def n_batches(n_rows: int, batch_size: int) -> int:
     return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))
 
 
+RANK = 1e-4
+"""Singular values below so much of the first are none."""
+
+
 class Context:
     """The low-rank scores of a cell: what every gene block is told about the whole cell.
 
@@ -47,7 +54,7 @@ class Context:
     loadings
         Scaled singular vectors, ``(g, c)``.
     median_size
-        Median library size.
+        Median library size of the cells that have any molecule.
     """
 
     def __init__(self, loadings: np.ndarray, median_size: float) -> None:
@@ -63,12 +70,14 @@ class Context:
         root.data = np.sqrt(root.data)
         n_scores = min(n_scores, min(counts.shape) - 1)
         if n_scores < 1:
-            return cls(np.zeros((counts.shape[1], 0), np.float32), max(float(np.median(size)), 1.0))
+            return cls(np.zeros((counts.shape[1], 0), np.float32), usual_size(size))
         left, values, right = randomized_svd(root, n_scores, n_iter=3, random_state=seed)
         # Where cells are alike and deep the first score is all mean: divided by its spread alone it would be in the thousands.
         scores = left * values
         spread = np.hypot(scores.std(axis=0), 0.1 * scores.mean(axis=0))
-        return cls(right.T / np.maximum(spread, 1e-6), max(float(np.median(size)), 1.0))
+        # Beyond the rank of the data (few cells, or copies of each other) a direction is rounding error: no cell is told of it.
+        real = values > RANK * values[0]
+        return cls(np.where(real, right.T / np.where(real, spread, 1.0), 0.0), usual_size(size))
 
     @property
     def n_values(self) -> int:
@@ -114,6 +123,10 @@ class CellBatches:
         What there is beside the counts of a spot.
     told
         What of it is told of each modality, if that is known already: that takes as long as a pass over the counts.
+    measured
+        Whether the counts are of each gene, ``(g,)``; None where what is predicted is no share of a cell's molecules.
+    covered
+        Share of all molecules that are of these genes, over many cells.
     """
 
     def __init__(
@@ -126,12 +139,15 @@ class CellBatches:
         device: torch.device,
         side: Side | None = None,
         told: list[torch.Tensor] | None = None,
+        measured: np.ndarray | None = None,
+        covered: float = 1.0,
     ) -> None:
         self.counts, self.size, self.labels = counts, size, labels
         self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
         if told is None:
             told = [] if side is None else side.told(counts, size, context.loadings)
         self._told = told
+        self.measured, self.covered = measured, min(max(covered, 1e-6), 1.0)
 
     def chunks(self) -> Iterator[slice]:
         """All rows, in parts of which what is told, and the first maps that are made of a tile, take no more memory than the genes."""
@@ -238,6 +254,37 @@ class CellBatches:
             removed=torch.from_numpy(removed.astype(np.float32)).to(self.device),
             exposure=torch.from_numpy(exposure.astype(np.float32)).to(self.device),
         )
+
+    @functools.cached_property
+    def _inside(self) -> tuple[torch.Tensor, np.ndarray, float] | None:
+        """What takes genes that were not measured out of ``(P, b, m)``, each cell's molecules, how sure the network is of these."""
+        if self.measured is None:
+            return None
+        places = self.partition.place[self.measured]
+        if (places < 0).any():
+            return None
+        absent = np.full(self.partition.blocks * self.partition.genes_per_block, -np.inf, dtype=np.float32)
+        absent[places] = 0
+        sure = (1 - self.covered) / (self.covered * CLOSE**2)
+        return torch.from_numpy(absent).view(self.partition.blocks, 1, -1).to(self.device), row_sums(self.counts), sure
+
+    def shares(self, rows: np.ndarray, log_rate: torch.Tensor) -> torch.Tensor:
+        """Shares from their logs, ``(P, b, m)``, in place, with the sum in each cell that its molecules give.
+
+        Of a cell's N molecules y are of the genes that were measured; where these are all genes, y = N, and the shares sum to 1. Otherwise
+        the sum has a Beta distribution around that of the network, with the size that gives it the relative error CLOSE in the mean
+        cell. Without this, cells unlike most others would lose or gain molecules. With genes in no block nothing is known of the sum.
+        """
+        if self._inside is None:
+            return log_rate.clamp_(max=0).exp_()
+        absent, inside, sure = self._inside
+        # Less the largest, as a network that went astray may give shares of which all are 0 in float32.
+        top = log_rate.add_(absent).amax(dim=(0, 2))
+        rate = log_rate.sub_(top[:, None]).exp_()
+        total = rate.sum(dim=(0, 2))
+        size = torch.from_numpy(self.size[rows]).to(total)
+        known = (torch.from_numpy(inside[rows]).to(total) + sure * total * top.clamp(max=0).exp()) / (size + sure).clamp(min=1e-12)
+        return rate.mul_((torch.where(size + sure > 0, known, 1.0) / total)[:, None])
 
     def inputs(self, rows: np.ndarray) -> torch.Tensor:
         """Whole cells as the generator reads them, ``(P, b, m + c)``."""

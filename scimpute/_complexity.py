@@ -43,7 +43,7 @@ def choose(
     error, is as good, and of these the fewest context scores are taken, with the penalty that suits them best. The cost does not grow
     with the data.
     """
-    per_epoch = n_batches(data.train.shape[0], settings.batch_size)
+    per_epoch = n_batches(len(data.learnt_from), settings.batch_size)
     why, plain = _unsearched(data, settings, per_epoch)
     asked = {name: getattr(settings, name) for name in vars(plain)}
     given = replace(plain, **{name: value for name, value in asked.items() if value is not None})
@@ -57,7 +57,7 @@ def choose(
     lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * per_epoch, max(STEPS)),)
     # The same thinned minibatches for every candidate: prepared once, and the comparison is paired.
     batches = data.of_training(partition, context)
-    rows = itertools.chain.from_iterable(shuffled(np.arange(data.train.shape[0]), settings.batch_size, rng) for _ in itertools.count())
+    rows = itertools.chain.from_iterable(shuffled(data.learnt_from, settings.batch_size, rng) for _ in itertools.count())
     minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
 
     width = settings.width or WIDTH

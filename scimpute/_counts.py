@@ -51,6 +51,12 @@ def column_sums(matrix: sp.csr_matrix) -> np.ndarray:
     return np.asarray(matrix.T @ np.ones(matrix.shape[0])).ravel()
 
 
+def usual_size(size: np.ndarray) -> float:
+    """Median library size of the cells that have any molecule; 1 where none has."""
+    there = size[size > 0]
+    return max(float(np.median(there)), 1.0) if there.size else 1.0
+
+
 def columns(matrix: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
     """Some columns in the order given; the matrix itself where that is all of them as they are."""
     if len(genes) == matrix.shape[1] and np.array_equal(genes, np.arange(len(genes))):

@@ -14,7 +14,7 @@ import torch
 from . import _check
 from ._batches import CellBatches, Context
 from ._blocks import Partition
-from ._counts import column_sums, columns, row_sums, split
+from ._counts import column_sums, columns, row_sums, split, usual_size
 from ._side import Side
 
 HELDOUT = 0.05
@@ -134,7 +134,7 @@ class Data:
         size_train = row_sums(train) + (1 - HELDOUT) * outside
         size_heldout = row_sums(heldout) + HELDOUT * outside
         share = _share(train, size_train)
-        validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
+        validation = np.sort(rng.permutation(_with_molecules(size_train))[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
         return cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device, side)
 
@@ -152,7 +152,7 @@ class Data:
         """Hold out non-zero entries, and find for each gene how large the others are."""
         aside = rng.random(counts.nnz) < HELDOUT
         train, heldout = (_where(counts, some) for some in (~aside, aside))
-        depth = np.log(np.maximum(size, 1) / max(float(np.median(size)), 1.0))
+        depth = np.log(np.maximum(size, 1) / usual_size(size))
         # Sums of every gene; of arrays as large as the data there are only two more.
         logs = sp.csr_matrix((np.log(train.data), train.indices, train.indptr), shape=train.shape)
         there = sp.csr_matrix((np.ones_like(train.data), train.indices, train.indptr), shape=train.shape)
@@ -161,18 +161,26 @@ class Data:
         # One slope for all genes, of what is left of both within each gene.
         spread = float((there.T @ np.square(depth) - np.square(deep) / number).sum())
         slope = float((logs.T @ depth - deep * value / number).sum()) / max(spread, 1e-9)
-        share = np.exp((value - slope * deep) / number) / max(float(np.median(size)), 1.0)
+        share = np.exp((value - slope * deep) / number) / usual_size(size)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
         return cls(counts, size, labels, levels, genes, train, heldout, size, size, share, validation, device, side, "squared", slope - 1)
 
+    @property
+    def learnt_from(self) -> np.ndarray:
+        """Cells the networks are trained on: a cell without a molecule says nothing, but a spot without one has neighbours."""
+        return np.arange(len(self.size_train)) if self.side is not None else _with_molecules(self.size_train)
+
     def of_training(self, partition: Partition, context: Context) -> CellBatches:
-        told = self._looked(self.train, self.size_train, context)
-        return CellBatches(self.train, self.size_train, self.labels, partition, context, self.device, self.side, told)
+        return self._batches(self.train, self.size_train, partition, context)
 
     def whole(self, partition: Partition, context: Context) -> CellBatches:
-        told = self._looked(self.counts, self.size, context)
-        return CellBatches(self.counts, self.size, self.labels, partition, context, self.device, self.side, told)
+        return self._batches(self.counts, self.size, partition, context)
+
+    def _batches(self, counts: sp.csr_matrix, size: np.ndarray, partition: Partition, context: Context) -> CellBatches:
+        measured = np.ones(counts.shape[1], dtype=bool) if self.likelihood == "poisson" else None
+        told = self._looked(counts, size, context)
+        return CellBatches(counts, size, self.labels, partition, context, self.device, self.side, told, measured, self.share.sum())
 
     def _looked(self, counts: sp.csr_matrix, size: np.ndarray, context: Context) -> list[torch.Tensor]:
         """What is told of every modality: found once for all repeats with the same context."""
@@ -216,6 +224,11 @@ class Data:
 def _share(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
     # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
     return np.maximum(column_sums(counts), 0.5) / max(size.sum(), 1.0)
+
+
+def _with_molecules(size: np.ndarray) -> np.ndarray:
+    """Rows of the cells that have any molecule; all rows where none has."""
+    return np.flatnonzero(size > 0) if (size > 0).any() else np.arange(len(size))
 
 
 def _where(counts: sp.csr_matrix, some: np.ndarray) -> sp.csr_matrix:

@@ -88,7 +88,7 @@ def fit_repeat(
     """
     module = build(data, settings, complexity, context, partition, rng)
     batches = data.of_training(partition, context)
-    rows = np.arange(data.train.shape[0])
+    rows = data.learnt_from
     # In the order of the object neighbouring cells may be of a kind.
     some = data.validation[:: math.ceil(len(data.validation) / 128)]
     glance = batches.against(some, data.heldout, data.size_heldout)
@@ -109,7 +109,7 @@ def fit_repeat(
     history = fit(
         module,
         epoch,
-        n_batches=n_batches(data.train.shape[0], settings.batch_size),
+        n_batches=n_batches(len(rows), settings.batch_size),
         max_epochs=complexity.max_epochs,
         learning_rate=settings.learning_rate,
         evaluate=evaluate,

@@ -5,6 +5,7 @@ Knows numpy, scipy and torch, not AnnData.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,7 +15,7 @@ import torch
 
 from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
-from ._counts import CACHED, chunks, column_sums, columns
+from ._counts import CACHED, chunks, column_sums, columns, usual_size
 from ._data import Data
 from .models import posterior, sizes
 from .models.began import Began
@@ -37,7 +38,7 @@ def predict(module: Predictor, batches: CellBatches, rows: np.ndarray, label: in
     if label is not None and level is not None:
         codes[label] = torch.full_like(codes[label], level)
     with torch.no_grad():
-        return batches.partition.gather(module.generator(batches.inputs(rows), codes).clamp_(max=0).exp_())
+        return batches.partition.gather(batches.shares(rows, module.generator(batches.inputs(rows), codes)))
 
 
 def add_rates(
@@ -97,7 +98,8 @@ class Result(Rates):
         Deviance of the held-out molecules, in nats per molecule: gene mean, network, posterior. Of held-out entries, mean squared error of
         the log: gene mean (at the spot's depth), network.
     variation
-        Largest standard deviation over (at most 256) cells of any gene's log rate: zero where every cell got the same.
+        Largest standard deviation over (at most 256) cells of any gene's log rate: zero where every cell got the same, infinite where
+        there is only one.
     """
 
     heldout: dict[str, float]
@@ -132,7 +134,8 @@ class Combiner:
         data, genes = self.data, self.data.genes
         prior, scores = self._of_molecules() if data.likelihood == "poisson" else self._of_entries()
         log_rates = np.log(np.maximum(self.validation.mean[:256], 1e-12))
-        variation = float(log_rates.std(axis=0).max())
+        # One cell cannot differ from others.
+        variation = float(log_rates.std(axis=0).max()) if len(log_rates) > 1 else math.inf
         seen = torch.from_numpy(column_sums(columns(data.counts, genes)) > 0)
         return Result(self.rates, self.own, prior.to("cpu"), seen, scores, variation)
 
@@ -140,7 +143,7 @@ class Combiner:
         data, genes = self.data, self.data.genes
         share = torch.from_numpy(data.share[genes].astype(np.float32)).to(data.device)
         parts = list(chunks(len(data.validation), len(genes), CACHED))
-        reference = share * max(float(np.median(data.size_train)), 1.0)
+        reference = share * usual_size(data.size_train)
         prior = sizes.estimate(map(self._validation, parts), len(data.validation), share, reference)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
         for rows in parts:
@@ -165,7 +168,7 @@ class Combiner:
             depth = np.log(np.maximum(data.size[spots], 1))[part.row]
             measured = np.log(part.data)
             predicted = np.log(np.maximum(self.validation.mean[rows][part.row, part.col], 1e-12)) + depth
-            of_gene = share[part.col] + depth + data.depth_slope * (depth - np.log(max(float(np.median(data.size)), 1.0)))
+            of_gene = share[part.col] + depth + data.depth_slope * (depth - np.log(usual_size(data.size)))
             n += np.bincount(part.col, minlength=len(n))
             squares += np.bincount(part.col, np.square(measured - predicted), minlength=len(n))
             null += float(np.square(measured - of_gene).sum())

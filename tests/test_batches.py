@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,3 +190,46 @@ def test_cell_without_molecules_is_finite():
     assert torch.isfinite(batch.inputs).all()
     assert float(batch.exposure[0]) == 0
     assert math.isclose(float(batch.exposure[1]), float(batch.removed.sum()))
+
+
+# The sum of a cell's shares
+
+
+def shares_of(counts, size, log_rate: np.ndarray, **options: Any) -> np.ndarray:
+    """Shares ``(n, g)`` of a network that gives each cell these logs."""
+    g = counts.shape[1]
+    partition = Partition.draw(np.arange(g), g, 8, np.random.default_rng(3))
+    batches = CellBatches(
+        counts, size, (), partition, Context.fit(counts, size, 4, seed=0), CPU, measured=np.ones(g, dtype=bool), **options
+    )
+    dealt = torch.cat([partition.deal(row, -30.0) for row in log_rate], dim=1)
+    return partition.gather(batches.shares(np.arange(len(log_rate)), dealt)).numpy()
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.4, -300.0], ids=["as they should be", "too large", "all 0 in float32"])
+def test_shares_sum_to_one_where_all_genes_are_measured(offset):
+    counts = counts_of()
+    log_rate = np.random.default_rng(0).normal(-3, 1, counts.shape)
+    got = shares_of(counts, sums(counts), log_rate + offset)
+    np.testing.assert_allclose(got.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(got, np.exp(log_rate) / np.exp(log_rate).sum(1, keepdims=True), rtol=1e-4)
+
+
+def test_sum_of_shares_lies_between_the_network_and_the_counts():
+    """With half of the molecules outside it is a Beta mean, nearer to the counts the deeper the cell is."""
+    counts = counts_of(mean=5.0)
+    size = sums(counts) * np.linspace(1, 100, 12)
+    log_rate = np.full(counts.shape, np.log(0.9 / counts.shape[1]))
+    got = shares_of(counts, size, log_rate, covered=0.5).sum(1)
+    sure = 1 / 0.05**2
+    np.testing.assert_allclose(got, (sums(counts) + sure * 0.9) / (size + sure), rtol=1e-4)
+
+
+def test_sums_are_left_where_they_are_not_known():
+    """Some genes in no block, or values that are no shares."""
+    counts = counts_of()
+    some = make(counts, sums(counts), genes=np.arange(counts.shape[1] - 3))
+    some.measured = np.ones(counts.shape[1], dtype=bool)
+    for batches in (some, make(counts, sums(counts))):
+        shape = (batches.partition.blocks, 12, batches.partition.genes_per_block)
+        assert (batches.shares(np.arange(12), torch.full(shape, -4.0)) == np.float32(np.exp(-4))).all()

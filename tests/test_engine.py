@@ -83,14 +83,14 @@ def test_per_molecule_does_not_depend_on_the_depth(adata):
 
 
 class Known:
-    """A network that knows nothing but a log rate for each gene, one more for each level of the first label."""
+    """A network that knows nothing but a log rate for each gene, a step more for each level of the first label."""
 
-    def __init__(self, data: Data, partition: Partition, log_rate: np.ndarray, step: float = 0.0) -> None:
-        self.log_rate, self.step = partition.deal(log_rate, -30.0), step
+    def __init__(self, data: Data, partition: Partition, log_rate: np.ndarray, step: float | np.ndarray = 0.0) -> None:
+        self.log_rate, self.step = partition.deal(log_rate, -30.0), partition.deal(np.broadcast_to(step, log_rate.shape), 0.0)
         self.generator = self
 
     def __call__(self, inputs, labels):
-        return self.log_rate.expand(-1, inputs.shape[1], -1) + self.step * labels[0][None, :, None].float()
+        return self.log_rate + self.step * labels[0][None, :, None].float()
 
     def shift(self, by):
         self.log_rate = self.log_rate + by
@@ -142,9 +142,12 @@ def test_predict_as_another_level(adata):
     data = data_of(adata)
     partition = Partition.draw(data.genes, 40, 16, np.random.default_rng(0))
     batches = data.whole(partition, Context.fit(data.train, data.size_train, 3, seed=0))
-    module, rows = Known(data, partition, np.log(data.share), step=0.5), np.array([7, 1, 30, 2])
-    np.testing.assert_allclose(predict(module, batches, rows), data.share * np.exp(0.5 * data.labels[0][rows])[:, None], rtol=1e-5)
-    np.testing.assert_allclose(predict(module, batches, rows, 0, 1), np.tile(data.share * np.exp(0.5), (4, 1)), rtol=1e-5)
+    step = np.linspace(0, 0.5, 40)
+    module, rows = Known(data, partition, np.log(data.share), step), np.array([7, 1, 30, 2])
+    # Every gene of the cells is here: the shares of a cell sum to 1.
+    zero, one = (data.share * np.exp(step * level) / (data.share * np.exp(step * level)).sum() for level in (0, 1))
+    np.testing.assert_allclose(predict(module, batches, rows), np.where(data.labels[0][rows][:, None] == 1, one, zero), rtol=1e-5)
+    np.testing.assert_allclose(predict(module, batches, rows, 0, 1), np.tile(one, (4, 1)), rtol=1e-5)
     # The other label's level changes nothing here.
     np.testing.assert_array_equal(predict(module, batches, rows, 1, 2), predict(module, batches, rows))
 
@@ -350,3 +353,23 @@ def test_minibatches_without_a_removed_molecule(options):
     with pytest.warns(UserWarning, match="68 cells have no molecules"):
         tl.began(adata, **QUICK | {"batch_size": 8} | options)
     assert np.isfinite(adata.layers["began"]).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("options", [{}, {"max_epochs": 2}], ids=["chosen", "two epochs"])
+def test_few_cells_among_empty_ones_keep_their_molecules(k, options):
+    """More scores than cells: what is told beyond the rank of the data is nothing."""
+    rng = np.random.default_rng(0)
+    counts = np.vstack([rng.poisson(rng.gamma(1, 1, (k, 30)) * 3.0), np.zeros((30 - k, 30))]).astype(np.float32)
+    with pytest.warns(UserWarning, match="have no molecules"):
+        got = tl.began(ad.AnnData(sp.csr_matrix(counts)), n_repeats=2, copy=True, **options).layers["began"]
+    np.testing.assert_allclose(got[:k].sum(1), counts[:k].sum(1), rtol=0.2)
+    assert got[k:].max(initial=0) < 1e-6
+
+
+def test_one_huge_count(adata):
+    counts = adata.X.toarray()
+    counts[0, 0] = 1e12
+    got = tl.began(ad.AnnData(sp.csr_matrix(counts)), copy=True, **QUICK | {"penalty": "auto"}).layers["began"]
+    assert np.isfinite(got).all()
+    assert got[0, 0] == pytest.approx(1e12, rel=0.05)

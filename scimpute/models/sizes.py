@@ -66,11 +66,12 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     left -= place
     seen = nonzero(counts)
     x, at = counts[seen], mu[seen].clamp(min=1e-12)
+    values = _Counts.of(x)
     out = []
     for t, size in enumerate(sizes.tolist()):
         mean = torch.lerp(kept[place, t], kept[place + 1, t], left).mul_(mu)
         thetas = [size * math.exp(prior.spread * node) for node in NODES]
-        fits = [_rising(x, theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas]
+        fits = [values.rising(theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas]
         mean[seen] = _mixture_mean(x, at, thetas, fits)
         out.append(deviance(mean.mul_(ratio[:, None]), target))
     return torch.stack(out)
@@ -83,12 +84,13 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
     """
     seen = nonzero(counts)
     x, mean = counts[seen], mu[seen].clamp(min=1e-12)
+    values = _Counts.of(x)
     fits: list[Tensor] = []
     out = []
     for place in range(-STEPS, len(GRID) + STEPS):
         theta = float(GRID[0]) * math.exp(place * STEP)
         fit = (mu / theta).log1p_().mul_(-theta)
-        fit[seen] += _rising(x, theta) + x * (mean / (mean + theta)).log()
+        fit[seen] += values.rising(theta) + x * (mean / (mean + theta)).log()
         fits.append(fit)
         if len(fits) > 2 * STEPS:
             low, middle, high = (fits[i] for i in (0, STEPS, 2 * STEPS))
@@ -98,14 +100,24 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def _rising(x: Tensor, theta: float) -> Tensor:
-    """lgamma(x + theta) - lgamma(theta) for whole x.
+@dataclass(frozen=True)
+class _Counts:
+    """Whole counts by their value: what is a function of the value is worked out once for each, however large it is."""
 
-    In float32 the difference itself would be rounded, alike in every entry with the same count, and that adds up over the cells.
-    """
-    number = x.long()
-    steps = torch.arange(int(number.max()) if len(number) else 0, dtype=torch.float64)
-    return torch.nn.functional.pad((theta + steps).log().cumsum(0), (1, 0)).to(x)[number]
+    values: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Counts:
+        return cls(*torch.unique(x, return_inverse=True))
+
+    def rising(self, theta: float) -> Tensor:
+        """lgamma(x + theta) - lgamma(theta).
+
+        In float32 the difference itself would be rounded, alike in every entry with the same count, and that adds up over the cells.
+        """
+        whole = self.values.double()
+        return (torch.lgamma(whole + theta) - math.lgamma(theta)).to(self.values)[self.place]
 
 
 def gene_sizes(marginal: Tensor, share: Tensor, *, n_bins: int = 20, spread: float = 1.0) -> Tensor:

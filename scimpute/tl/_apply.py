@@ -180,7 +180,12 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
         known = labels[0] if labels else np.zeros(adata.n_obs, dtype=np.int64)
         n_known = model.levels[0] if labels else 1
         side, _ = _modalities.read_side(adata, params, sections, known, n_known, tensors)
-    result = _applied.impute(model, counts, size, labels, found, options.device, side, progress=options.progress)
+    measured = places >= 0
+    # Without a column of library sizes these are the sums of these genes.
+    covered = 1.0 if model.params.get("size_key") is None else float(model.tensors["share"].numpy()[measured].sum())
+    result = _applied.impute(
+        model, counts, size, labels, found, options.device, side, measured=measured, covered=covered, progress=options.progress
+    )
 
     params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}
     values = {options.key: result.rates.mean, _keys.sd(options.key): result.rates.squares}

@@ -285,3 +285,10 @@ def test_nothing_held_out_leaves_the_prior_of_the_prior():
     found = fitted(counts, np.zeros_like(counts), mu)
     assert torch.isfinite(found.sizes).all()
     assert np.isfinite([found.slope, found.spread]).all()
+
+
+def test_large_counts_cost_no_more_than_small_ones():
+    """A table up to the largest count would take 8 TB here."""
+    counts, mu = tensors(np.array([[1e12, 3.0, 0.0], [2.0, 9e15, 1.0]]), np.array([[1e12, 2.0, 0.1], [1.0, 8e15, 1.0]]))
+    assert torch.isfinite(marginal_deviance(counts, mu)).all()
+    assert torch.isfinite(heldout_deviance(counts, mu, counts, torch.tensor([0.1, 0.1]))).all()
