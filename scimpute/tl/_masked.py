@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scanpy import logging as logg
+from scipy.stats import norm
 
 from .. import _adata, _annotations, _bulk, _check, _device, _genes, _keys, _progress, _random
 from .._linear import FEW, Scale, Table
@@ -28,7 +29,9 @@ ENOUGH = 5
 _LOGGED = 50.0
 """Largest value that is plausible for log expression."""
 _TIMES = 1.25
-"""Factor between the means of the genes of two cohorts from which they are on other scales: that of natural logs and log2 is 1.44."""
+"""Factor between the values of two cohorts from which they are on other scales: that of natural logs and log2 is 1.44."""
+_HIGHEST, _MANY = 0.99, 200
+"""Quantile of the values that is compared, and genes from which it can be trusted alone."""
 _FAR = 3.0
 """Standard deviations from the mean at which half of the genes of a cohort are not by chance."""
 _LOGS = {"natural logs": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
@@ -179,7 +182,7 @@ def _warn_of_complete(values: np.ndarray, *, saved: bool) -> None:
 
 
 def _other_scale(values: np.ndarray, scale: Scale) -> str | None:
-    """What is wrong where the values of a query are on another scale than those of the training, by the means of the genes."""
+    """What seems wrong where the values of a query are on another scale than those of the training."""
     some = ~np.isnan(values).all(axis=0)
     mean, known, spread = np.nanmean(values[:, some], axis=0, dtype=np.float64), scale.mean[some], scale.sd[some]
     lowest = float(np.nanmin(values))
@@ -191,12 +194,15 @@ def _other_scale(values: np.ndarray, scale: Scale) -> str | None:
         if away > _FAR:
             return f"half of the genes are more than {away:.0f} standard deviations of the training from their mean there"
         return None
-    times = float(mean @ known / (known @ known))
-    if 1 / _TIMES < times < _TIMES:
+    # The highest values are alike in cohorts of other tissues, whose genes are not, however they were chosen. Of few genes both must agree.
+    drawn = known[:, None] + spread[:, None] * norm.ppf((np.arange(50) + 0.5) / 50)
+    times = float(np.nanquantile(values[:, some], _HIGHEST) / np.quantile(drawn, _HIGHEST))
+    means = float(mean @ known / (known @ known)) if len(known) < _MANY else times
+    if min(times, means) < _TIMES and max(times, means) > 1 / _TIMES:
         return None
     logs = [(here, there) for here in _LOGS for there in _LOGS if abs(np.log(times * _LOGS[here] / _LOGS[there])) < _CLOSE]
     guess = f", as with {logs[0][0]} here and {logs[0][1]} in the training" if logs else ""
-    return f"values are {times:.3g} times those of the same genes in the training{guess}"
+    return f"the highest values are {times:.3g} times those of the same genes in the training{guess}"
 
 
 def _settings(method: str, asked: dict[str, Any]) -> _bulk.BulkSettings:
@@ -288,7 +294,7 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     fitted = _bulk.Fitted.load(tensors, metadata["numbers"], settings, options.device)
     other = _other_scale(values, fitted.scale)
     if other is not None:
-        _check.warn(f"{other}; bring them to the scale of the training first")
+        _check.warn(f"{other}; if the scale is another one, bring the values to that of the training first")
     else:
         _warn_of_level(values)
     filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
