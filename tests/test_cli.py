@@ -69,7 +69,7 @@ def test_bulk_methods_and_their_models(method, tmp_path, capsys):
     adata = datasets.toy_bulk(40, 30)
     pp.hide(adata, of="all")
     adata.write_h5ad(cohort)
-    adata[:8, :10].copy().write_h5ad(panel)
+    adata[:8, :16].copy().write_h5ad(panel)
     quick = ["--n-models=1", "--n-hidden=8", "--max-epochs=1", "--device=cpu"]
     covariates = ["--categorical-covariates", "[tissue, sex]", "--continuous-covariates", "age", "--mask-rate", "[0.4, 0.8]"]
     assert _cli.main([method, cohort, out, "--layer", "hidden", "--save", model, *covariates, *quick]) == 0
