@@ -60,6 +60,10 @@ assert abs(marker_auc.loc["CD4", "counts"] - 0.5) < 0.05 and marker_auc.loc["CD4
 cd4 = (adata.to_df()["CD4"] / size).groupby(adata.obs[labels], observed=True).mean()
 assert cd4["CD14+ Monocyte"] > cd4["CD4+/CD25 T Reg"]
 assert 150 < told.sum() < 400 and not (zeros & (adata.to_df() > 0)).to_numpy().any()
+in_counts, in_imputed = (found_markers.xs(name, level=1) for name in ("counts", "imputed"))
+assert in_counts["significant"].max() < 0.4 * adata.n_vars and in_imputed["significant"].min() > 0.5 * adata.n_vars
+assert found_markers.loc[("CD4+/CD25 T Reg", "imputed"), "first"].startswith("ST6GALNAC1") and adata.to_df()["ST6GALNAC1"].sum() == 8
+assert found_markers.loc[("CD34+", "imputed"), "first"].startswith("GATA2") and in_imputed["fewest molecules"].min() < 10 < 200 <= in_counts["fewest molecules"].min()
 in_type = {gene: zeros.loc[adata.obs[labels] == kind, gene].mean() for gene, kind in markers.items()}
 assert in_type["MS4A1"] < 0.1 < in_type["FCER1A"] < 0.4 and told[adata.var_names.get_indexer(["GATA2", "KLRC2"])].all()
 elsewhere = {gene: zeros.loc[adata.obs[labels] != kind, gene].mean() for gene, kind in markers.items()}
