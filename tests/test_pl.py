@@ -220,3 +220,38 @@ def test_axes_are_called_as_scanpy_calls_them(adata, basis):
     shown = sc.pl.embedding(adata, basis.removeprefix("X_"), show=False)
     for axis in pl.imputed(adata, "gene1", basis=basis, show=False):
         assert (axis.get_xlabel(), axis.get_ylabel()) == (shown.get_xlabel(), shown.get_ylabel())
+
+
+FIGURES = {
+    "training": lambda a, **options: pl.training(a, **options),
+    "imputed": lambda a, **options: pl.imputed(a, "gene1", **options),
+    "clusters": lambda a, **options: pl.clusters(a, "began", "cell_type", **options),
+    "spatial": lambda a, **options: pl.spatial(a, "gene1", "began", **options),
+    "recovery": lambda a, **options: pl.recovery(a, "began", **options),
+    "embeddings": lambda a, **options: pl.embeddings(a, "pmi", **options),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*was made from")
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_that_fails_is_closed_and_others_stay(adata, tmp_path, name):
+    adata.obsm["spatial"] = adata.obsm["X_umap"]
+    adata.uns["pmi"] = {"method": "pmi", "embeddings": {"tissue": pd.DataFrame(np.eye(3))}}
+    pp.hide(adata)
+    mine, drawn_on = plt.figure(), plt.figure()
+    before = plt.get_fignums()
+    with pytest.raises(ValueError, match="is not supported"):
+        FIGURES[name](adata, show=False, save=tmp_path / "figure.nonsense")
+    assert plt.get_fignums() == before
+    axes = FIGURES[name](adata, show=False)
+    assert plt.get_fignums() == [*before, axes[0].figure.number]
+    # Axes of the user's own are his to close.
+    given = drawn_on.subplots(1, len(axes), squeeze=False).ravel()
+    with pytest.raises(ValueError, match="is not supported"):
+        FIGURES[name](adata, show=False, ax=given, save=tmp_path / "figure.nonsense")
+    assert plt.get_fignums() == [*before, axes[0].figure.number]
+    assert plt.fignum_exists(mine.number)
+
+
+def test_every_figure_is_tried_above():
+    assert set(FIGURES) == set(pl.__all__)

@@ -109,6 +109,54 @@ def test_whiskers_far_below_zero_are_cut(adata):
     assert axes[1].get_ylim()[0] == pytest.approx(-1.05)
 
 
+def test_some_genes_with_their_names(adata, tmp_path):
+    """Every panel is that of an object in which nothing else was hidden."""
+    genes = ["gene7", "gene2", "gene30"]
+    adata.var_names = [f"gene{i}" for i in range(40)]
+    axes = pl.recovery(adata, ["mine", "truth"], groupby="tissue", genes=genes, show=False, save=tmp_path / "figure.png")
+    table = metrics.recovery(adata, ["mine", "truth"], groupby="tissue", by="gene")
+    assert [text.get_text() for text in axes[1].get_xticklabels()] == genes
+    drawn = {line.get_color(): line.get_ydata() for line in axes[1].lines[:3]}
+    assert len(drawn) == 3
+    for values, name in zip(drawn.values(), ["group_mean", "mine", "truth"], strict=True):
+        np.testing.assert_allclose(values, table.loc[genes, name])
+    other = adata.copy()
+    others = ~np.isin(np.arange(40), [7, 2, 30])
+    other.layers["hidden"] = np.where(others, other.X, other.layers["hidden"])
+    other.layers["hidden_mask"] = other.layers["hidden_mask"] & ~others
+    whole = pl.recovery(other, ["mine", "truth"], groupby="tissue", show=False)
+    np.testing.assert_allclose(medians(axes[2]), medians(whole[2]))
+    # As many points as genes on each of 4 x 3 boxes.
+    points = [line for line in axes[2].lines if line.get_marker() == "o"]
+    assert sum(len(line.get_ydata()) for line in points) == 36
+    # The curves are of these genes alone, against what is observed of all.
+    mask, chosen = adata.layers["hidden_mask"], ~others
+    visible = np.where(mask, np.nan, adata.X.astype(float))
+    variance, mean = np.nanvar(visible, 0), np.nanmean(visible, 0)
+    error = ((adata.X - adata.layers["mine"]) ** 2 * mask / variance)[:, chosen].sum(1)
+    null = ((adata.X - mean) ** 2 * mask / variance)[:, chosen].sum(1)
+    line = next(line for line in axes[0].lines if line.get_label() == "mine")
+    x, y = line.get_xdata(), line.get_ydata()
+    observed = 1 - mask.mean(axis=1)
+    some = np.flatnonzero(null > 0)
+    order = some[np.argsort(observed[some], kind="stable")]
+    bins = np.array_split(order, len(x))
+    np.testing.assert_allclose(x, [observed[rows].mean() for rows in bins])
+    np.testing.assert_allclose(y, [1 - error[rows].sum() / null[rows].sum() for rows in bins], rtol=1e-4)
+
+
+def test_some_genes_may_be_a_column_and_many(adata):
+    adata.var["pathway"] = np.arange(40) >= 5
+    _, axis = pl.recovery(adata, "mine", genes="pathway", show=False)
+    assert [text.get_text() for text in axis.get_xticklabels()] == list(adata.var_names[5:])
+    assert axis.figure.get_figwidth() > 10
+    given = plt.figure().subplots(1, 2)
+    assert pl.recovery(adata, "mine", genes=[adata.var_names[0]], ax=given, show=False) == list(given)
+    adata.layers["bad"] = adata.layers["truth"] * 50
+    _, axis = pl.recovery(adata, "bad", genes=[adata.var_names[0]], show=False)
+    assert axis.lines[0].get_ydata().tolist() == [-1]
+
+
 def test_names_are_no_formulas(adata):
     adata.obs[r"$\tsse$"] = adata.obs["tissue"].astype(str).replace(adata.obs["tissue"].iloc[0], r"$\lvl$")
     adata.layers[r"$\mine$"] = adata.layers.pop("mine")
@@ -130,6 +178,8 @@ def test_draws_on_given_axes_and_changes_nothing(adata, fingerprint):
         ({"layers": []}, ValueError, "no baseline to draw but the gene mean"),
         ({"layers": ["mine", "mine"]}, ValueError, "more than one row"),
         ({"key": "other"}, KeyError, "scimpute.pp.hide"),
+        ({"genes": ["gne1"]}, KeyError, "1 of 1 genes not found"),
+        ({"genes": []}, ValueError, "genes is empty"),
         ({"groupby": "tisue"}, KeyError, "did you mean 'tissue'"),
         ({"ax": "one"}, ValueError, r"ax must be 2 axes \(curves, genes\), got 1"),
         ({"ax": "one", "groupby": "tissue"}, ValueError, r"ax must be 3 axes \(curves, genes, genes by group\), got 1"),

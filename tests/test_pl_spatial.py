@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scimpute import metrics, pl, tl
 from scimpute.metrics import _clusters as clustering
 from scimpute.pl import _clusters, _tissue
+from scimpute.pl._palette import palette
 
 SIDE = 8
 LABELS = np.array(["a", "b", "c"])
@@ -233,8 +234,8 @@ def test_matching_keeps_as_many_cells_as_possible():
 
 def test_there_are_colours_for_all():
     for n in (3, 7, 8, 20, 21, 102):
-        assert len(set(_clusters._palette(n))) == n
-    assert len(_clusters._palette(150)) == 150
+        assert len(set(palette(n))) == n
+    assert len(palette(150)) == 150
 
 
 def shift(adata) -> None:

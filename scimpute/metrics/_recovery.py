@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -205,13 +206,16 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else np.nan
 
 
-def add_up(adata: AnnData, names: Sequence[str], key: str, label: _annotations.Label | None) -> Sums:
-    """The sums of the baselines and of the layers."""
+def add_up(adata: AnnData, names: Sequence[str], key: str, label: _annotations.Label | None, genes: np.ndarray | None = None) -> Sums:
+    """The sums of the baselines and of the layers, over all genes or the entries of some."""
     hidden = _hidden.read(adata, key, label)
+    if genes is not None:
+        hidden = replace(hidden, known=hidden.known & np.isin(np.arange(adata.n_vars), genes))
     predictions = _hidden.predictions(hidden, names, grouped=label is not None)
     sums = Sums(hidden, predictions)
     for entries in hidden.entries():
         sums.add(entries, predictions)
     if not sums.n.any():
-        raise ValueError(f"key={key!r}: no entry is hidden in a gene that has visible values; call scimpute.pp.hide with another frac")
+        which = "a gene" if genes is None else "any of these genes"
+        raise ValueError(f"key={key!r}: no entry is hidden in {which} that has visible values; call scimpute.pp.hide with another frac")
     return sums

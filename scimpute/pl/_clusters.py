@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.patches import Patch
-from scanpy.plotting import palettes
 from scipy.optimize import linear_sum_assignment
 
 from .. import _adata, _annotations, _check, _random
 from ..metrics import _profiles
 from ..metrics._clusters import Known, Settings, cluster, read_known
 from . import _figure, _tissue
+from ._palette import palette
 
 if TYPE_CHECKING:
     import os
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# Of Okabe and Ito, told apart by all; where there are more clusters, scanpy's.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _NONE = "#D0D0D0"
 # Of a second line of a title, of a legend, and of each letter of its labels, in inches.
 _LINE, _LEGEND, _LETTER = 0.2, 0.5, 0.075
 
 
+@_figure.closed_on_failure
 def clusters(
     adata: AnnData,
     layers: str | Sequence[str] = (),
@@ -135,7 +134,7 @@ def _draw(
 ) -> list[Axes] | None:
     first = next(iter(panels.values()))
     matched = {title: match(panel, first) for title, panel in panels.items()}
-    colors = _palette(max(int(codes.max()) for codes in matched.values()) + 1)
+    colors = palette(max(int(codes.max()) for codes in matched.values()) + 1)
     width, height = section.panel
     if known is not None:
         width, height = width + (_LEGEND + _LETTER * max(map(len, [*known.levels, "no label"]))) / len(panels), height + _LINE
@@ -169,9 +168,3 @@ def match(panel: Known, reference: Known) -> np.ndarray:
     sizes = np.bincount(panel.codes[panel.codes >= 0], minlength=len(new))
     new[rest[np.argsort(-sizes[rest], kind="stable")]] = np.arange(n_reference, n_reference + len(rest))
     return np.append(new, -1)[panel.codes]
-
-
-def _palette(n: int) -> list[str]:
-    """Colours of this many clusters, from the start again where there are no more."""
-    found = next((colors for colors in (_COLORS, palettes.default_20, palettes.default_102) if len(colors) >= n), palettes.default_102)
-    return [found[i % len(found)] for i in range(n)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -13,6 +15,26 @@ from scanpy import settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+Options = ParamSpec("Options")
+Result = TypeVar("Result")
+
+
+def closed_on_failure(function: Callable[Options, Result]) -> Callable[Options, Result]:
+    """A function that closes the figures it has made where it fails: pyplot would keep them, and show them with the next one."""
+
+    @functools.wraps(function)
+    def call(*positional: Options.args, **named: Options.kwargs) -> Result:
+        before = plt.get_fignums()
+        try:
+            return function(*positional, **named)
+        except BaseException:
+            for number in plt.get_fignums():
+                if number not in before:
+                    plt.close(number)
+            raise
+
+    return call
 
 
 def axes(given: Axes | Sequence[Axes] | None, rows: int, columns: int, panel: tuple[float, float], what: str) -> list[Axes]:

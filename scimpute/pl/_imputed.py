@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _AXES = {"diffmap": "DC", "tsne": "tSNE", "umap": "UMAP", "pca": "PC"}
 
 
+@_figure.closed_on_failure
 def imputed(
     adata: AnnData,
     genes: str | Sequence[str],

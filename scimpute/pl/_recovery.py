@@ -34,12 +34,14 @@ _BIN = 0.1
 _BOTTOM = -1.0
 
 
+@_figure.closed_on_failure
 def recovery(
     adata: AnnData,
     layers: str | Sequence[str],
     *,
     key: str = "hidden",
     groupby: str | None = None,
+    genes: str | Sequence[str] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | bool | None = None,
@@ -51,6 +53,9 @@ def recovery(
     the genes, a box for each method; with ``groupby``, below, R2 of the genes over the samples of each group. The zero of all panels
     is the gene's mean over all samples. Boxes are quartiles with the median, whiskers the 5th and 95th percentile, cut off below -1.
 
+    With ``genes``, such as those of a pathway, all panels are of these alone: right, a point for each gene and method, under the
+    name of the gene; below, a point for each gene on the boxes of the groups.
+
     Parameters
     ----------
     adata
@@ -61,6 +66,8 @@ def recovery(
         ``key_added`` of :func:`scimpute.pp.hide`.
     groupby
         Categorical column of ``obs``, such as the tissue. Its means are shown beside the layers. A column with one level is left out.
+    genes
+        Names of the genes to show, in this order, or a boolean column of ``var``; all where None.
     ax
         Axes to draw on, two or, with ``groupby``, three, of which only the first then has a legend; a new figure where None.
     show
@@ -75,7 +82,8 @@ def recovery(
     Raises
     ------
     KeyError, ValueError
-        As :func:`scimpute.metrics.recovery`; there is nothing to draw; ``ax`` is not as many axes as there are panels.
+        As :func:`scimpute.metrics.recovery`; a gene does not exist, or no entry of the genes is hidden; there is nothing to draw; ``ax``
+        is not as many axes as there are panels.
 
     Examples
     --------
@@ -87,22 +95,26 @@ def recovery(
     _adata.check_object(adata)
     names = _check.layers(layers, BASELINES)
     label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
-    sums = add_up(adata, names, key, label)
+    places = _annotations.read_genes(adata, genes)
+    sums = add_up(adata, names, key, label, places)
     methods = [name for name in sums.methods if name != "gene_mean"]
     if not methods:
         raise ValueError("layers is empty and there is no baseline to draw but the gene mean; name a layer, or give groupby")
     colors = {name: _GREYS.get(name) or _COLORS[names.index(name) % len(_COLORS)] for name in methods}
     groups = {} if label is None else {level: label.levels.index(level) for level in sorted(label.levels)}
-    used = _axes(ax, len(methods), len(groups))
+    used = _axes(ax, len(methods), len(groups), 0 if places is None else len(places))
     _curves(used[0], sums, colors, beside=ax is None)
-    _boxes(used[1], {name: [(i, sums.r2(name))] for i, name in enumerate(methods)}, colors, methods)
+    if places is None:
+        _boxes(used[1], {name: [(i, sums.r2(name))] for i, name in enumerate(methods)}, colors, methods)
+    else:
+        _points(used[1], {name: sums.r2(name)[places] for name in methods}, colors, list(adata.var_names[places].astype(str)))
     used[1].set_title("Genes")
     if label is not None:
         # The boxes of a group share the unit of width around its tick.
         place = (np.arange(len(methods)) - (len(methods) - 1) / 2) / (len(methods) + 1)
         r2 = {name: sums.r2(name, by_group=True) for name in methods}
         boxes = {name: [(i + at, r2[name][groups[level]]) for i, level in enumerate(groups)] for name, at in zip(methods, place)}
-        _boxes(used[2], boxes, colors, list(groups))
+        _boxes(used[2], boxes, colors, list(groups), each=places is not None)
         used[2].set_title(f"Genes by {_figure.plain(label.column)}")
         if ax is None:
             _legend(
@@ -111,14 +123,18 @@ def recovery(
     return _figure.finish(used, "recovery", show, save)
 
 
-def _axes(given: Axes | Sequence[Axes] | None, n_methods: int, n_groups: int) -> list[Axes]:
-    """The axes given, or two of a new figure and, where there are groups, one below them as wide as its boxes need."""
-    if given is not None or not n_groups:
+def _axes(given: Axes | Sequence[Axes] | None, n_methods: int, n_groups: int, n_genes: int) -> list[Axes]:
+    """The axes given, or two of a new figure and, where there are groups, one below them as wide as its boxes need.
+
+    ``n_genes`` is the number of genes that are named in the second; 0 where they are not.
+    """
+    if given is not None:
         panels = ["curves", "genes", "genes by group"][: 3 if n_groups else 2]
         return _figure.axes(given, 1, len(panels), (4.8, 3.2), ", ".join(panels))
-    width = min(24.0, max(9.6, 0.16 * n_groups * (n_methods + 1)))
-    figure = plt.figure(figsize=(width, 6.8), layout="constrained")
-    return list(figure.subplot_mosaic([["curves", "genes"], ["groups", "groups"]]).values())
+    named = min(19.2, max(4.8, 0.18 * n_genes))
+    width = max(4.8 + named, min(24.0, 0.16 * n_groups * (n_methods + 1)))
+    figure = plt.figure(figsize=(width, 6.8 if n_groups else 3.2), layout="constrained")
+    return list(figure.subplot_mosaic("ab;cc" if n_groups else "ab", width_ratios=[4.8, named]).values())
 
 
 def _curves(axis: Axes, sums: Sums, colors: dict[str, str], *, beside: bool) -> None:
@@ -145,8 +161,24 @@ def _curves(axis: Axes, sums: Sums, colors: dict[str, str], *, beside: bool) -> 
     _legend(axis, axis.get_lines(), beside=beside)
 
 
-def _boxes(axis: Axes, boxes: dict[str, list[tuple[float, np.ndarray]]], colors: dict[str, str], ticks: Sequence[str]) -> None:
-    """A box for each place and the genes' R2 there; undefined ones are left out."""
+def _points(axis: Axes, r2: dict[str, np.ndarray], colors: dict[str, str], genes: Sequence[str]) -> None:
+    """A point for each gene and method, above the gene's name; undefined ones are left out, and those below the scale lie on its edge."""
+    for i, (name, values) in enumerate(r2.items()):
+        axis.plot(np.maximum(values, _BOTTOM), color=colors[name], ls="", marker=_MARKERS[i % len(_MARKERS)], ms=5, alpha=0.9)
+    axis.set(xlim=(-0.7, max(len(genes), 3) - 0.3), ylabel="$R^2$ of a gene")
+    axis.set_xticks(range(len(genes)), [_figure.plain(gene) for gene in genes], rotation=90, fontsize="small")
+    _finish(axis)
+
+
+def _boxes(
+    axis: Axes,
+    boxes: dict[str, list[tuple[float, np.ndarray]]],
+    colors: dict[str, str],
+    ticks: Sequence[str],
+    *,
+    each: bool = False,
+) -> None:
+    """A box for each place and the genes' R2 there, with a point for each where they are few; undefined ones are left out."""
     low = []
     for name, places in boxes.items():
         found = [(place, r2[~np.isnan(r2)]) for place, r2 in places]
@@ -165,6 +197,10 @@ def _boxes(axis: Axes, boxes: dict[str, list[tuple[float, np.ndarray]]], colors:
             whiskerprops={"color": _EDGE, "lw": 0.8},
             capprops={"color": _EDGE, "lw": 0.8},
         )
+        if each:
+            points = [(place, value) for place, r2 in found for value in r2]
+            axis.plot(*np.reshape(points, (-1, 2)).T, ls="", marker="o", ms=2.5, mfc="white", mec=_EDGE, mew=0.6)
+            low += [np.array([r2.min(), r2.max()]) for _, r2 in found]
     # A single box is not made as wide as the panel.
     middle, half = (len(ticks) - 1) / 2, max(len(ticks), 3) / 2
     axis.set(xlim=(middle - half, middle + half), ylabel="$R^2$ of a gene")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _BAR = 0.8
 
 
+@_figure.closed_on_failure
 def spatial(
     adata: AnnData,
     genes: str | Sequence[str],

@@ -30,6 +30,7 @@ _PANELS: tuple[Panel, ...] = (
 _SQUARED: Panel = ("Error of held-out entries", "squared error of logs", {"heldout": (None, "#333333")})
 
 
+@_figure.closed_on_failure
 def training(
     adata: AnnData,
     key: str = "began",
