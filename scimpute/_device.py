@@ -100,6 +100,17 @@ def session(device: torch.device) -> Iterator[None]:
         threads.end()
 
 
+@contextlib.contextmanager
+def kept_threads() -> Iterator[None]:
+    """Around calls of scanpy: numba's parallel functions give their number of threads to the OpenMP that torch uses too."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
 def workers(device: torch.device) -> int:
     """Parts of a run that are worked on at the same time: as many as there are cores to use, on a CPU."""
     if device.type != "cpu":

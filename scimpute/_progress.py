@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from scanpy import logging as logg
@@ -53,6 +55,9 @@ class _Safe:
         return getattr(self.stream, name)
 
 
+_outer: ContextVar[Progress | None] = ContextVar("outer", default=None)
+
+
 class Progress:
     """How far a run is, in percent.
 
@@ -70,15 +75,19 @@ class Progress:
     def __init__(self, title: str, *, show: bool) -> None:
         self.title, self.name, self.show = title, title.split(":")[0], show
         self.bar: Any = None
+        self.outer: Progress | None = None
         self.lock = threading.Lock()
         self.done, self.end, self.each = 0.0, 0.0, 0.0
 
     def __enter__(self) -> Progress:
         self.start = time.perf_counter()
-        if self.show:
-            self._draw(self._open)
-        else:
+        self.outer = _outer.get()
+        if self.outer is not None:
+            self.show = self.outer.show
+        if not self.show:
             logg.info(self.title)
+        elif self.outer is None:
+            self._draw(self._open)
         return self
 
     def __exit__(self, *failed: object) -> None:
@@ -88,8 +97,17 @@ class Progress:
         if self.bar is not None:
             self._draw(lambda: self.bar.set_description(f"{self.name}: {'stopped' if failed[0] else 'done'}"))
             self._draw(self.bar.close)
-        elif failed[0] is None:
+        elif failed[0] is None and not (self.outer is not None and self.show):
             logg.info(f"{self.name}: {seconds:.0f} s")
+
+    @contextlib.contextmanager
+    def one_step(self) -> Iterator[None]:
+        """A step of the phase that is a run of its own: it moves this bar, and draws none."""
+        token = _outer.set(self)
+        try:
+            yield
+        finally:
+            _outer.reset(token)
 
     def phase(self, name: str, share: float, steps: int = 1) -> None:
         """Begin a phase that takes a share (0 to 1) of the run; what was left of the phase before is skipped."""
@@ -100,13 +118,15 @@ class Progress:
         elif not self.show:
             logg.info(f"{self.name}: {name}")
 
-    def step(self) -> None:
-        """A step of the phase is done."""
+    def step(self, part: float = 1.0) -> None:
+        """A step of the phase is done, or a part of it (0 to 1)."""
         with self.lock:
-            self._to(min(self.done + self.each, self.end))
+            self._to(min(self.done + part * self.each, self.end))
 
     def _to(self, percent: float) -> None:
         more, self.done = percent - self.done, percent
+        if self.outer is not None and more > 0:
+            self.outer.step(more / 100)
         if self.bar is not None and more > 0:
             self._draw(lambda: self.bar.update(more))
 

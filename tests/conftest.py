@@ -5,6 +5,7 @@ Helpers are fixtures that return a function: with ``--import-mode=importlib`` a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
@@ -26,6 +27,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 import torch
 
@@ -163,6 +165,47 @@ def states() -> Callable[[], tuple[Any, ...]]:
         )
 
     return look
+
+
+@pytest.fixture
+def greedy_scanpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scanpy whose every function leaves torch with two threads more, as numba does at its first parallel function."""
+
+    def greedy(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*positional: Any, **arguments: Any) -> Any:
+            try:
+                return function(*positional, **arguments)
+            finally:
+                torch.set_num_threads(torch.get_num_threads() + 2)
+
+        return call
+
+    for module in (sc.pp, sc.tl, sc.metrics):
+        for name in ("highly_variable_genes", "pca", "neighbors", "leiden", "umap", "rank_genes_groups", "morans_i"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, greedy(getattr(module, name)))
+
+
+@pytest.fixture
+def other_scanpy(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after which scanpy has other defaults, as its presets may set them, and other names for what it writes."""
+    others: dict[str, dict[str, Any]] = {
+        "pp.highly_variable_genes": {"flavor": "cell_ranger"},
+        "pp.pca": {"svd_solver": "randomized", "zero_center": False},
+        "pp.neighbors": {"method": "gauss", "metric": "cosine"},
+        "tl.leiden": {"flavor": "leidenalg", "n_iterations": -1, "key_added": "groups"},
+        "tl.umap": {"min_dist": 0.1, "key_added": "umap", "init_pos": "random"},
+        "tl.rank_genes_groups": {"method": "wilcoxon", "key_added": "markers", "mask_var": "highly_variable"},
+    }
+
+    def change() -> None:
+        for name, options in others.items():
+            module, _, function = name.partition(".")
+            original = getattr(getattr(sc, module), function)
+            monkeypatch.setattr(f"scanpy.{name}", lambda *a, _f=original, _o=options, **given: _f(*a, **_o | given))
+
+    return change
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def typed(adata) -> ad.AnnData:
 def quick(monkeypatch) -> None:
     """The graph without the import of umap, which takes seconds."""
     original = sc.pp.neighbors
-    monkeypatch.setattr(sc.pp, "neighbors", lambda *args, **options: original(*args, method="gauss", **options))
+    monkeypatch.setattr(sc.pp, "neighbors", lambda *args, **options: original(*args, **options | {"method": "gauss"}))
 
 
 def test_known_answers(typed, fingerprint):
@@ -143,13 +143,20 @@ def test_leiden_finds_the_number_of_clusters_or_takes_the_resolution(adata):
     assert agreement(adata, [], "cell_type", method="leiden", resolution=20, n_neighbors=5)["leiden_clusters"].item() > 10
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "greedy_scanpy")
 def test_same_seed_same_result_and_no_global_state(adata, states):
     first = metrics.cluster_agreement(adata, "rate", "cell_type", method=BOTH)
     before = states()
     pd.testing.assert_frame_equal(metrics.cluster_agreement(adata, "rate", "cell_type", method=BOTH), first)
     assert states() == before
     metrics.cluster_agreement(adata, "rate", "cell_type", random_state=np.random.default_rng(0))
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_left_to_what_scanpy_takes_where_nothing_is_said(adata, other_scanpy):
+    found = metrics.cluster_agreement(adata, "rate", "cell_type", method=BOTH, n_top_genes=20)
+    other_scanpy()
+    pd.testing.assert_frame_equal(metrics.cluster_agreement(adata, "rate", "cell_type", method=BOTH, n_top_genes=20), found)
 
 
 def test_backed_and_few_cells(typed, tmp_path):

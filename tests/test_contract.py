@@ -27,6 +27,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+from matplotlib import pyplot as plt
 
 import scimpute
 from scimpute._save import load_metadata
@@ -1054,6 +1055,53 @@ def test_80_fork_of_a_process_with_many_threads(imputer, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+THREADS_KEPT = """
+import multiprocessing, os, sys, warnings
+import torch, scimpute
+
+warnings.simplefilter("ignore")
+adata = scimpute.datasets.toy_visium(6, 6, 30)
+scimpute.pp.spatial_rings(adata)
+scimpute.tl.began(adata, max_epochs=1, n_repeats=1, n_context=2, penalty=1.0, width=4)
+calls = {
+    "moran": lambda: scimpute.metrics.spatial_autocorrelation(adata, "began"),
+    "report": lambda: scimpute.metrics.report(adata, "began", n_splits=0, basis="spatial", save=sys.argv[1]),
+    "false_signal": lambda: scimpute.metrics.false_signal(adata, lambda a: a.X),
+}
+
+def work(name):
+    torch.set_num_threads(1)
+    calls[name]()
+    sys.exit(torch.get_num_threads() != 1)
+
+wrong = []
+for name in calls:
+    child = multiprocessing.get_context("fork").Process(target=work, args=(name,))
+    child.start()
+    child.join(60)
+    child.kill()
+    if child.exitcode != 0:
+        wrong.append((name, child.exitcode))
+assert not wrong, wrong
+"""
+
+
+@FORKED
+def test_80_scores_and_figures_leave_torch_its_threads(tmp_path):
+    """Each in a process in which no parallel function of numba has run before."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"NUMBA_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(PACKAGE.parent), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS_KEPT, str(tmp_path / "report.html")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # The package as a whole
 
 MODULES = ("tl", "pp", "metrics", "pl", "datasets")
@@ -1255,3 +1303,57 @@ def test_run_is_silent(imputer, adata, capfd):
         warnings.simplefilter("error")
         imputer.run(adata, **imputer.labels)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def _nullable_strings_are_written(monkeypatch):
+    if not hasattr(ad.settings, "allow_write_nullable_strings"):
+        pytest.skip("anndata writes none")
+    before = ad.settings.allow_write_nullable_strings
+    ad.settings.allow_write_nullable_strings = True
+    yield
+    ad.settings.allow_write_nullable_strings = before
+
+
+@pytest.mark.usefixtures("_nullable_strings_are_written")
+@pytest.mark.filterwarnings("ignore:.*has seen the hidden:UserWarning")
+def test_scores_and_figures_read_columns_of_nullable_strings(tmp_path):
+    """As pandas and newer anndata keep text; also names of cells and genes, and after h5ad."""
+    adata = scimpute.datasets.toy_visium(6, 6, 30, n_sections=2)
+    scimpute.pp.spatial_rings(adata, library_key="section")
+    scimpute.pp.hide(adata)
+    quick = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
+    scimpute.tl.began(adata, "section", "region", **quick)
+    text = adata.copy()
+    for name in ("section", "region"):
+        text.obs[name] = text.obs[name].astype("string")
+    text.obs_names, text.var_names = text.obs_names.astype("string"), text.var_names.astype("string")
+    text.write_h5ad(tmp_path / "text.h5ad")
+    again = ad.read_h5ad(tmp_path / "text.h5ad")
+    assert again.obs["region"].dtype == "string"
+    metrics, pl = scimpute.metrics, scimpute.pl
+    genes = list(adata.var_names[:3])
+
+    def numbers(a):
+        axes = pl.clusters(a, "began", "region", columns="section", library_key="section", library_id=a.obs["section"].iloc[0], show=False)
+        axes += pl.spatial(a, genes[0], "began", library_key="section", library_id=a.obs["section"].iloc[0], show=False)
+        axes += pl.recovery(a, "began", groupby="region", genes=genes, show=False)
+        axes += pl.imputed(a, genes[0], "began", basis="spatial", show=False)
+        titles = [axis.get_title() for axis in axes]
+        plt.close("all")
+        return [
+            metrics.cluster_agreement(a, "began", "region"),
+            metrics.spatial_autocorrelation(a, "began", library_key="section", genes=genes),
+            metrics.recovery(a, "began", groupby="region"),
+            metrics.agreement(a, "began", "rate", output="rate"),
+            metrics.false_signal(a, lambda given: given.X, groups="region", n_splits=1),
+            metrics.heldout(a, "began", run=True),
+            metrics.gene_trust(a, "began", run=True).reset_index(drop=True),
+            metrics.report(a, "began", groupby="region", n_splits=0, save=tmp_path / "report.html")["markers"].astype({"group": object}),
+            pd.DataFrame({"titles": titles}),
+        ]
+
+    expected = numbers(adata)
+    for other in (text, again):
+        for found, wanted in zip(numbers(other), expected, strict=True):
+            pd.testing.assert_frame_equal(found, wanted)

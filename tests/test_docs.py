@@ -164,6 +164,7 @@ def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda path: path.name)
 @pytest.mark.usefixtures("short_training")
+@pytest.mark.filterwarnings("ignore:layer 'millionth' does not look like:UserWarning")  # that it scores well is the point
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # scanpy's, of what it does with matplotlib
 def test_examples_run(page: Path) -> None:
     """Block after block, as a reader who copies the page from its head."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy import stats
@@ -78,6 +79,90 @@ def test_only_the_column_is_new(adata, fingerprint):
     scimpute.metrics.gene_trust(adata, "truth")
     after = fingerprint(adata)
     assert {name for name in after if after[name] != before.get(name)} == {"var"} or set(after) - set(before) == {"var/truth_trust"}
+
+
+QUICK = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "drop_quantile": 50.0, "progress": False}
+
+
+@pytest.fixture
+def imputed() -> ad.AnnData:
+    adata = scimpute.datasets.toy_counts()
+    scimpute.tl.began(adata, "batch", **QUICK)
+    return adata
+
+
+def test_the_second_run_is_that_by_hand(imputed, fingerprint):
+    """And of an object that is not thinned nothing is left but the column."""
+    by_hand = imputed.copy()
+    scimpute.pp.thin(by_hand, 0.8, random_state=3)
+    scimpute.tl.began(by_hand, "batch", layer="thin_train", **QUICK)
+    expected = scimpute.metrics.gene_trust(by_hand, "began")
+    before = fingerprint(imputed)
+    found = scimpute.metrics.gene_trust(imputed, "began", run=True, frac=0.8, random_state=3)
+    pd.testing.assert_frame_equal(found, expected)
+    np.testing.assert_array_equal(imputed.var["began_trust"], expected["trust"])
+    del imputed.var["began_trust"]
+    assert fingerprint(imputed) == before
+    # The molecules of the object's own thinning are others.
+    scimpute.pp.thin(imputed, random_state=1)
+    pd.testing.assert_frame_equal(scimpute.metrics.gene_trust(imputed, "began", run=True, frac=0.8, random_state=3), expected)
+
+
+@pytest.mark.parametrize("options", [{"output": "log1p"}, {"fill": "expressed"}])
+def test_a_second_run_of_any_scale(imputed, options):
+    expected = scimpute.metrics.gene_trust(imputed, "began", run=True)
+    scimpute.tl.began(imputed, "batch", **QUICK, **options)
+    pd.testing.assert_frame_equal(scimpute.metrics.gene_trust(imputed, "began", run=True), expected)
+
+
+def test_a_second_run_of_some_genes(imputed):
+    genes = ["gene3", "gene1", "gene30"]
+    scimpute.tl.began(imputed, "batch", genes=genes, key_added="some", **QUICK)
+    table = scimpute.metrics.gene_trust(imputed, "some", run=True)
+    assert list(table.index) == list(imputed.var_names)
+    assert set(table.index[table["trust"].notna()]) == set(genes)
+    assert table["z"].notna().sum() == 3
+    assert (table["molecules"] > 0).sum() > 30
+
+
+def test_what_to_do_is_said(imputed):
+    """An imputation of ours can be run again, a layer of others cannot."""
+    for score in (scimpute.metrics.gene_trust, scimpute.metrics.heldout):
+        with pytest.raises(KeyError, match=r"layer 'thin_train' not found; pass run=True .*or call scimpute.pp.thin"):
+            score(imputed, "began")
+        with pytest.raises(
+            KeyError, match=r"layer 'thin_train' not found; call scimpute.pp.thin\(adata, key_added='thin'\) first and impute"
+        ):
+            score(imputed, "rate")
+    scimpute.pp.thin(imputed)
+    for score in (scimpute.metrics.gene_trust, scimpute.metrics.heldout):
+        with pytest.warns(UserWarning, match="has seen the held-out molecules.*or pass run=True"):
+            score(imputed, "began")
+
+
+def test_a_second_run_says_first_what_it_does(imputed, capsys):
+    scimpute.metrics.gene_trust(imputed, "began", run=True, progress=True)
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines[0] == "metrics.gene_trust: 1 imputation (tl.began) of 60 cells x 40 genes, of copies"
+    assert "tl.began" not in "".join(lines[1:])
+    assert lines[-1].startswith("metrics.gene_trust: done:  100%")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"key": "rate"}, ValueError, "does not say how this layer was imputed"),
+        ({"key": "bgan"}, KeyError, "did you mean 'began'"),
+        ({"run": "yes"}, TypeError, "run must be True or False"),
+        ({"frac": 1.0}, ValueError, "frac must be in"),
+        ({"frac": 1 - 1e-12}, ValueError, "all or none of the"),
+        ({"random_state": -1}, ValueError, "random_state"),
+        ({"device": "gpu"}, ValueError, "device 'gpu' not available"),
+        ({"progress": 1}, TypeError, "progress must be True or False"),
+    ],
+)
+def test_second_runs_refused(imputed, refused, options, error, message):
+    refused(imputed, lambda a: scimpute.metrics.gene_trust(a, **{"key": "began", "run": True} | options), error, message)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.stats import poisson
@@ -19,6 +20,7 @@ def small(train, test, **layers) -> ad.AnnData:
     return ad.AnnData(train + test, layers=thinned | {name: np.array(value, np.float32) for name, value in layers.items()})
 
 
+@pytest.mark.filterwarnings("ignore:.*does not look like expected counts:UserWarning")
 def test_by_hand():
     adata = small([[1, 0], [0, 3]], [[1, 0], [0, 1]], mine=[[2, 0], [1, 1]])
     table = metrics.heldout(adata, "mine")
@@ -70,6 +72,7 @@ def thinned(adata) -> ad.AnnData:
     return adata
 
 
+@pytest.mark.filterwarnings("ignore:.*does not look like expected counts:UserWarning")
 @pytest.mark.parametrize("kind", [np.asarray, sp.csr_matrix], ids=["dense", "sparse"])
 def test_against_the_dense_formulas(thinned, monkeypatch, kind):
     train, test = (thinned.layers[f"thin_{part}"].toarray() for part in ("train", "test"))
@@ -98,7 +101,8 @@ def test_the_truth_is_best_and_a_millionth_is_not(adata):
     pp.thin(adata, 0.9)
     adata.layers["true"], adata.layers["millionth"] = rate * np.float32(0.9), rate * np.float32(1e-6)
     adata.layers["doubled"] = rate * np.float32(1.8)
-    table = metrics.heldout(adata, ["true", "millionth", "doubled"])
+    with pytest.warns(UserWarning, match=r"layer '(millionth|doubled)' does not look like expected counts"):
+        table = metrics.heldout(adata, ["true", "millionth", "doubled"])
     for column in ("poisson", "mse_log"):
         assert table[column].idxmin() == "true"
     assert table["poisson_openproblems"].idxmin() == "millionth"
@@ -113,6 +117,69 @@ def test_reads_other_keys_and_changes_nothing(adata, fingerprint):
     np.testing.assert_allclose(table.loc["mine"], table.loc["raw"])
     with pytest.raises(KeyError, match="thin"):
         metrics.heldout(adata, ["mine"])
+
+
+@pytest.mark.parametrize("score", [metrics.heldout, metrics.gene_trust], ids=["heldout", "gene_trust"])
+def test_warns_of_a_layer_on_another_scale(adata, score):
+    """Of CP10k, as others write it or as it is in place; at the median depth; and of a share. Rescaled they are as they were."""
+    pp.thin(adata)
+    tl.began(adata, layer="thin_train", **QUICK)
+    depth = adata.layers["thin_train"].sum(axis=1).A1
+    expected = score(adata, "began")
+    total = adata.layers["began"].sum(axis=1, keepdims=True)
+    level = adata.layers["began"] / total * depth[:, None]
+    adata.layers["level"] = level
+    known = score(adata, "level")
+    for target, told in ((1e4, "the same total, 10000"), (np.median(depth), "the same total"), (1.0, "the same total, 1, ")):
+        for name in ("other", "began"):
+            adata.layers[name] = (level / depth[:, None] * target).astype(np.float32)
+            with pytest.warns(
+                UserWarning, match=f"layer '{name}' does not look like expected counts: every cell of it has {told}.*rescale=True"
+            ):
+                score(adata, name)
+            found = score(adata, name, rescale=True)
+            np.testing.assert_allclose(found.iloc[-1], known.iloc[-1], rtol=1e-4)
+    adata.layers["other"] = level * 20
+    with pytest.warns(UserWarning, match="the totals of its cells are 20 times those of the training part") as said:
+        score(adata, "other")
+    assert said[0].filename == __file__
+    assert np.isfinite(expected.iloc[0]).all()
+
+
+def test_equal_depths_are_no_other_scale(adata):
+    """Where all cells have as many molecules, a layer whose totals are equal is right."""
+    train = np.tile(np.arange(40), (60, 1))
+    rng = np.random.default_rng(0)
+    adata.layers["thin_train"], adata.layers["thin_test"] = sp.csr_matrix(rng.permuted(train, axis=1).astype(np.float32)), adata.X
+    adata.layers["mine"] = np.full((60, 40), train.sum() / 2400, np.float32)
+    metrics.heldout(adata, "mine")
+
+
+def test_second_runs_are_those_by_hand(adata, fingerprint):
+    tl.began(adata, **QUICK)
+    tl.began(adata, "batch", key_added="batches", output="rate", **QUICK)
+    by_hand = adata.copy()
+    pp.thin(by_hand, random_state=2)
+    tl.began(by_hand, layer="thin_train", **QUICK)
+    tl.began(by_hand, "batch", layer="thin_train", key_added="batches", **QUICK)
+    expected = metrics.heldout(by_hand, ["began", "batches"])
+    before = fingerprint(adata)
+    pd.testing.assert_frame_equal(metrics.heldout(adata, ["began", "batches"], run=True, random_state=2), expected)
+    assert fingerprint(adata) == before
+    # A generator hides the same molecules from both.
+    raw = metrics.heldout(adata, ["began", "batches"], run=True, random_state=np.random.default_rng(0))
+    assert not np.allclose(raw.loc["raw"], expected.loc["raw"])
+
+
+def test_second_runs_of_different_counts_are_refused(adata, refused):
+    tl.began(adata, **QUICK)
+    adata.layers["more"] = adata.X + adata.X
+    tl.began(adata, layer="more", key_added="doubled", **QUICK)
+    tl.began(adata, genes=["gene1", "gene2"], key_added="some", **QUICK)
+    refused(adata, lambda a: metrics.heldout(a, ["began", "doubled"], run=True), ValueError, "imputed from different counts")
+    refused(adata, lambda a: metrics.heldout(a, "some", run=True), ValueError, r"\['some'\] are of some genes only")
+    refused(adata, lambda a: metrics.heldout(a, ["began", "rate"], run=True), ValueError, "does not say how this layer was imputed")
+    refused(adata, lambda a: metrics.heldout(a, [], run=True), ValueError, "layers is empty")
 
 
 @pytest.mark.parametrize("score", [metrics.heldout, metrics.gene_trust], ids=["heldout", "gene_trust"])

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from matplotlib import pyplot as plt
 
 import scimpute
 from scimpute import _cli
-from scimpute.metrics import _report_page, _verdict, report
+from scimpute.metrics import _replay, _report_numbers, _report_page, _verdict, report
 
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "block_size": 16}
 SECTIONS = (
@@ -180,13 +181,36 @@ def test_how_often_it_is_imputed(imputed, save, monkeypatch, options, runs):
     assert all(call["batch_key"] == "batch" and call["width"] == 16 for call in calls)
 
 
+def test_how_often_it_will_be_imputed_is_said_first(imputed, save, capsys):
+    """One bar, whatever it runs."""
+    quick(imputed, save, n_splits=1, progress=True)
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines[0] == "metrics.report: 5 imputations (tl.began) of 60 cells x 40 genes, of copies"
+    said = "".join(lines[1:])
+    assert "tl.began" not in said
+    places = [
+        said.index(phase) for phase in ("groups and embedding", "imputation 1 of 5", "imputation 5 of 5", "markers and page", "done: ")
+    ]
+    assert places == sorted(places)
+
+
+def test_without_a_bar_there_is_a_line_for_each_phase(imputed, save, monkeypatch):
+    lines = []
+    monkeypatch.setattr("scimpute._progress.logg.info", lambda text, **_: lines.append(text))
+    quick(imputed, save, progress=False)
+    lines = [line for line in lines if line.startswith("metrics.report")]
+    assert lines[0] == "metrics.report: 1 imputation (tl.began) of 60 cells x 40 genes, of copies"
+    phases = ("groups and embedding of the counts", "imputation 1 of 1", "markers and page")
+    assert lines[1:-1] == [f"metrics.report: {phase}" for phase in phases]
+
+
 def test_what_was_left_to_the_data_is_left_to_them_again(adata, save, monkeypatch):
     given = {name: value for name, value in QUICK.items() if name not in ("penalty", "max_epochs")}
     scimpute.tl.began(adata, **given)
     adata.write_h5ad(save.with_suffix(".h5ad"))
     seen = {}
 
-    def look(self: Any, *_: Any) -> None:
+    def look(self: Any, *_: Any, **__: Any) -> None:
         seen.update(self.arguments)
         raise KeyboardInterrupt
 
@@ -205,7 +229,7 @@ def test_library_sizes_do_not_tell_what_was_hidden(adata, save, monkeypatch):
     scimpute.tl.began(adata, size_key="total", **QUICK)
     seen = []
 
-    def look(self: Any, given: ad.AnnData, layer: str) -> None:
+    def look(self: Any, given: ad.AnnData, layer: str, **_: Any) -> None:
         seen.append((given.obs["total"], given.layers["thin_train"].toarray()))
         raise KeyboardInterrupt
 
@@ -314,7 +338,8 @@ def test_some_genes_are_scored_at_the_depth_of_all(adata, save, genes):
     assert np.isfinite(found["heldout"]["mse_log"]).all()
     adata.layers["again"] = np.zeros(adata.shape, np.float32)
     adata.layers["again"][:, places] = adata.obsm.pop("again")
-    pd.testing.assert_frame_equal(found["gene_trust"], scimpute.metrics.gene_trust(adata, "again").loc[genes])
+    with pytest.warns(UserWarning, match="does not look like expected counts"):  # of the other genes it holds none
+        pd.testing.assert_frame_equal(found["gene_trust"], scimpute.metrics.gene_trust(adata, "again").loc[genes])
     scimpute.tl.began(adata, **QUICK)
     everything = quick(adata, save)
     if len(genes) == 1:
@@ -411,9 +436,12 @@ def test_squared_errors_are_called_so(save, method):
     assert "The deviance of held-out molecules should fall" not in page
 
 
-def test_clusters_of_the_counts_and_a_umap(adata, save):
+@pytest.mark.usefixtures("greedy_scanpy")
+def test_clusters_of_the_counts_and_a_umap(adata, save, other_scanpy):
     scimpute.tl.began(adata, **QUICK)
+    threads = torch.get_num_threads()
     found = report(adata, "began", n_splits=0, save=save)
+    assert torch.get_num_threads() == threads
     text = "".join(Page(save.read_text()).text)
     assert "k-means clusters of the raw counts" in text
     assert "a UMAP of the raw counts" in text
@@ -423,6 +451,12 @@ def test_clusters_of_the_counts_and_a_umap(adata, save):
     again = quick(adata, save)["markers"]
     columns = ["group", "gene", "before_in", "before_out"]
     pd.testing.assert_frame_equal(again[columns], found["markers"][columns])
+    # And whatever scanpy takes where nothing is said, or calls what it writes.
+    first = _report_numbers.embedding(adata, _replay.read(adata, "began", None, None, 0, "cpu"), None, 0)
+    other_scanpy()
+    pd.testing.assert_frame_equal(quick(adata, save)["markers"], again)
+    second = _report_numbers.embedding(adata, _replay.read(adata, "began", None, None, 0, "cpu"), None, 0)
+    np.testing.assert_array_equal(first[0], second[0])
 
 
 def test_markers_are_means_of_groups(imputed, save):

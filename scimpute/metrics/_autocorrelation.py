@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 
 from .. import _adata, _annotations, _check, _graph, _keys, _random
@@ -148,7 +147,10 @@ def _permutation(section: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _morans_i(graph: sp.csr_matrix, profiles: _profiles.Profiles, genes: np.ndarray, spots: np.ndarray, section: np.ndarray) -> np.ndarray:
-    """Moran's I of every gene, NaN where it is constant within the sections."""
+    """Moran's I of every gene, NaN where it is constant within the sections.
+
+    scanpy's ``morans_i`` gives the same, and leaves torch with another number of threads (numba's).
+    """
     _, codes = np.unique(section[spots], return_inverse=True)
     member = sp.csr_matrix((np.ones(len(spots)), (codes, np.arange(len(spots)))))
     sizes = np.asarray(member.sum(axis=1))
@@ -159,7 +161,8 @@ def _morans_i(graph: sp.csr_matrix, profiles: _profiles.Profiles, genes: np.ndar
         z -= (member @ z / sizes)[codes]
         varies = np.square(z).sum(axis=0) > _ROUNDING * level
         if varies.any():
-            result[some][varies] = sc.metrics.morans_i(graph, np.ascontiguousarray(z[:, varies].T))
+            z = z[:, varies]
+            result[some][varies] = len(spots) / graph.sum() * (z * (graph @ z)).sum(axis=0) / np.square(z).sum(axis=0)
     return result
 
 

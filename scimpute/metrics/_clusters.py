@@ -11,7 +11,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _adata, _check, _random
+from .. import _adata, _check, _device, _random
 from . import _profiles
 
 if TYPE_CHECKING:
@@ -237,7 +237,9 @@ def variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
     genes = np.flatnonzero(counts.matrix.getnnz(axis=0))
     if len(genes) <= n_top_genes:
         return genes
-    table = sc.pp.highly_variable_genes(ad.AnnData(counts.of(genes)), n_top_genes=n_top_genes, inplace=False)
+    with _device.kept_threads():
+        # Every option that a preset of scanpy may change is named, here and below.
+        table = sc.pp.highly_variable_genes(ad.AnnData(counts.of(genes)), n_top_genes=n_top_genes, flavor="seurat", inplace=False)
     return genes[table["highly_variable"].to_numpy()]
 
 
@@ -247,7 +249,9 @@ def components(layer: _profiles.Profiles, genes: np.ndarray, settings: Settings)
     n_pcs = min(settings.n_pcs, min(values.shape) - 1)
     if n_pcs < 1:
         raise ValueError(f"{values.shape[0]} cells and {len(genes)} genes with counts are too few for a principal component")
-    return np.round(sc.pp.pca(values, n_comps=n_pcs, random_state=settings.seed), _DECIMALS)
+    with _device.kept_threads():
+        scores = sc.pp.pca(values, n_comps=n_pcs, zero_center=True, svd_solver="arpack", random_state=settings.seed, dtype="float32")
+    return np.round(scores, _DECIMALS)
 
 
 def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
@@ -263,14 +267,21 @@ def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
 def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
     if not scores.any():
         return np.zeros(len(scores), dtype=np.int64)
-    graph = ad.AnnData(scores)
-    with warnings.catch_warnings():
-        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
-        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
-        sc.pp.neighbors(graph, n_neighbors=settings.n_neighbors, use_rep="X", random_state=settings.seed)
+    graph = neighbours(scores, settings.n_neighbors, settings.seed)
 
     def at(resolution: float) -> np.ndarray:
-        sc.tl.leiden(graph, resolution, random_state=settings.seed, flavor="igraph", n_iterations=2, directed=False)
+        with _device.kept_threads():
+            sc.tl.leiden(
+                graph,
+                resolution,
+                random_state=settings.seed,
+                key_added="leiden",
+                directed=False,
+                use_weights=True,
+                n_iterations=2,
+                flavor="igraph",
+                objective_function="modularity",
+            )
         return graph.obs["leiden"].cat.codes.to_numpy()
 
     if settings.resolution is not None:
@@ -287,3 +298,23 @@ def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
             break
         low, high = (middle, high) if number < wanted else (low, middle)
     return best
+
+
+def neighbours(scores: np.ndarray, n_neighbors: int, seed: int) -> ad.AnnData:
+    """An object with the graph of the nearest cells, as scanpy makes it."""
+    graph = ad.AnnData(scores)
+    with warnings.catch_warnings(), _device.kept_threads():
+        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
+        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
+        sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="X", knn=True, method="umap", metric="euclidean", random_state=seed)
+    return graph
+
+
+def umap(scores: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
+    """Two coordinates of every row, ``(n, 2)``."""
+    graph = neighbours(scores, n_neighbors, seed)
+    with _device.kept_threads():
+        sc.tl.umap(graph, min_dist=0.5, spread=1.0, n_components=2, init_pos="spectral", random_state=seed)
+    # The only embedding there; what it is called depends on scanpy's preset.
+    (found,) = graph.obsm.values()
+    return np.asarray(found, dtype=float)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .. import _adata, _check
 from .._counts import TARGET, chunks, expected_log1p
-from . import _thinned
+from . import _again, _replay, _thinned
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 EPSILON = 1e-6
 
 
-def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -> pd.DataFrame:
+def heldout(
+    adata: AnnData,
+    layers: str | Sequence[str],
+    *,
+    key: str = "thin",
+    rescale: bool = False,
+    run: bool = False,
+    frac: float = 0.9,
+    random_state: int | np.random.Generator | None = 0,
+    device: str = "auto",
+    progress: bool | None = None,
+) -> pd.DataFrame:
     r"""Score imputed layers on molecules that were held out by :func:`scimpute.pp.thin`.
 
     The layers must hold expected counts at the depth of the training part (``output="counts"``), made from
@@ -27,11 +38,20 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     Parameters
     ----------
     adata
-        Object thinned with :func:`scimpute.pp.thin`.
+        Object thinned with :func:`scimpute.pp.thin`; with ``run=True``, any object with imputations of :mod:`scimpute.tl`.
     layers
-        Name or names of the layers to score.
+        Name or names of the layers to score. With ``run=True``, imputations of the same counts, on any scale.
     key
-        ``key_added`` of :func:`scimpute.pp.thin`.
+        ``key_added`` of :func:`scimpute.pp.thin`. Not read with ``run=True``.
+    rescale
+        Bring every cell of a layer to the total of its training part, for a layer on another scale, such as CP10k (not its logarithm).
+        Second runs are on the right one.
+    run
+        Hide molecules of what was imputed, impute the others once more in the same way, on copies, and score this. It takes as long as
+        the imputations did. Without, a result that was made from all counts cannot be scored, as it has seen the answers.
+    frac, random_state, device, progress
+        Of the second runs: fraction of the molecules that they are given, seed (or generator, or None) of which these are, where they
+        run, and whether a progress bar is shown, as of :func:`report`.
 
     Returns
     -------
@@ -54,24 +74,64 @@ def heldout(adata: AnnData, layers: str | Sequence[str], *, key: str = "thin") -
     Raises
     ------
     KeyError
-        A layer, or the thinned layers, do not exist.
+        A layer, or the thinned layers, do not exist; with ``run=True``, there is no such imputation, or what it was told is not in the
+        object any more.
     ValueError
-        A layer is on another scale than counts, or holds NaN, infinite or negative values; a layer is named twice, or as a baseline is.
+        A layer is on another scale than counts, or holds NaN, infinite or negative values; a layer is named twice, or as a baseline is;
+        with ``run=True``, one is of some genes only, was imputed from other counts than the others, or not by
+        :func:`scimpute.tl.began`, :func:`scimpute.tl.spatial`, :func:`scimpute.tl.nmf` or a model of these.
+    FileNotFoundError
+        The model that was applied is not where it was.
 
     Notes
     -----
     To beat ``"gene_mean"`` does not show that genes inform each other: a cell's own count of a gene tells of its held-out molecules, too,
     also where all genes were permuted over the cells. Score ``posterior=False`` beside it, which leans less on the own count.
 
-    Warns of a layer of this package that was made from another matrix than the training part. A ``size_key`` tells of the held-out
+    Warns of a layer of this package that was made from another matrix than the training part, and of one whose cells have other totals
+    than there. A ``size_key`` tells of the held-out
     molecules, too: give it a column that is less by ``layers[f"{key}_test"].sum(axis=1)``.
 
     Works through chunks of rows; no dense copy of the matrix is made. Source: molecular cross-validation :cite:p:`Batson2019`.
+
+    Examples
+    --------
+    >>> import scimpute
+    >>> adata = scimpute.datasets.toy_counts()
+    >>> scimpute.tl.began(adata, max_epochs=2)
+    >>> scimpute.metrics.heldout(adata, "began", run=True).index.to_list()
+    ['raw', 'gene_mean', 'began']
     """
     _adata.check_object(adata)
     names = _check.layers(layers, ("raw", "gene_mean"))
-    parts = _thinned.read(adata, key)
-    rows = {name: scores(of_cells(read, parts), parts) for name, read in parts.predictions(adata, names).items()}
+    rescale = _check.boolean("rescale", rescale)
+    if _check.boolean("run", run):
+        return _of_second_runs(adata, names, frac, random_state, device, progress)
+    parts = _thinned.read(adata, key, *names)
+    rows = {name: scores(of_cells(read, parts), parts) for name, read in parts.predictions(adata, names, rescale=rescale).items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _of_second_runs(
+    adata: AnnData,
+    names: Sequence[str],
+    frac: float,
+    random_state: int | np.random.Generator | None,
+    device: str,
+    progress: bool | None,
+) -> pd.DataFrame:
+    """The table of imputations made again."""
+    if not names:
+        raise ValueError("layers is empty, and run=True is for imputations; name one")
+    some = [name for name in names if name not in _adata.layer_names(adata) and name in adata.obsm]
+    if some:
+        raise ValueError(f"{_check.listing(some)} are of some genes only; score these with metrics.gene_trust(run=True) or metrics.report")
+    rows: dict[str, dict[str, float]] = {}
+    for name, again in zip(names, _again.again(adata, names, "metrics.heldout", frac, random_state, device, progress), strict=True):
+        for row, read in again.whole.predictions(again.work, [_replay.RESULT], own=True).items():
+            row = name if row == _replay.RESULT else row
+            if row not in rows:
+                rows[row] = scores(of_cells(read, again.whole), again.whole)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from .. import _device
 from .._counts import CACHED, chunks, row_sums, split
 from ..models import posterior, sizes
 from . import _thinned
@@ -31,10 +32,12 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
             yield seen, mean, hidden, torch.from_numpy(ratio[rows])
 
     reference = share * max(float(np.median(inner.depth)), 1.0)
-    prior = sizes.estimate(pieces(), len(ratio), share, reference)
+    with _device.session(torch.device("cpu")):
+        prior = sizes.estimate(pieces(), len(ratio), share, reference)
 
     def read(rows: slice) -> np.ndarray:
         seen, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))
-        return posterior.mean_and_variance(seen, mean, prior, torch.zeros(()))[0].numpy()
+        with _device.session(torch.device("cpu")):
+            return posterior.mean_and_variance(seen, mean, prior, torch.zeros(()))[0].numpy()
 
     return read

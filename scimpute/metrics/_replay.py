@@ -12,9 +12,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from scanpy import logging as logg
 
-from .. import _adata, _annotations, _check, _keys
+from .. import _adata, _annotations, _check, _keys, _progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 METHODS = ("began", "spatial", "nmf")
 RESULT = "imputed"
 """Name of the result in the object of a replay."""
+RUNS = 0.9
+"""Share that the imputations have of all the work."""
 # What a replay decides by itself.
 _OWN = ("adata", "layer", "key_added", "output", "target_batch", "random_state", "device", "progress", "save", "copy")
 # Arguments that tl.began and tl.spatial choose where they are left to the data, and the column of the candidates that tells.
@@ -49,8 +50,6 @@ class Imputation:
         Role and name of each column of ``obs`` that it was told, but for the library sizes.
     parts
         ``obs``, ``obsm``, ``obsp`` and ``uns`` that it reads.
-    progress
-        As in :func:`scimpute.tl.began`.
     n_planned, n_done
         How often it is to be run, and was.
     """
@@ -64,7 +63,6 @@ class Imputation:
     genes: np.ndarray | None
     columns: dict[str, str]
     parts: dict[str, Any]
-    progress: bool | None
     n_planned: int = 1
     n_done: int = field(default=0)
 
@@ -77,6 +75,16 @@ class Imputation:
     def squared(self) -> bool:
         """Whether entries, and not molecules, were held out in its training."""
         return self.params.get("likelihood") == "squared"
+
+    @property
+    def name(self) -> str:
+        """Function that is run."""
+        return "tl.apply" if self.applied else f"tl.{self.method}"
+
+    def announced(self, by: str) -> str:
+        """What a user is told first: how often it will be run."""
+        times = "1 imputation" if self.n_planned == 1 else f"{self.n_planned} imputations"
+        return f"{by}: {times} ({self.name}) of {self.counts.shape[0]:,} cells x {self.counts.shape[1]:,} genes, of copies"
 
     @property
     def takes_label(self) -> bool:
@@ -99,22 +107,23 @@ class Imputation:
         others = {slot: dict(self.parts[slot]) for slot in ("obsm", "obsp", "uns")}
         return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), layers=layers, **others)
 
-    def run(self, given: AnnData, layer: str | None = None, **changes: Any) -> np.ndarray | pd.DataFrame:
+    def run(self, given: AnnData, layer: str | None = None, *, progress: _progress.Progress, **changes: Any) -> np.ndarray | pd.DataFrame:
         """Expected counts; of some genes only a table."""
         from .. import tl
 
         self.n_done += 1
-        logg.info(f"report: imputation {self.n_done} of {self.n_planned}, of a copy")
+        progress.phase(f"imputation {self.n_done} of {self.n_planned}", RUNS / self.n_planned)
         function = tl.apply if self.applied else getattr(tl, self.method)
-        function(given, **self.arguments | changes, layer=layer, key_added=RESULT, progress=self.progress)
+        with progress.one_step():
+            function(given, **self.arguments | changes, layer=layer, key_added=RESULT, progress=False)
         return given.layers[RESULT] if RESULT in _adata.layer_names(given) else given.obsm[RESULT]
 
-    def run_on_null(self, given: AnnData, label: str | None = None) -> np.ndarray | pd.DataFrame:
+    def run_on_null(self, given: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:
         """As :func:`scimpute.metrics.false_signal` wants it. Library sizes are sums: those of dealt counts are other ones."""
         size_key = self.params.get("size_key")
         work = self.object_of(given.X, given.obs, without=size_key)
         changes: dict[str, Any] = {"size_key": None} if size_key is not None and not self.applied else {}
-        return self.run(work, **changes | ({} if label is None else {"celltype_key": label}))
+        return self.run(work, progress=progress, **changes | ({} if label is None else {"celltype_key": label}))
 
 
 def find(adata: AnnData) -> list[str]:
@@ -123,9 +132,7 @@ def find(adata: AnnData) -> list[str]:
     return [key for key in adata.uns if key in present and _adata.written_by(adata, key) in METHODS]
 
 
-def read(
-    adata: AnnData, key: str, layer: str | None, model: str | os.PathLike[str] | None, seed: int, device: str, progress: bool | None
-) -> Imputation:
+def read(adata: AnnData, key: str, layer: str | None, model: str | os.PathLike[str] | None, seed: int, device: str) -> Imputation:
     """The imputation under a key, everything checked that it needs to be run again.
 
     Raises
@@ -167,7 +174,6 @@ def read(
         _annotations.read_genes(adata, genes),
         columns,
         _parts(adata, set(needed.values()), params),
-        progress,
     )
 
 
@@ -222,7 +228,9 @@ def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -
 
     path = params["model"] if model is None else model
     if not os.path.exists(path):
-        raise FileNotFoundError(f"model: {os.fspath(path)!r}, which was applied, does not exist; pass model=... where it is now")
+        raise FileNotFoundError(
+            f"model: {os.fspath(path)!r}, which was applied, does not exist; pass model=... where it is now to metrics.report"
+        )
     trained = load_metadata(path).get("params", {})
     for name, needed in (("output", "counts"), ("target_batch", None), *([("fill", "all")] if trained.get("fill") == "expressed" else [])):
         if trained.get(name) != needed:

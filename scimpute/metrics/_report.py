@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 
-from .. import _adata, _check, _device, _keys, _random
+from .. import _adata, _check, _device, _keys, _progress, _random
 from . import _replay, _report_figures, _report_numbers, _report_page, _report_sections, _verdict
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def report(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar of every imputation; None shows them in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
+        Show a progress bar, of all imputations together. None shows it in a terminal and in a notebook, unless
+        ``scanpy.settings.verbosity`` is 0. How many imputations there will be is said first.
     save
         File to write, in a folder that exists. An earlier report is replaced; any other file is refused.
 
@@ -131,43 +132,45 @@ def report(
     path = _target(save)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
-    if progress is not None:
-        _check.boolean("progress", progress)
+    show = _progress.shown(progress)
     rng = _random.generator(random_state)
     whole = isinstance(random_state, int | np.integer)
     seed, state = (int(random_state), int(random_state)) if whole else (_random.seed(rng), rng)  # type: ignore[arg-type]
-    imputation = _replay.read(adata, key, layer, model, seed, str(_device.resolve(device)), progress)
+    imputation = _replay.read(adata, key, layer, model, seed, str(_device.resolve(device)))
     label = imputation.takes_label and n_labelled > 0
     testable = n_splits > 0 and _report_numbers.untestable(imputation) is None
     imputation.n_planned = 1 + testable * (2 + label * (1 + min(n_labelled, n_splits)))
-    # What is cheap and may be refused comes first.
-    codes, names, column = _report_numbers.groups(adata, imputation, groupby, seed)
-    drawn_on = _report_numbers.embedding(adata, imputation, basis, seed)
+    with _progress.Progress(imputation.announced("metrics.report"), show=show) as bar:
+        # What is cheap and may be refused comes first.
+        bar.phase("groups and embedding of the counts", (1 - _replay.RUNS) / 2)
+        codes, names, column = _report_numbers.groups(adata, imputation, groupby, seed)
+        drawn_on = _report_numbers.embedding(adata, imputation, basis, seed)
 
-    scores, trust = _report_numbers.heldout(imputation, frac, state, seed)
-    null, why = _report_numbers.null(imputation, n_splits, n_labelled, state)
-    sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, posterior=imputation.params.get("posterior", True))
-    groups = _report_numbers.markers(imputation, codes, names)
-    markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
+        scores, trust = _report_numbers.heldout(imputation, frac, state, seed, bar)
+        null, why = _report_numbers.null(imputation, n_splits, n_labelled, state, bar)
+        sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, posterior=imputation.params.get("posterior", True))
+        bar.phase("markers and page", (1 - _replay.RUNS) / 2)
+        groups = _report_numbers.markers(imputation, codes, names)
+        markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
 
-    arguments = list(inspect.signature(_function(imputation.method)).parameters)
-    page = _report_page.page(
-        f"Report on the imputation {key!r}",
-        sentence,
-        reasons,
-        {
-            "What was run": _report_sections.what_was_run(imputation, key, arguments),
-            "Hidden molecules: is it better than simpler guesses?": _report_sections.heldout(scores, frac, imputation),
-            "Which genes to believe": _report_sections.trust(trust),
-            "The null test: what does it find where there is nothing?": _report_sections.null(null, why, n_splits),
-            "Training": _report_sections.training(imputation),
-            "Markers before and after": _report_sections.markers(
-                markers, column, column is not None and column in imputation.columns.values(), shown
-            ),
-            "When not to use it": _report_sections.when_not(),
-        },
-    )
-    _write(path, page)
+        arguments = list(inspect.signature(_function(imputation.method)).parameters)
+        page = _report_page.page(
+            f"Report on the imputation {key!r}",
+            sentence,
+            reasons,
+            {
+                "What was run": _report_sections.what_was_run(imputation, key, arguments),
+                "Hidden molecules: is it better than simpler guesses?": _report_sections.heldout(scores, frac, imputation),
+                "Which genes to believe": _report_sections.trust(trust),
+                "The null test: what does it find where there is nothing?": _report_sections.null(null, why, n_splits),
+                "Training": _report_sections.training(imputation),
+                "Markers before and after": _report_sections.markers(
+                    markers, column, column is not None and column in imputation.columns.values(), shown
+                ),
+                "When not to use it": _report_sections.when_not(),
+            },
+        )
+        _write(path, page)
     logg.info(f"report: {sentence} The page is {str(path)!r}")
     return {"verdict": sentence, "reasons": reasons, "heldout": scores, "gene_trust": trust, "false_signal": null, "markers": markers}
 

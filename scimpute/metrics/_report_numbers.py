@@ -13,11 +13,11 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _annotations, _keys, pp
+from .. import _device, _keys, _progress
 from .._counts import chunks, row_sums
-from . import _clusters, _heldout, _profiles, _thinned
+from . import _clusters, _gene_trust, _heldout, _profiles, _thinned
+from ._again import THIN, impute_again
 from ._false_signal import MIN_CELLS, false_signal
-from ._gene_trust import gene_trust
 from ._own_count import own_count
 from ._replay import RESULT, Imputation
 
@@ -32,7 +32,6 @@ BASELINES = {
 }
 _NEIGHBOURS = 15
 _PCS = 30
-_THIN = "thin"
 _CLUSTERS = 8
 """Clusters of the counts where no label is named."""
 _GROUPS, _MARKERS, _SMALLEST = 8, 3, 10
@@ -48,41 +47,17 @@ def profile(counts: sp.csr_matrix) -> _profiles.Profiles:
     return _profiles.Profiles(counts.tocsc(), row_sums(counts))
 
 
-def heldout(imputation: Imputation, frac: float, random_state: int | np.random.Generator, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def heldout(
+    imputation: Imputation, frac: float, random_state: int | np.random.Generator, seed: int, progress: _progress.Progress
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of the imputation and of the baselines, and the trust in every gene, by molecules that are hidden here."""
-    work = imputation.object_of(imputation.counts)
-    pp.thin(work, frac, key_added=_THIN, random_state=random_state)
-    hidden = float(row_sums(work.layers[_keys.test(_THIN)]).sum())
-    if not hidden or not work.layers[_keys.train(_THIN)].nnz:
-        raise ValueError(
-            f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored"
-        )
-    layers = {name: work.layers[name] for name in (_keys.train(_THIN), _keys.test(_THIN))}
-    size_key = imputation.params.get("size_key")
-    if size_key is not None:
-        # Less what is hidden, of which it would tell. No library is empty.
-        size = _annotations.read_size(work, size_key, imputation.counts) - row_sums(work.layers[_keys.test(_THIN)])
-        sizes = pd.DataFrame({size_key: np.maximum(size, 1)}, index=work.obs_names)
-        work = imputation.object_of(imputation.counts, sizes, without=size_key, layers=layers)
-    whole = _thinned.read(work, _THIN)
-    genes = np.arange(work.n_vars) if imputation.genes is None else imputation.genes
-    columns = pd.Index(whole.kept).get_indexer(genes)
-    columns = columns[columns >= 0]
+    again = impute_again(imputation, frac, random_state, progress)
+    work, whole, genes, columns = again.work, again.whole, again.genes, again.columns
     parts = whole if imputation.genes is None else whole.only(columns)
-    if not parts.test.nnz:
-        raise ValueError(
-            f"frac={frac}: none of the molecules of the imputed genes ({len(genes)}) was hidden, or none was left of them; nothing can be "
-            "scored. Impute more genes, or those with more molecules"
-        )
-    found = imputation.run(work, _keys.train(_THIN))
-    if isinstance(found, pd.DataFrame):
-        # In their places, so that they are scored at the depth of all genes.
-        places = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), work.n_vars))
-        work = ad.AnnData(work.X, layers={**layers, RESULT: sp.csr_matrix(found.to_numpy()) @ places})
     reads = {
-        **whole.predictions(work, [RESULT]),
+        **whole.predictions(work, [RESULT], own=True),
         "own_count": own_count(whole, np.random.default_rng(seed)),
-        "knn": _similar_cells(layers[_keys.train(_THIN)], whole, seed),
+        "knn": _similar_cells(work.layers[_keys.train(THIN)], whole, seed),
     }
     if imputation.genes is not None:
         reads = {name: _of_some(read, len(whole.kept), columns) for name, read in reads.items()}
@@ -96,7 +71,7 @@ def heldout(imputation: Imputation, frac: float, random_state: int | np.random.G
     if imputation.genes is not None:
         # Of a prediction that is to be renormalised all genes are needed.
         table = table.drop(columns="mse_log_renormalized")
-    return table, gene_trust(work, RESULT, thin=_THIN).iloc[genes].set_axis(imputation.names[genes])
+    return table, _gene_trust.of_layer(work, RESULT, THIN, own=True).iloc[genes].set_axis(imputation.names[genes])
 
 
 def _of_some(read: _thinned.Read, n_genes: int, columns: np.ndarray) -> _thinned.Read:
@@ -135,7 +110,7 @@ def untestable(imputation: Imputation) -> str | None:
 
 
 def null(
-    imputation: Imputation, n_splits: int, n_labelled: int, random_state: int | np.random.Generator
+    imputation: Imputation, n_splits: int, n_labelled: int, random_state: int | np.random.Generator, progress: _progress.Progress
 ) -> tuple[pd.DataFrame | None, str]:
     """The table of :func:`scimpute.metrics.false_signal`, or None and why there is none."""
     if not n_splits:
@@ -143,9 +118,9 @@ def null(
     why = untestable(imputation)
     if why is not None:
         return None, why
-    impute: Callable[..., Any] = lambda given: imputation.run_on_null(given)  # noqa: E731
+    impute: Callable[..., Any] = lambda given: imputation.run_on_null(given, progress=progress)  # noqa: E731
     if n_labelled and imputation.takes_label:
-        impute = lambda given, label: imputation.run_on_null(given, label)  # noqa: E731
+        impute = lambda given, label: imputation.run_on_null(given, label, progress=progress)  # noqa: E731
     counts = ad.AnnData(imputation.counts)
     with warnings.catch_warnings():
         # That there is no signal is no news here, and what is wrong with the user's own counts has been said.
@@ -183,9 +158,20 @@ def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict
     obs, var = pd.DataFrame({"group": label}, index=cells.astype(str)), pd.DataFrame(index=genes.astype(str))
     work = ad.AnnData(profile(imputation.counts).of(genes)[cells], obs=obs, var=var)
     chosen = [str(i) for i in shown]
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    with warnings.catch_warnings(), np.errstate(all="ignore"), _device.kept_threads():
         warnings.simplefilter("ignore", RuntimeWarning)
-        sc.tl.rank_genes_groups(work, "group", groups=chosen, n_genes=min(_MARKERS, len(genes)), method="t-test", use_raw=False)
+        sc.tl.rank_genes_groups(
+            work,
+            "group",
+            mask_var=None,
+            groups=chosen,
+            reference="rest",
+            n_genes=min(_MARKERS, len(genes)),
+            method="t-test",
+            use_raw=False,
+            rankby_abs=False,
+            key_added="rank_genes_groups",
+        )
     return {names[int(i)]: [int(place) for place in work.uns["rank_genes_groups"]["names"][i]] for i in chosen}
 
 
@@ -198,15 +184,10 @@ def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: i
     if imputation.method != "began" and _keys.SPATIAL in adata.obsm:
         return _on_tissue(_read.positions(adata, _keys.SPATIAL), adata, imputation), _keys.SPATIAL, "the positions of the spots"
     counts, how = profile(imputation.counts), settings(seed)
-    work = ad.AnnData(_clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how))
-    if adata.n_obs <= _SMALLEST or not work.X.any():
-        return np.asarray(work.X[:, [0, -1]], dtype=float), "pca", "principal components of the raw counts"
-    with warnings.catch_warnings():
-        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
-        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
-        sc.pp.neighbors(work, n_neighbors=min(_NEIGHBOURS, adata.n_obs - 1), use_rep="X", random_state=seed)
-    sc.tl.umap(work, random_state=seed)
-    return np.asarray(work.obsm["X_umap"], dtype=float), "umap", "a UMAP of the raw counts"
+    scores = _clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how)
+    if adata.n_obs <= _SMALLEST or not scores.any():
+        return np.asarray(scores[:, [0, -1]], dtype=float), "pca", "principal components of the raw counts"
+    return _clusters.umap(scores, min(_NEIGHBOURS, adata.n_obs - 1), seed), "umap", "a UMAP of the raw counts"
 
 
 def _on_tissue(place: np.ndarray, adata: AnnData, imputation: Imputation) -> np.ndarray:

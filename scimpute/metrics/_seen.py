@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from .. import _adata, _check, _keys
 from .._counts import chunks
 from .._matrix import some_rows
+from . import _replay
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 _METHODS = ("began", "spatial", "nmf", "pmi", "gain")
 
 
-def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str) -> None:
-    """Say so where one of our functions made the layer ``name`` from more than the layer ``kept``; ``hidden`` is what it has seen."""
+def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool = False) -> None:
+    """Say so where one of our functions made the layer ``name`` from more than the layer ``kept``; ``hidden`` is what it has seen.
+
+    ``run`` says whether the score takes ``run=True``.
+    """
     method = _adata.written_by(adata, name)
     if method not in _METHODS:
         return
@@ -30,6 +34,7 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str) -> None:
     _check.warn(
         f"layer {name!r} was made from {_adata.source_name(source)} and has seen {hidden}, so that its score is too good; make it again, "
         f"from what was kept: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
+        + (", or pass run=True" if run and name in _replay.find(adata) else "")
     )
 
 

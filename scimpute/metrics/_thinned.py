@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _adata, _check, _keys
-from .._counts import column_sums, row_sums
+from .._counts import chunks, column_sums, row_sums
 from .._matrix import some_rows
-from . import _seen
+from . import _replay, _scale, _seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,36 +62,53 @@ class Thinned:
     def gene_mean(self, rows: slice) -> np.ndarray:
         return (self.depth[rows, None] * self.share).astype(np.float32)
 
-    def of_layer(self, adata: AnnData, name: str) -> Read:
-        """A layer with expected counts, checked as it is read."""
-        matrix = _adata.read_layer(adata, name, require_output="counts")
-        _seen.warn_of_leak(adata, name, _keys.train(self.key), "the held-out molecules")
+    def of_layer(self, adata: AnnData, name: str, *, rescale: bool = False, own: bool = False) -> Read:
+        """A layer with expected counts, checked as it is read.
 
-        def read(rows: slice) -> np.ndarray:
+        ``rescale`` brings every cell to its depth. With ``own`` the layer is of a second run made here, and on the right scale, though
+        it may have some genes only.
+        """
+        matrix = _adata.read_layer(adata, name, require_output="counts")
+        _seen.warn_of_leak(adata, name, _keys.train(self.key), "the held-out molecules", run=True)
+
+        def part(rows: slice) -> np.ndarray:
             part = some_rows(matrix, rows)
             part = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float32)[:, self.kept]
-            if not np.isfinite(part).all() or part.min() < 0:
+            if not np.isfinite(part).all() or part.min(initial=0) < 0:
                 raise ValueError(f"layer {name!r} has NaN, infinite or negative values; expected counts are needed")
             return part
 
-        return read
+        if own:
+            return part
+        totals = np.concatenate([part(rows).sum(axis=1, dtype=np.float64) for rows in chunks(*self.train.shape)])
+        if not rescale:
+            _scale.warn_of_scale(f"layer {name!r}", totals, self.depth, "the training part", "rescale=True")
+            return part
+        factor = (self.depth / np.where(totals > 0, totals, 1)).astype(np.float32)
+        return lambda rows: part(rows) * factor[rows, None]
 
-    def predictions(self, adata: AnnData, names: Iterable[str]) -> dict[str, Read]:
+    def predictions(self, adata: AnnData, names: Iterable[str], *, rescale: bool = False, own: bool = False) -> dict[str, Read]:
         """The baselines and the layers."""
-        return {"raw": self.raw, "gene_mean": self.gene_mean} | {name: self.of_layer(adata, name) for name in names}
+        layers = {name: self.of_layer(adata, name, rescale=rescale, own=own) for name in names}
+        return {"raw": self.raw, "gene_mean": self.gene_mean} | layers
 
 
-def read(adata: AnnData, key: str) -> Thinned:
-    """Both parts; KeyError where the object was not thinned under this key."""
-    train, test = (_adata.read_counts(adata, _require(adata, name, key)) for name in (_keys.train(key), _keys.test(key)))
+def read(adata: AnnData, key: str, *names: str) -> Thinned:
+    """Both parts; KeyError where the object was not thinned under this key, which says what to do for the layers of these names."""
+    train, test = (_adata.read_counts(adata, _require(adata, part, key, names)) for part in (_keys.train(key), _keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
     train, test = train[:, kept], test[:, kept]
     return Thinned(train, test, kept, totals[kept] / totals.sum(), row_sums(train), row_sums(test), key)
 
 
-def _require(adata: AnnData, layer: str, key: str) -> str:
+def _require(adata: AnnData, layer: str, key: str, names: Sequence[str]) -> str:
     if layer not in _adata.layer_names(adata):
         found = _check.listing(_adata.layer_names(adata))
-        raise KeyError(f"layer {layer!r} not found; call scimpute.pp.thin(adata, key_added={key!r}) first. Layers: {found}")
+        ours = names and set(names) <= set(_replay.find(adata))
+        run = f"pass run=True to impute {_check.listing(names)} again of some molecules and score it on the others, or " if ours else ""
+        raise KeyError(
+            f"layer {layer!r} not found; {run}call scimpute.pp.thin(adata, key_added={key!r}) first and impute "
+            f"layer={_keys.train(key)!r}. Layers: {found}"
+        )
     return layer
