@@ -13,6 +13,7 @@ from typing import Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import scimpute
@@ -180,7 +181,9 @@ def test_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
     adata.obs["batch"] = adata.obs["region"]
     for name in ("in", "new"):
         adata.write_h5ad(f"{name}.h5ad")
-    scimpute.datasets.toy_bulk(40, 60).write_h5ad("cohort.h5ad")
+    cohort = scimpute.datasets.toy_bulk(40, 60)
+    cohort.X[::3, ::5] = np.nan
+    cohort.write_h5ad("cohort.h5ad")
     run = []
     for line in "".join(block for page in PAGES for block in blocks(page, "bash")).splitlines():
         if line.startswith("scimpute "):

@@ -50,6 +50,7 @@ def test_all_by_hand():
     np.testing.assert_allclose(genes, [[0, 1, 0.75], [np.nan] * 3], rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not look like expected counts:UserWarning")
 def test_counts_by_hand():
     # The zeros are visible: means 4 / 3 and 1.
     adata = small(
@@ -280,7 +281,8 @@ def test_warns_of_a_layer_that_has_seen_the_answers(of):
     adata = datasets.toy_bulk(60, 40)
     pp.hide(adata, of=of)
     missing = {"missing": "zero"} if of == "nonzero" else {}
-    tl.pmi(adata, **missing, **bulk)
+    with pytest.warns(UserWarning, match="no value is missing"):
+        tl.pmi(adata, **missing, **bulk)
     with pytest.warns(
         UserWarning, match=r"'pmi' was made from adata.X and has seen the hidden entries.*tl.pmi\(adata, ..., layer='hidden'"
     ):
@@ -342,3 +344,25 @@ def test_errors(fingerprint, edit, options, error, message):
 def test_refuses_what_is_no_anndata():
     with pytest.raises(TypeError, match="expected AnnData, got DataFrame"):
         metrics.recovery(pd.DataFrame(), "mine")
+
+
+def test_warns_of_a_layer_on_another_scale(adata):
+    """Where counts were hidden; of other values nothing is known."""
+    pp.hide(adata)
+    rate = adata.layers["rate"] / adata.layers["rate"].sum(axis=1, keepdims=True)
+    metrics.recovery(adata, "rate")
+    # Lower totals are right: the hidden molecules are not there.
+    adata.layers["low"] = adata.layers["rate"] * 0.3
+    metrics.recovery(adata, "low")
+    # So are equal ones where they are near: a method may say the same of all cells.
+    adata.layers["same"] = rate * np.median(np.asarray(adata.X.sum(axis=1)))
+    metrics.recovery(adata, "same")
+    adata.layers["other"] = rate * 1e4
+    with pytest.warns(UserWarning, match="layer 'other' does not look like expected counts: every cell of it has the same total, 10000, "):
+        metrics.recovery(adata, "other")
+    adata.layers["other"] = adata.layers["rate"] * 9
+    with pytest.warns(UserWarning, match="the totals of its cells are .* times those of the counts .median."):
+        metrics.recovery(adata, "other")
+    adata.X = adata.X.toarray() + 0.5
+    pp.hide(adata, of="all")
+    metrics.recovery(adata, "other")

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from .. import _adata, _annotations, _check, _keys
 from .._counts import chunks
 from .._matrix import some_rows
-from . import _seen
+from . import _scale, _seen
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -133,6 +133,10 @@ def _dense(matrix: Any, rows: Any, dtype: type = np.float64) -> np.ndarray:
 def _of_layer(hidden: Hidden, name: str) -> Predict:
     matrix = _in_rows(_adata.read_layer(hidden.adata, name, require_output="counts" if hidden.counts else None))
     _seen.warn_of_leak(hidden.adata, name, hidden.key, "the hidden entries")
+    if hidden.counts:
+        totals = np.concatenate([np.nansum(_dense(matrix, rows), axis=1) for rows in chunks(*hidden.adata.shape)])
+        # Lower totals are right: some molecules are hidden, and a method may fill the hidden entries alone.
+        _scale.warn_of_scale(f"layer {name!r}", totals, hidden.totals, "the counts", lower=True)
 
     def read(entries: Entries) -> np.ndarray:
         found = _dense(matrix, entries.rows)[entries.row, entries.gene]

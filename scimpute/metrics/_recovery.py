@@ -79,7 +79,8 @@ def recovery(
 
     Notes
     -----
-    Warns of a layer of this package that was made from another matrix than ``layers[key]``.
+    Warns of a layer of this package that was made from another matrix than ``layers[key]``, and, where counts were hidden, of a layer
+    on another scale.
 
     Works through chunks of rows; no dense copy of the matrix is made.
     """

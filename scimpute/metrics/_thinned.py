@@ -82,7 +82,7 @@ class Thinned:
             return part
         totals = np.concatenate([part(rows).sum(axis=1, dtype=np.float64) for rows in chunks(*self.train.shape)])
         if not rescale:
-            _scale.warn_of_scale(f"layer {name!r}", totals, self.depth, "the training part", "rescale=True")
+            _scale.warn_of_scale(f"layer {name!r}", totals, self.depth, "the training part", ", or pass rescale=True")
             return part
         factor = (self.depth / np.where(totals > 0, totals, 1)).astype(np.float32)
         return lambda rows: part(rows) * factor[rows, None]
