@@ -45,10 +45,14 @@ def check_target(
     copy: bool,
     suffixes: Sequence[str] = ("", "_sd"),
     beside: Mapping[str, Sequence[str]] | None = None,
+    sd: bool = True,
 ) -> None:
-    """Refuse before the work an object or a key that could not take the result; ``beside`` are names in other slots."""
+    """Refuse before the work an object or a key that could not take the result; ``beside`` are names in other slots.
+
+    With ``sd=False`` no standard deviations are written, and those of an earlier result go (see :func:`write`).
+    """
     check_writable(adata, copy)
-    _check_key(adata, key_added, method, layer, suffixes, beside or {})
+    _check_key(adata, key_added, method, layer, suffixes, beside or {}, sd)
 
 
 def check_writable(adata: Any, copy: bool) -> None:
@@ -71,7 +75,7 @@ def _matrix(adata: ad.AnnData, layer: str | None) -> Any:
             raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(layer_names(adata))}")
         return adata.X
     if layer not in layer_names(adata):
-        raise _check.missing("layer", layer, layer_names(adata))
+        raise without_sd(adata, layer) or _check.missing("layer", layer, layer_names(adata))
     return adata.layers[layer]
 
 
@@ -143,14 +147,21 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
             f"layer {layer!r} {'was written as' if scale else 'is to hold'} expected counts, and holds log1p of normalised values; "
             "impute again, and normalise a copy of the layer"
         )
-    return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    return _in_memory(matrix)
 
 
 def read_matrix(adata: ad.AnnData, layer: str | None) -> Any:
     """``X`` or a layer of real numbers as it is stored (read only), any of them NaN or infinite."""
     matrix = _matrix(adata, layer)
     check_kind(matrix, source_name(layer))
-    return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    return _in_memory(matrix)
+
+
+def _in_memory(matrix: Any) -> Any:
+    if hasattr(matrix, "to_memory"):  # backed sparse
+        matrix = matrix.to_memory()
+    # Half precision is for storage: sums over a row overflow in it, and scipy does not know it.
+    return matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix
 
 
 def source_name(layer: str | None) -> str:
@@ -251,7 +262,7 @@ def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:
 
 
 def _check_key(
-    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, Sequence[str]]
+    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, Sequence[str]], sd: bool
 ) -> None:
     """Refuse a key that would overwrite what this function did not write."""
     _check.key_name("key_added", key)
@@ -266,11 +277,13 @@ def _check_key(
                 f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and only one is of {method}; choose another key or "
                 "delete them"
             )
-        return
+        # What is called like standard deviations beside a result without them is the user's.
+        names, beside = [] if has_sd(adata, key) else [_keys.sd(key)], {}
+    names = [n for n in names if sd or n != _keys.sd(key)]
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
     taken += [f"{slot}[{n!r}]" for slot in beside for n in beside[slot] if n in getattr(adata, slot)]
-    taken += [f"uns[{key!r}]"] if key in adata.uns else []
+    taken += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
 
@@ -285,6 +298,19 @@ def written_by(adata: ad.AnnData, key: str) -> str | None:
     """The function of ours that wrote ``uns[key]``, if one did."""
     entry = adata.uns.get(key)
     return str(entry.get(_keys.METHOD)) if isinstance(entry, Mapping) and _keys.METHOD in entry else None
+
+
+def has_sd(adata: ad.AnnData, key: str) -> bool:
+    """Whether the function that wrote ``uns[key]`` wrote standard deviations too, if it is one that can do without."""
+    return bool(adata.uns[key].get("params", {}).get("sd", True))
+
+
+def without_sd(adata: ad.AnnData, name: str) -> KeyError | None:
+    """A KeyError that says how to get standard deviations where ``name`` would be those of a result without them."""
+    for key in adata.uns:
+        if name == _keys.sd(key) and written_by(adata, key) and not has_sd(adata, key):
+            return KeyError(f"{name!r} not found: {key!r} was imputed with sd=False, which writes no standard deviations; pass sd=True")
+    return None
 
 
 def write(
@@ -316,6 +342,10 @@ def write(
     if (new["layers"] and new["obsm"]) or written_by(target, key) != method:
         arrays = set()
     old = {"layers": arrays, "obsm": arrays, **(earlier or {})}
+    if uns.get("params", {}).get("sd") is False and written_by(target, key) == method and has_sd(target, key):
+        # The standard deviations of an earlier result do not belong to this one. Where it was of the other kind, `earlier` names them.
+        where = ["layers" if key in new["layers"] else "obsm"] if new["varm"] else ["layers", "obsm"]
+        old |= {slot: {*old[slot], _keys.sd(key)} for slot in where}
     names = {slot: {*new[slot], *old.get(slot, ())} for slot in new}
     before = {slot: {name: getattr(target, slot)[name] for name in names[slot] if name in getattr(target, slot)} for slot in new}
     try:

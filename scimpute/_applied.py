@@ -210,6 +210,7 @@ def impute(
     *,
     measured: np.ndarray,
     covered: float,
+    sd: bool,
     progress: bool,
 ) -> Rates:
     """Values and standard deviations of some genes in all cells, where the rates and their spread were (see `_output.finish`).
@@ -226,9 +227,11 @@ def impute(
         What a model of `tl.spatial` is told beside the counts.
     measured, covered
         Whether the object has each of the model's genes, and the share of all molecules these have.
+    sd
+        Whether standard deviations are wanted.
     """
     columns, n_repeats, target = model.positions(names), model.params["n_repeats"], model.target
-    rates = RunningMoments(len(size), len(names))
+    rates = RunningMoments(len(size), len(names), spread=sd)
     own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None
     context, entrywise = model.context(), model.params.get("likelihood") == "squared"
     told = None if side is None else side.told(counts, size, context.loadings)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from . import _check
+from . import _check, _keys
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -165,7 +165,8 @@ def _judge(in_file: str, **options: Any) -> None:
 def _report(adata: AnnData, key: str, out_file: str) -> None:
     slot = "obsm" if key in adata.obsm else "layers"
     shape = " x ".join(map(str, getattr(adata, slot)[key].shape))
-    _say(f"Wrote {slot}[{key!r}] ({shape}), its standard deviation and uns[{key!r}] to {out_file}")
+    spread = ", its standard deviation" if _keys.sd(key) in getattr(adata, slot) else ""
+    _say(f"Wrote {slot}[{key!r}] ({shape}){spread} and uns[{key!r}] to {out_file}")
 
 
 def _read(path: str) -> AnnData:

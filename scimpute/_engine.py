@@ -170,9 +170,16 @@ def contributions(generator: ModalGenerator, data: Data, context: Context, parti
 
 
 def run(
-    data: Data, settings: Settings, target: tuple[int, list[int]] | None, rng: np.random.Generator, progress: Progress, *, posterior: bool
+    data: Data,
+    settings: Settings,
+    target: tuple[int, list[int]] | None,
+    rng: np.random.Generator,
+    progress: Progress,
+    *,
+    posterior: bool,
+    sd: bool = True,
 ) -> tuple[Complexity, Result, dict[str, Any], dict[str, torch.Tensor]]:
-    """Choose the complexity, fit and combine the repeats; for the posterior mean, or for the rate as it is."""
+    """Choose the complexity, fit and combine the repeats; for the posterior mean, or for the rate as it is; with the spread for ``sd``."""
     record: dict[str, Any] = {}
     progress.phase("choosing the complexity", 0.25, len(STEPS))
     n_scores = settings.n_context or max(CONTEXTS)
@@ -182,7 +189,7 @@ def run(
     repeats = _fit_repeats(data, settings, complexity, context, rng, progress)
     progress.phase("predicting", 0.1, settings.n_repeats)
     tensors = {"loadings": context.loadings, "median_size": torch.tensor(context.median_size)}
-    combiner, history, stopped = Combiner(data, target, keep_own=posterior), [], []
+    combiner, history, stopped = Combiner(data, target, keep_own=posterior, spread=sd), [], []
     parts: list[pd.DataFrame] = []
     for repeat, (partition, module, trained) in enumerate(repeats):
         if isinstance(module.generator, ModalGenerator):

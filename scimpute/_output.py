@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 
+from . import _check
 from ._counts import CACHED, TARGET, chunks, expected_log1p
 from ._counts import columns as columns_of
 from ._rates import Rates
@@ -27,6 +30,7 @@ def finish(
 ) -> None:
     """Turn mean and spread of the rates, in place and in row chunks, into the values and their standard deviations.
 
+    Without a spread there are no standard deviations; the values are the same.
     ``expressed_above``: the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
     ``entrywise``: they are of entries that are not zero, and not of molecules.
     """
@@ -34,7 +38,8 @@ def finish(
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
         mu = torch.from_numpy(result.rates.mean[rows]) * depth
-        variance = result.rates.variance(rows, repeats) * depth.square()
+        kept = result.rates.squares is not None
+        variance = result.rates.variance(rows, repeats) * depth.square() if kept else torch.zeros(())
         if not posterior:
             mean, variance = mu, result.prior.variance(mu) + variance
         elif result.own is None:
@@ -64,5 +69,51 @@ def finish(
             # The standard deviation stays that of the expected value.
             mean[torch.from_numpy(result.rates.mean[rows] < expressed_above) & (x == 0)] = 0
         result.rates.mean[rows] = mean.numpy()
-        assert result.rates.squares is not None
-        result.rates.squares[rows] = sd.numpy()
+        if result.rates.squares is not None:
+            result.rates.squares[rows] = sd.numpy()
+
+
+HALF = float(np.finfo(np.float16).max)
+"""The largest number of float16: 65504."""
+
+
+def check_dtype(dtype: str, output: str, counts: sp.csr_matrix, columns: np.ndarray, names: Sequence[str]) -> None:
+    """Refuse before the training values that float16 cannot hold; ``names`` are those of the genes in ``columns``."""
+    _check.option("dtype", dtype, ("float32", "float16"))
+    if dtype == "float32":
+        return
+    if output == "rate":
+        raise ValueError(
+            "dtype='float16' cannot hold output='rate': below 6e-8 everything is 0 in it, and most shares of a library are of that size; "
+            "pass output='counts', output='log1p' or dtype='float32'"
+        )
+    if output == "counts":
+        highest = columns_of(counts, columns).max(axis=0).toarray().ravel()
+        gene = int(np.argmax(highest))
+        if highest[gene] > HALF:
+            raise ValueError(
+                f"dtype='float16' holds nothing above {HALF:g}, and gene {names[gene]!r} has a count of {highest[gene]:g}; "
+                "pass output='log1p', dtype='float32', or leave this gene out"
+            )
+
+
+def narrow(result: Rates, dtype: str, names: Sequence[str]) -> str:
+    """Bring values and standard deviations to the type they are to be stored in, one after the other; which that is.
+
+    Where they turn out to be beyond float16 they stay float32, with a warning: a training is not thrown away for it.
+    """
+    rates = result.rates
+    if dtype == "float32":
+        return dtype
+    for what, whole in (("value", rates.mean), ("standard deviation", rates.squares)):
+        highest = np.zeros(1) if whole is None else whole.max(axis=0)
+        if highest.max() > HALF:
+            _check.warn(
+                f"dtype='float16' holds nothing above {HALF:g}, and gene {names[int(highest.argmax())]!r} has a {what} of "
+                f"{highest.max():g}: the result is written as float32"
+            )
+            return "float32"
+    rates.mean = rates.mean.astype(np.float16)
+    if rates.squares is not None:
+        rates.squares = rates.squares.astype(np.float16)
+    return dtype

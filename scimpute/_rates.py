@@ -73,7 +73,7 @@ class Rates:
     Attributes
     ----------
     rates
-        Mean and spread over repeats of the rate each cell is imputed at, ``(n, k)``.
+        Mean and, where standard deviations are wanted, spread over repeats of the rate each cell is imputed at, ``(n, k)``.
     own
         Mean rate in the cell's own batch where ``rates`` is of another one, else None.
     prior
@@ -109,10 +109,10 @@ class Result(Rates):
 class Combiner:
     """Takes in the repeats one after the other."""
 
-    def __init__(self, data: Data, target: tuple[int, Sequence[int]] | None, *, keep_own: bool) -> None:
+    def __init__(self, data: Data, target: tuple[int, Sequence[int]] | None, *, keep_own: bool, spread: bool = True) -> None:
         self.data, self.target = data, target
         n, k = data.counts.shape[0], len(data.genes)
-        self.rates = RunningMoments(n, k)
+        self.rates = RunningMoments(n, k, spread=spread)
         self.own = RunningMoments(n, k, spread=False) if target is not None and keep_own else None
         self.validation = RunningMoments(len(data.validation), k, spread=False)
         self.repeats = 0

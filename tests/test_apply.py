@@ -85,6 +85,24 @@ def assert_same(found: dict[str, pd.DataFrame], expected: dict[str, pd.DataFrame
         np.testing.assert_allclose(table.to_numpy(), wanted, rtol=1e-4, atol=1e-6 * wanted.max(), err_msg=name)
 
 
+def test_what_is_stored_is_as_in_the_training_or_as_asked(adata, train):
+    path = train(sd=False, dtype="float16")
+    expected = adata.layers["began"]
+    query = without_results(adata)
+    tl.apply(query, path)
+    assert "began_sd" not in query.layers
+    assert query.layers["began"].dtype == np.float16
+    np.testing.assert_allclose(query.layers["began"], expected, rtol=2e-3)
+    tl.apply(query, path, sd=True, dtype="float32")
+    assert query.layers["began"].dtype == query.layers["began_sd"].dtype == np.float32
+    params = query.uns["began"]["params"]
+    assert (params["sd"], params["dtype"]) == (True, "float32")
+    tl.apply(query, path, sd=False)
+    assert "began_sd" not in query.layers
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        tl.apply(query, path, dtype="half")
+
+
 def without_results(adata: ad.AnnData) -> ad.AnnData:
     adata = adata.copy()
     for slot in (adata.layers, adata.obsm, adata.uns):

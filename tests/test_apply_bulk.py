@@ -63,6 +63,12 @@ def test_the_samples_of_the_training(cohort, train, arguments):
         np.testing.assert_allclose(cohort.layers["again" + suffix], cohort.layers["trained" + suffix], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("choice", [{"sd": False}, {"dtype": "float16"}])
+def test_what_is_stored_is_no_choice_here(cohort, train, refused, choice):
+    path = train(cohort)
+    refused(cohort, lambda adata: tl.apply(adata, path, layer="hidden", key_added="again", **choice), ValueError, "models of counts")
+
+
 @pytest.mark.parametrize("mode", ["inplace", "inductive"])
 def test_a_sample_of_the_training_does_not_know_its_own_answers(method, mode, tmp_path):
     """Values that the training saw and that are hidden now are in the reference: the sample itself must not be its neighbour."""

@@ -63,6 +63,18 @@ def test_began_writes_the_object_with_its_result(source, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
 
 
+def test_what_is_stored(source, tmp_path, capsys):
+    out, model = str(tmp_path / "out.h5ad"), str(tmp_path / "model.safetensors")
+    assert _cli.main(["began", source, out, "--sd", "false", "--dtype", "float16", "--save", model, *QUICK]) == 0
+    assert capsys.readouterr().out == f"Wrote layers['began'] (60 x 40) and uns['began'] to {out}\n"
+    result = ad.read_h5ad(out)
+    assert result.layers["began"].dtype == np.float16
+    assert "began_sd" not in result.layers
+    assert _cli.main(["apply", source, model, out, "--sd", "true", "--device=cpu"]) == 0
+    result = ad.read_h5ad(out)
+    assert result.layers["began_sd"].dtype == np.float16
+
+
 @pytest.mark.parametrize("method", ["pmi", "gain"])
 def test_bulk_methods_and_their_models(method, tmp_path, capsys):
     cohort, panel, out, model = (str(tmp_path / name) for name in ("cohort.h5ad", "panel.h5ad", "out.h5ad", "model.safetensors"))

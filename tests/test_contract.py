@@ -713,6 +713,117 @@ def test_params_are_plain_values_and_give_the_result_again(imputer, adata, argum
     np.testing.assert_array_equal(again.layers["again"], adata.layers["result"])
 
 
+# What is stored, and in what
+
+
+@taking("sd", "dtype")
+def test_without_standard_deviations(imputer, adata):
+    whole = imputer.result(adata)
+    imputer.run(adata)
+    imputer.run(adata, sd=False)
+    np.testing.assert_array_equal(adata.layers["result"], whole[""])
+    assert "result_sd" not in adata.layers, "those of the earlier result do not belong to this one"
+    assert not adata.uns["result"]["params"]["sd"]
+    with pytest.raises(KeyError, match="'result_sd' not found.*sd=False.*pass sd=True"):
+        scimpute.pl.imputed(adata, "gene1", key="result_sd", basis="pca", show=False)
+    with pytest.raises(KeyError, match="'result_sd' not found.*sd=False.*pass sd=True"):
+        scimpute.tl.nmf(adata, layer="result_sd")
+    imputer.run(adata, sd=True)
+    np.testing.assert_array_equal(adata.layers["result_sd"], whole["_sd"])
+
+
+@taking("sd", "genes")
+def test_without_standard_deviations_of_some_genes(imputer, adata):
+    imputer.run(adata, genes="marked")
+    imputer.run(adata, sd=False)
+    assert "result_sd" not in adata.obsm
+    imputer.run(adata)
+    imputer.run(adata, sd=False, genes="marked")
+    assert "result_sd" not in adata.layers
+    assert {"result", "result_sd"} & set(adata.obsm) == {"result"}
+
+
+@taking("sd")
+def test_what_is_called_like_standard_deviations_is_the_users(imputer, adata, refused):
+    adata.layers["result_sd"] = adata.X.copy()
+    imputer.run(adata, sd=False)
+    imputer.run(adata, sd=False)
+    assert sp.issparse(adata.layers["result_sd"])
+    refused(adata, imputer.run, ValueError, "layers.'result_sd'. exist and were not written by")
+
+
+@taking("dtype")
+@pytest.mark.parametrize("output", ["counts", "log1p"])
+def test_half_precision(imputer, adata, tmp_path, output):
+    whole = imputer.result(adata, output=output)
+    imputer.run(adata, dtype="float16", output=output)
+    assert adata.uns["result"]["params"]["dtype"] == "float16"
+    adata.write_h5ad(tmp_path / "half.h5ad")
+    for name in ("", "_sd"):
+        for found in (adata, ad.read_h5ad(tmp_path / "half.h5ad")):
+            assert found.layers["result" + name].dtype == np.float16
+            np.testing.assert_array_equal(found.layers["result" + name], whole[name].astype(np.float16))
+
+
+@taking("dtype", "genes")
+def test_half_precision_of_some_genes(imputer, adata, tmp_path):
+    imputer.run(adata, dtype="float16", genes="marked")
+    adata.write_h5ad(tmp_path / "half.h5ad")
+    for found in (adata, ad.read_h5ad(tmp_path / "half.h5ad")):
+        assert (found.obsm["result"].dtypes == np.float16).all()
+        assert (found.obsm["result_sd"].dtypes == np.float16).all()
+
+
+@taking("dtype")
+def test_scores_and_figures_read_half_precision(imputer, adata):
+    """Sums over a row are beyond it."""
+    adata.X.data *= 50
+    scimpute.pp.thin(adata)
+    for key, dtype in (("whole", "float32"), ("half", "float16")):
+        imputer.run(adata, layer="thin_train", key_added=key, dtype=dtype)
+    scores = scimpute.metrics.heldout(adata, ["whole", "half"])
+    np.testing.assert_allclose(scores.loc["half"], scores.loc["whole"], rtol=1e-3)
+    shown = [scimpute.pl._read.before_and_after(adata, ["gene1", "gene5"], key, None)[1] for key in ("whole", "half")]
+    np.testing.assert_allclose(shown[1], shown[0], rtol=1e-2, atol=1e-3)
+
+
+@taking("dtype")
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dtype": "float64"}, ValueError, "dtype must be one of .'float32', 'float16'."),
+        ({"dtype": "float16", "output": "rate"}, ValueError, "float16.*output='rate'"),
+        ({"sd": "no"}, TypeError, "sd must be True or False"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(imputer, adata, refused, change, error, message):
+    refused(adata, lambda adata: imputer.run(adata, **change), error, message)
+
+
+@pytest.mark.filterwarnings("ignore:the generator predicts")
+@taking("dtype")
+def test_counts_beyond_half_precision(imputer, adata, refused):
+    counts = adata.X.tolil()
+    counts[3, 7] = 70_000
+    adata.X = counts.tocsr().astype(np.float32)
+    imputer.run(adata, dtype="float16", output="log1p")
+    if imputer.takes("genes"):
+        imputer.run(adata, dtype="float16", genes=["gene1"])
+    refused(adata, lambda adata: imputer.run(adata, dtype="float16"), ValueError, "above 65504.*'gene7' has a count of 70000")
+
+
+@taking("dtype")
+def test_values_beyond_half_precision_are_kept(imputer, adata, monkeypatch):
+    """Only known once the training is done, which is not thrown away for it."""
+    whole = imputer.result(adata, output="log1p")
+    highest = whole[""].max(axis=0)
+    monkeypatch.setattr("scimpute._output.HALF", float(highest.max()) * 0.999)
+    with pytest.warns(UserWarning, match=f"{adata.var_names[highest.argmax()]!r} has a value of .* written as float32"):
+        found = imputer.run(adata, dtype="float16", output="log1p", copy=True)
+    assert found.uns["result"]["params"]["dtype"] == "float32"
+    np.testing.assert_array_equal(found.layers["result"], whole[""])
+
+
 # 11. The usual next steps
 
 

@@ -220,6 +220,19 @@ def test_what_was_left_to_the_data_is_left_to_them_again(adata, save, monkeypatc
     assert (seen["penalty"], seen["max_epochs"], seen["width"], seen["n_context"]) == ("auto", "auto", 16, 5)
 
 
+def test_no_standard_deviations_are_made_to_be_thrown_away(imputed, save, monkeypatch):
+    given, began = [], scimpute.tl.began
+
+    @wraps(began)
+    def look(*args: Any, **options: Any) -> Any:
+        given.append((options["sd"], options["dtype"]))
+        return began(*args, **options)
+
+    monkeypatch.setattr(scimpute.tl, "began", look)
+    quick(imputed, save)
+    assert given == [(False, "float32")]
+
+
 def test_library_sizes_do_not_tell_what_was_hidden(adata, save, monkeypatch):
     counts = adata.X.toarray()
     counts[7] = 0
@@ -279,6 +292,8 @@ def test_counts_that_were_moved_to_a_layer(imputed, save):
         {"fill": "expressed"},
         {"batch_key": "batch", "target_batch": "average"},
         {"size_key": "total"},
+        {"sd": False, "dtype": "float16"},
+        {"genes": ["gene1", "gene3", "gene5", "gene7"], "dtype": "float16"},
         {"random_state": np.random.default_rng(0)},
         {"key_added": "raw"},
     ],

@@ -24,7 +24,7 @@ RESULT = "imputed"
 RUNS = 0.9
 """Share that the imputations have of all the work."""
 # What a replay decides by itself.
-_OWN = ("adata", "layer", "key_added", "output", "target_batch", "random_state", "device", "progress", "save", "copy")
+_OWN = ("adata", "layer", "key_added", "output", "sd", "dtype", "target_batch", "random_state", "device", "progress", "save", "copy")
 # Arguments that tl.began and tl.spatial choose where they are left to the data, and the column of the candidates that tells.
 _CHOSEN = {"n_context": "n_context", "width": "width", "penalty": "penalty", "max_epochs": "steps"}
 _COLUMNS = ("batch_key", "celltype_key", "library_key", "size_key")
@@ -114,8 +114,10 @@ class Imputation:
         self.n_done += 1
         progress.phase(f"imputation {self.n_done} of {self.n_planned}", RUNS / self.n_planned)
         function = tl.apply if self.applied else getattr(tl, self.method)
+        # Standard deviations are not looked at.
+        stored: dict[str, Any] = {"sd": False, "dtype": "float32"}
         with progress.one_step():
-            function(given, **self.arguments | changes, layer=layer, key_added=RESULT, progress=False)
+            function(given, **self.arguments | stored | changes, layer=layer, key_added=RESULT, progress=False)
         return given.layers[RESULT] if RESULT in _adata.layer_names(given) else given.obsm[RESULT]
 
     def run_on_null(self, given: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:

@@ -78,4 +78,4 @@ def _result(adata: AnnData, genes: Sequence[str], places: Any, key: str) -> np.n
                 raise _check.missing(f"gene imputed in obsm[{key!r}]:", gene, table.columns)
         return table[list(genes)].to_numpy(dtype=float)
     tables = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
-    raise _check.missing("imputed layer or obsm table", key, [*_adata.layer_names(adata), *tables])
+    raise _adata.without_sd(adata, key) or _check.missing("imputed layer or obsm table", key, [*_adata.layer_names(adata), *tables])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _adata, _annotations, _applied, _check, _device, _genes, _keys, _progress, _spatial
+from .._output import check_dtype, narrow
 from .._save import load_model
 from .._version import __version__
 from . import _masked, _modalities
@@ -27,6 +28,8 @@ def apply(
     layer: str | None = None,
     key_added: str | None = None,
     unseen: Literal["error", "average"] = "error",
+    sd: bool | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
     device: str = "auto",
     progress: bool | None = None,
     copy: bool = False,
@@ -57,6 +60,9 @@ def apply(
         What to do with cells whose batch, cell type or other categorical covariate the model does not know: ``"error"``, or ``"average"``
         for the mean of its rates over all levels of that label (``tl.pmi``, ``tl.gain``: of its embeddings). A value that is missing (NaN)
         is unknown to models of ``tl.pmi`` and ``tl.gain``; others ask for a level in its place.
+    sd, dtype
+        Whether standard deviations are written, and in what the result is stored (see :func:`scimpute.tl.began`); None for what the
+        training had. Models of ``tl.pmi`` and ``tl.gain`` have no such choice.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
@@ -70,7 +76,7 @@ def apply(
     the same key is replaced:
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and their standard deviations, float32, ``n_obs`` x ``n_vars``. Where the model was trained with ``genes`` or
+        Imputed values and their standard deviations, ``n_obs`` x ``n_vars``. Where the model was trained with ``genes`` or
         does not know all genes of ``adata``, instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames with
         the imputed genes that ``adata`` has, in the model's order. For ``tl.pmi`` and ``tl.gain`` it is a layer where ``adata`` and
         the model have the same genes, else DataFrames with all genes of the model.
@@ -110,16 +116,29 @@ def apply(
     if method not in _METHODS:
         raise ValueError(f"model: {str(model)!r} is of method {method!r}; this version applies models of {_check.listing(_METHODS)}")
     key = default_key(method) if key_added is None else key_added
-    _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes)
+    with_sd, stored_as = _stored(method, metadata, sd, dtype)
+    _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes, sd=with_sd)
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
-    options = Options(layer, key, unseen, _device.resolve(device), shown)
+    options = Options(layer, key, unseen, with_sd, stored_as, _device.resolve(device), shown)
     with _device.session(options.device):
         result = _METHODS[method].function(adata, tensors, metadata, options)
     ran = {"applied": True, "model": os.fspath(model), "layer": _keys.recorded(layer), "unseen": unseen, "device": str(options.device)}
     params = {**result.pop("params", metadata["params"]), **ran}
     uns = {"params": params, **result.pop("uns", {}), "version": __version__, "seconds": time.perf_counter() - start}
     return _adata.write(adata, key, method, **result, uns=uns, copy=copy)
+
+
+def _stored(method: str, metadata: Mapping[str, Any], sd: bool | None, dtype: str | None) -> tuple[bool, str]:
+    """Whether standard deviations are written, and in what the result is stored: as asked, else as in the training."""
+    if not _METHODS[method].chooses:
+        if sd is not None or dtype is not None:
+            raise ValueError(f"sd and dtype are for models of counts, and this one is of tl.{method}; leave them out")
+        return True, "float32"
+    trained = metadata.get("params")
+    trained = trained if isinstance(trained, Mapping) else {}  # what is no model is refused later
+    sd = _check.boolean("sd", trained.get("sd", True) if sd is None else sd)
+    return sd, _check.option("dtype", trained.get("dtype", "float32") if dtype is None else dtype, ("float32", "float16"))
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,8 @@ class Options:
     layer: str | None
     key: str
     unseen: str
+    sd: bool
+    dtype: str
     device: torch.device
     progress: bool
 
@@ -146,11 +167,14 @@ class Method:
         Endings of the layers it writes.
     key
         Name of its result where it is not its own.
+    chooses
+        Whether ``sd`` and ``dtype`` are its arguments.
     """
 
     function: Callable[[Any, Mapping[str, Any], Mapping[str, Any], Options], dict[str, Any]]
     suffixes: tuple[str, ...] = ("", "_sd")
     key: str | None = None
+    chooses: bool = False
 
 
 def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
@@ -170,6 +194,7 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
     _adata.warn_of_empty_cells(counts, size)
     _warn_of_genes(model, counts, found)
+    check_dtype(options.dtype, model.params["output"], counts, model.positions(found), found)
     side = None
     if model.features is not None:
         _spatial.warn_of_spots_off_tissue(adata, "imputed, and are neighbours of the others")
@@ -184,11 +209,23 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     # Without a column of library sizes these are the sums of these genes.
     covered = 1.0 if model.params.get("size_key") is None else float(model.tensors["share"].numpy()[measured].sum())
     result = _applied.impute(
-        model, counts, size, labels, found, options.device, side, measured=measured, covered=covered, progress=options.progress
+        model,
+        counts,
+        size,
+        labels,
+        found,
+        options.device,
+        side,
+        measured=measured,
+        covered=covered,
+        sd=options.sd,
+        progress=options.progress,
     )
+    dtype = narrow(result, options.dtype, found)
 
     params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}
-    values = {options.key: result.rates.mean, _keys.sd(options.key): result.rates.squares}
+    params |= {"sd": options.sd, "dtype": dtype}
+    values = {options.key: result.rates.mean} | ({_keys.sd(options.key): result.rates.squares} if options.sd else {})
     written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"]}}
     if whole:
         return written | {"layers": values}
@@ -266,10 +303,10 @@ def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str
 
 
 _METHODS = {
-    "began": Method(_counts),
+    "began": Method(_counts, chooses=True),
     "gain": Method(_masked.apply_saved),
     "pmi": Method(_masked.apply_saved),
-    "spatial": Method(_counts, key="spatial_imputed"),
+    "spatial": Method(_counts, key="spatial_imputed", chooses=True),
 }
 
 

@@ -13,7 +13,7 @@ from .. import _adata, _annotations, _check, _device, _keys, _progress, _random,
 from .._data import Data, checked_settings, target_of
 from .._engine import run
 from .._expressed import thresholds
-from .._output import finish
+from .._output import check_dtype, finish, narrow
 from .._rates import Result
 from .._save import save_model
 from .._version import __version__
@@ -42,6 +42,8 @@ def began(
     key_added: str = "began",
     output: Literal["counts", "rate", "log1p"] = "counts",
     fill: Literal["all", "zeros", "expressed"] = "all",
+    sd: bool = True,
+    dtype: Literal["float32", "float16"] = "float32",
     target_batch: str | None = None,
     posterior: bool = True,
     architecture: Literal["dense", "conv"] = "dense",
@@ -99,7 +101,8 @@ def began(
     key_added
         Name of the result.
     output
-        ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: their share of the library size. ``"log1p"``: the
+        ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: their share of the library size; the shares of a cell sum
+        to about 1, not exactly, over all genes. ``"log1p"``: the
         expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of a mean's log.
     fill
         ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
@@ -107,6 +110,12 @@ def began(
         predicted as in cells with less than a fifth of the molecules of the others (see *Notes*). To rank cells by a marker and to plot
         it: cells without the gene are equal, not ordered by noise. Some molecules are in such cells, too: what scores or adds up
         expected counts needs ``"all"``.
+    sd
+        Write the standard deviations too. False halves the memory and the file; the imputed values are the same.
+    dtype
+        In what the result is stored. ``"float16"`` halves the memory and the file, and keeps three digits. Numbers above 65504 and those of
+        ``output="rate"`` do not fit: counts that large are refused, and where only an imputed value is, the result stays float32, with a
+        warning. It is for storage: compute with ``adata.layers[key_added].astype("float32")``, also in scanpy.
     target_batch
         Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
         What the context says of the batch stays: in ``tutorials/04_batches`` a medium effect was halved (share of variance .28 to .15), a
@@ -130,9 +139,9 @@ def began(
     None, or the copy with ``copy=True``. Written are
 
     ``adata.layers[key_added]``
-        The imputed values, float32, dense, ``n_obs`` x ``n_vars``; 0 in genes without a molecule. With ``genes`` instead
+        The imputed values, of type ``dtype``, dense, ``n_obs`` x ``n_vars``; 0 in genes without a molecule. With ``genes`` instead
         ``adata.obsm[key_added]``, a DataFrame.
-    ``adata.layers[f"{key_added}_sd"]`` (or ``obsm``)
+    ``adata.layers[f"{key_added}_sd"]`` (or ``obsm``), unless ``sd=False``
         Standard deviation of every imputed value on the same scale: posterior of the entry (prior, where ``posterior=False``) and the
         spread over the repeats together; by the delta method for ``"log1p"``. With ``fill="zeros"`` the
         observed entries keep theirs, with ``fill="expressed"`` those that are 0.
@@ -205,7 +214,8 @@ def began(
     (60, 40)
     """
     start = time.perf_counter()
-    _adata.check_target(adata, "began", key_added, layer=layer, copy=copy)
+    sd = _check.boolean("sd", sd)
+    _adata.check_target(adata, "began", key_added, layer=layer, copy=copy, sd=sd)
     _check_options(output, fill, batch_key, celltype_key, target_batch)
     posterior = _check.boolean("posterior", posterior)
     settings = checked_settings(
@@ -236,6 +246,8 @@ def began(
     size = _annotations.read_size(adata, size_key, counts)
     chosen_genes = _annotations.read_genes(adata, genes)
     columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
+    names = list(map(str, adata.var_names[columns]))
+    check_dtype(dtype, output, counts, columns, names)
     given = {"batch_key": batch_key, "celltype_key": celltype_key}
     labels = {name: _annotations.read_label(adata, column, name) for name, column in given.items() if column is not None}
     used = {name: label for name, label in labels.items() if label is not None}
@@ -254,13 +266,14 @@ def began(
     what = f"tl.began: {adata.n_obs:,} cells x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
     with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
         data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
-        complexity, result, record, tensors = run(data, settings, target, rng, bar, posterior=posterior)
+        complexity, result, record, tensors = run(data, settings, target, rng, bar, posterior=posterior, sd=sd)
         least = None
         if fill == "expressed":
             least = record["expressed_above"] = thresholds(result.rates.mean, counts, size, columns)
             tensors["expressed_above"] = torch.from_numpy(least)
         bar.phase("using the cells' own counts", 0.1)
         finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, expressed_above=least)
+    stored_as = narrow(result, dtype, names)
     _warn_of_a_failed_fit(result)
 
     params = {
@@ -270,6 +283,8 @@ def began(
         "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
         "output": output,
         "fill": fill,
+        "sd": sd,
+        "dtype": stored_as,
         "target_batch": target_batch,
         "posterior": posterior,
         "size_key": size_key,
@@ -280,12 +295,11 @@ def began(
     }
     params = {name: value for name, value in params.items() if value is not None}
     conditioned = {name: {"column": label.column, "levels": label.levels} for name, label in used.items()}
-    names = list(map(str, adata.var_names[columns]))
     if path is not None:
         metadata = {"method": "began", "version": __version__, "genes": list(map(str, adata.var_names)), "imputed": names}
         save_model(path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
     uns = {"params": params, **record, "conditioned_on": conditioned, "version": __version__, "seconds": time.perf_counter() - start}
-    values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
+    values = {key_added: result.rates.mean} | ({_keys.sd(key_added): result.rates.squares} if sd else {})
     if chosen_genes is None:
         return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy)
     frames = {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}

@@ -26,6 +26,8 @@ def nmf(
     likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "nmf",
     output: Literal["counts", "rate", "log1p"] = "counts",
+    sd: bool = True,
+    dtype: Literal["float32", "float16"] = "float32",
     penalty: float | Literal["auto"] = "auto",
     posterior: bool | Literal["auto"] = "auto",
     max_epochs: int | Literal["auto"] = "auto",
@@ -67,6 +69,8 @@ def nmf(
         Name of the result.
     output
         As in :func:`scimpute.tl.began`: ``"counts"``, ``"rate"`` or ``"log1p"``.
+    sd, dtype
+        As in :func:`scimpute.tl.began`: whether standard deviations are written, and in what the result is stored.
     penalty
         Weight of the squared vectors of the genes beside the log-likelihood of all molecules (or squared errors of all entries);
         those of the spots have weight 1. ``"auto"``: 100, or 200 with
@@ -93,8 +97,8 @@ def nmf(
     None, or the copy with ``copy=True``. Written are
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``. With ``genes`` instead
-        ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
+        Imputed values and, unless ``sd=False``, their standard deviations; of type ``dtype``, dense, ``n_obs`` x ``n_vars``. With
+        ``genes`` instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
     ``adata.obsm[f"X_{key_added}"]``, ``adata.varm[key_added.upper()]``
         Vectors of the spots, ``n_obs`` x ``n_factors``, and of the genes, ``n_vars`` x ``n_factors``; float32.
     ``adata.uns[key_added]``
@@ -130,7 +134,8 @@ def nmf(
     (20, 20)
     """
     factors = {"obsm": [_keys.spot_factors(key_added)], "varm": [_keys.gene_factors(key_added)]} if isinstance(key_added, str) else {}
-    _adata.check_target(adata, "nmf", key_added, layer=layer, copy=copy, beside=factors)
+    sd = _check.boolean("sd", sd)
+    _adata.check_target(adata, "nmf", key_added, layer=layer, copy=copy, beside=factors, sd=sd)
     weight = _check.number("spatial_weight", spatial_weight, 0)
     weights = _modalities.ring_weights(ring_weights)
     if weight and not any(weights):
@@ -147,6 +152,8 @@ def nmf(
         likelihood=likelihood,
         key_added=key_added,
         output=output,
+        sd=sd,
+        dtype=dtype,
         posterior=posterior,
         size_key=size_key,
         random_state=random_state,

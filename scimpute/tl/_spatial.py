@@ -28,6 +28,8 @@ def spatial(
     likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "spatial_imputed",
     output: Literal["counts", "rate", "log1p"] = "counts",
+    sd: bool = True,
+    dtype: Literal["float32", "float16"] = "float32",
     block_size: int = 576,
     n_repeats: int = 3,
     n_context: int | Literal["auto"] = "auto",
@@ -86,6 +88,8 @@ def spatial(
         Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
     output
         As in :func:`scimpute.tl.began`: ``"counts"``, ``"rate"`` or ``"log1p"``.
+    sd, dtype
+        As in :func:`scimpute.tl.began`: whether standard deviations are written, and in what the result is stored.
     block_size, n_repeats, batch_size, learning_rate
         As in :func:`scimpute.tl.began`.
     n_context, width, penalty, max_epochs
@@ -112,8 +116,8 @@ def spatial(
     None, or the copy with ``copy=True``. Written are
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and their standard deviations, float32, dense, ``n_obs`` x ``n_vars``. With ``genes`` instead
-        ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
+        Imputed values and, unless ``sd=False``, their standard deviations; of type ``dtype``, dense, ``n_obs`` x ``n_vars``. With
+        ``genes`` instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
     ``adata.uns[key_added]``
         ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
         held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
@@ -151,7 +155,8 @@ def spatial(
     _check.key_name("key_added", key_added)
     if key_added == _keys.SPATIAL:
         raise ValueError("key_added='spatial': uns['spatial'] is the place of the images; choose another key")
-    _adata.check_target(adata, "spatial", key_added, layer=layer, copy=copy)
+    sd = _check.boolean("sd", sd)
+    _adata.check_target(adata, "spatial", key_added, layer=layer, copy=copy, sd=sd)
     asked: dict[str, Any] = {
         "image_key": image_key,
         "modalities": list(_modalities.chosen(modalities, image_key, tile_features, edge_weight)),
@@ -171,6 +176,8 @@ def spatial(
         likelihood=likelihood,
         key_added=key_added,
         output=output,
+        sd=sd,
+        dtype=dtype,
         posterior=posterior,
         size_key=size_key,
         random_state=random_state,

@@ -11,7 +11,7 @@ import pandas as pd
 from .. import _adata, _annotations, _check, _device, _keys, _progress, _random, _spatial
 from .._data import Data, checked_settings
 from .._engine import run
-from .._output import finish
+from .._output import check_dtype, finish, narrow
 from .._save import save_model
 from .._side import SPOT
 from .._version import __version__
@@ -37,6 +37,8 @@ def impute(
     likelihood: str,
     key_added: str,
     output: str,
+    sd: bool,
+    dtype: str,
     posterior: bool | str,
     size_key: str | None,
     random_state: int | np.random.Generator | None,
@@ -88,6 +90,7 @@ def impute(
     earlier = _earlier(adata, method, key_added, chosen) if factors else None
     alone = factors and not asked["spatial_weight"]
     # Without neighbours it is the same in which section a spot is.
+    check_dtype(dtype, output, counts, columns, names)
     sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
     _check.memory(2 * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
     side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
@@ -102,9 +105,10 @@ def impute(
             data = Data.of_entries(counts, size, labels, columns, torch_device, rng, side)
         else:
             data = Data.prepare(counts, size, labels, columns, torch_device, rng, side)
-        complexity, result, record, tensors = run(data, settings, None, rng, bar, posterior=posterior)
+        complexity, result, record, tensors = run(data, settings, None, rng, bar, posterior=posterior, sd=sd)
         bar.phase("using the spots' own counts", 0.1)
         finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, entrywise=entrywise)
+    stored_as = narrow(result, dtype, names)
 
     params = {
         **asked,
@@ -112,6 +116,8 @@ def impute(
         "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
         "likelihood": likelihood,
         "output": output,
+        "sd": sd,
+        "dtype": stored_as,
         "posterior": posterior,
         "size_key": size_key,
         "random_state": _random.describe(random_state),
@@ -133,7 +139,7 @@ def impute(
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
-    values = {key_added: result.rates.mean, _keys.sd(key_added): result.rates.squares}
+    values = {key_added: result.rates.mean} | ({_keys.sd(key_added): result.rates.squares} if sd else {})
     obsm: dict[str, Any] = {}
     varm: dict[str, Any] = {}
     if factors:
@@ -160,7 +166,7 @@ def _earlier(adata: AnnData, method: str, key: str, genes: np.ndarray | None) ->
     taken = [f"{now}[{name!r}]" for name in (key, _keys.sd(key)) if name in getattr(adata, now)]
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
-    return {before: [key, _keys.sd(key)]}
+    return {before: [key, *([_keys.sd(key)] if _adata.has_sd(adata, key) else [])]}
 
 
 def _posterior(asked: bool | str, entrywise: bool, modalities: list[str]) -> bool:
