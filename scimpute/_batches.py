@@ -127,6 +127,8 @@ class CellBatches:
         Whether the counts are of each gene, ``(g,)``; None where what is predicted is no share of a cell's molecules.
     covered
         Share of all molecules that are of these genes, over many cells.
+    weight
+        What each cell counts in the losses, ``(n,)``; None where all count alike.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class CellBatches:
         told: list[torch.Tensor] | None = None,
         measured: np.ndarray | None = None,
         covered: float = 1.0,
+        weight: np.ndarray | None = None,
     ) -> None:
         self.counts, self.size, self.labels = counts, size, labels
         self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
         if told is None:
             told = [] if side is None else side.told(counts, size, context.loadings)
         self._told = told
+        self.weight = weight
         self.measured, self.covered = measured, min(max(covered, 1e-6), 1.0)
 
     def chunks(self) -> Iterator[slice]:
@@ -246,6 +250,9 @@ class CellBatches:
         if not self.partition.complete:
             here = self.partition.place[genes] >= 0
             genes, row, removed = genes[here], row[here], removed[here]
+        if self.weight is not None:
+            weight = self.weight[rows[: len(exposure)]]
+            removed, exposure = removed * weight[row], exposure * weight
         place = self._flat(genes, row, len(exposure), self.partition.genes_per_block)
         return Batch(
             inputs=inputs,

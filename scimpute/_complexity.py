@@ -64,7 +64,7 @@ def choose(
 
     def trial(pairs: Sequence[tuple[int, float]], steps: int) -> tuple[list[dict[str, float]], np.ndarray]:
         scores = _score_candidates(data, settings, batches, minibatches, pairs, width, steps, rng, posterior=posterior)
-        heldout = [data.per_molecule(value, block) for value in scores.sum(1)]
+        heldout = [data.per_molecule(value, block, weighted=True) for value in scores.sum(1)]
         results = [
             {"n_context": c, "penalty": p, "width": width, "steps": steps, "heldout": value}
             for (c, p), value in zip(pairs, heldout, strict=True)
@@ -148,6 +148,6 @@ def _score_candidates(
                 parts.append(torch.stack([sizes.heldout_deviance(seen, mean, target, ratio) for mean in means]))
             else:
                 parts.append(torch.stack([sizes.deviance(mean * ratio[:, None], target)[None] for mean in means]))
-    # (candidates, sizes, cells): each candidate with the size that suits it.
-    scores = torch.cat(parts, dim=2).double().cpu().numpy()
+    # (candidates, sizes, cells), by what the cells count: each candidate with the size that suits it.
+    scores = torch.cat(parts, dim=2).double().cpu().numpy() * data.weights_of(data.validation)
     return scores[np.arange(len(pairs)), scores.sum(2).argmin(1)]

@@ -22,6 +22,10 @@ HELDOUT = 0.05
 REMOVED = 0.3
 """Mean fraction of the molecules the generator has to predict while it trains (see ``_batches.THINNING``)."""
 VALIDATION_CELLS = 2048
+APART, DEEPER = 16.0, 4.0
+"""How many times the depth of shallow cells is another technology, and how much more than a shallow cell a deep one then counts."""
+LEAST = 10
+"""Cells of a level that are enough to tell its depth."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Data:
     """Counts of a run, split once: ``train`` is learnt from, ``heldout`` is for choices, ``counts`` is what is imputed.
 
     With ``likelihood="poisson"`` molecules are split, with ``"squared"`` the non-zero entries; then ``share`` is that of a gene where it is
-    not zero, at the median library size, and falls with the depth by ``depth_slope`` (in logs).
+    not zero, at the median library size, and falls with the depth by ``depth_slope`` (in logs). ``weight`` is what each cell counts in every loss
+    (see :func:`depth_weights`).
     """
 
     counts: sp.csr_matrix
@@ -115,6 +120,7 @@ class Data:
     side: Side | None
     likelihood: str = "poisson"
     depth_slope: float = 0.0
+    weight: np.ndarray | None = None
     _told: dict[tuple[bool, int], tuple[Context, list[torch.Tensor]]] = field(default_factory=dict)
 
     @classmethod
@@ -136,7 +142,10 @@ class Data:
         share = _share(train, size_train)
         validation = np.sort(rng.permutation(_with_molecules(size_train))[:VALIDATION_CELLS])
         levels = tuple(int(codes.max()) + 1 for codes in labels)
-        return cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device, side)
+        found = cls(counts, size, labels, levels, genes, train, heldout, size_train, size_heldout, share, validation, device, side)
+        # Spots of a section are of one technology, and their neighbours hold them.
+        found.weight = depth_weights(size_train, labels) if side is None else None
+        return found
 
     @classmethod
     def of_entries(
@@ -180,7 +189,9 @@ class Data:
     def _batches(self, counts: sp.csr_matrix, size: np.ndarray, partition: Partition, context: Context) -> CellBatches:
         measured = np.ones(counts.shape[1], dtype=bool) if self.likelihood == "poisson" else None
         told = self._looked(counts, size, context)
-        return CellBatches(counts, size, self.labels, partition, context, self.device, self.side, told, measured, self.share.sum())
+        return CellBatches(
+            counts, size, self.labels, partition, context, self.device, self.side, told, measured, self.share.sum(), self.weight
+        )
 
     def _looked(self, counts: sp.csr_matrix, size: np.ndarray, context: Context) -> list[torch.Tensor]:
         """What is told of every modality: found once for all repeats with the same context."""
@@ -211,9 +222,18 @@ class Data:
         ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)
         return torch.from_numpy(ratio.astype(np.float32)).to(self.device)
 
-    def per_molecule(self, deviance: float, genes: np.ndarray) -> float:
-        """A deviance of the validation cells' held-out counts in nats per molecule, of shares instead of counts: comparable over depths."""
+    def weights_of(self, rows: np.ndarray) -> np.ndarray:
+        """What some cells count, ``(b,)``."""
+        return np.ones(len(rows)) if self.weight is None else self.weight[rows]
+
+    def per_molecule(self, deviance: float, genes: np.ndarray, *, weighted: bool = False) -> float:
+        """A deviance of the validation cells' held-out counts in nats per molecule, of shares instead of counts: comparable over depths.
+
+        ``weighted``: it is a sum in which each cell has its weight.
+        """
         molecules = row_sums(columns(self.heldout[self.validation], genes))
+        if weighted:
+            molecules = molecules * self.weights_of(self.validation)
         exposure = np.maximum(self.size_heldout[self.validation], 1e-6)
         return float((deviance + molecules @ np.log(exposure)) / max(molecules.sum(), 1.0))
 
@@ -224,6 +244,29 @@ class Data:
 def _share(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
     # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
     return np.maximum(column_sums(counts), 0.5) / max(size.sum(), 1.0)
+
+
+def depth_weights(size: np.ndarray, labels: Sequence[np.ndarray]) -> np.ndarray | None:
+    """What each cell counts in the losses, ``(n,)``; None where all cells count alike.
+
+    In a Poisson likelihood a cell counts by its molecules. Beside reads of full-length protocols, cells with a few thousand UMIs would be
+    drowned: the networks would not follow them, and no choice would be made for them. But what a network leaves unexplained of a deep
+    cell is biology and not sampling, and does not become less with more molecules. So where depths are APART, a cell counts by its
+    molecules up to DEEPER times those of a shallow cell, and no more beyond. The depths compared are the outer deciles of all cells, or
+    medians of the levels of a label where these are further out.
+    """
+    there = size > 0
+    if not there.any():
+        return None
+    depths = list(np.quantile(size[there], [0.1, 0.9]))
+    enough = max(LEAST, there.sum() // 100)
+    for codes in labels:
+        levels = np.flatnonzero(np.bincount(codes[there]) >= enough)
+        depths += [float(np.median(size[there & (codes == level)])) for level in levels]
+    if max(depths) < APART * min(depths):
+        return None
+    most = DEEPER * min(depths)
+    return most / np.maximum(size, most)
 
 
 def _with_molecules(size: np.ndarray) -> np.ndarray:
@@ -242,4 +285,5 @@ def prior_precision(penalty: float, data: Data) -> float:
     """The weight of the squared output weights in a loss that is per removed molecule of one cell, or per hidden entry."""
     if data.likelihood == "squared":
         return penalty / max(data.train.nnz, 1)
-    return penalty / (data.train.shape[0] * max(REMOVED * float(data.size_train.mean()), 1e-6))
+    size = data.size_train * data.weights_of(np.arange(len(data.size_train)))
+    return penalty / (data.train.shape[0] * max(REMOVED * float(size.mean()), 1e-6))

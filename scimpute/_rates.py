@@ -144,7 +144,8 @@ class Combiner:
         share = torch.from_numpy(data.share[genes].astype(np.float32)).to(data.device)
         parts = list(chunks(len(data.validation), len(genes), CACHED))
         reference = share * usual_size(data.size_train)
-        prior = sizes.estimate(map(self._validation, parts), len(data.validation), share, reference)
+        weights = torch.from_numpy(data.weights_of(data.validation).astype(np.float32)).to(data.device)
+        prior = sizes.estimate(((*self._validation(rows), weights[rows]) for rows in parts), len(data.validation), share, reference)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
         for rows in parts:
             seen, mu, target, ratio = self._validation(rows)

@@ -233,3 +233,14 @@ def test_sums_are_left_where_they_are_not_known():
     for batches in (some, make(counts, sums(counts))):
         shape = (batches.partition.blocks, 12, batches.partition.genes_per_block)
         assert (batches.shares(np.arange(12), torch.full(shape, -4.0)) == np.float32(np.exp(-4))).all()
+
+
+def test_a_weight_is_a_factor_of_molecules_and_exposure():
+    counts = counts_of()
+    plain, weighted = make(counts, sums(counts)), make(counts, sums(counts))
+    weighted.weight = np.linspace(0.1, 1, 12)
+    rows = np.array([4, 0, 11])
+    one, other = (batches.thinned(rows, np.random.default_rng(5)) for batches in (plain, weighted))
+    np.testing.assert_allclose(other.exposure, one.exposure.numpy() * weighted.weight[rows], rtol=1e-6)
+    np.testing.assert_allclose(dense_removed(weighted, other, 3), dense_removed(plain, one, 3) * weighted.weight[rows][:, None], rtol=1e-6)
+    assert torch.equal(one.inputs, other.inputs)

