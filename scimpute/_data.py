@@ -101,8 +101,8 @@ class Data:
     """Counts of a run, split once: ``train`` is learnt from, ``heldout`` is for choices, ``counts`` is what is imputed.
 
     With ``likelihood="poisson"`` molecules are split, with ``"squared"`` the non-zero entries; then ``share`` is that of a gene where it is
-    not zero, at the median library size, and falls with the depth by ``depth_slope`` (in logs). ``weight`` is what each cell counts in every loss
-    (see :func:`depth_weights`).
+    not zero, at the median library size, and falls with the depth by ``depth_slope`` (in logs). What each cell counts in every loss is
+    ``weight`` (see :func:`depth_weights`).
     """
 
     counts: sp.csr_matrix
