@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from . import _check
+from . import _check, _device
 from ._counts import CACHED, TARGET, chunks, expected_log1p
 from ._counts import columns as columns_of
 from ._rates import Rates
@@ -34,7 +34,8 @@ def finish(
     ``expressed_above``: the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
     ``entrywise``: they are of entries that are not zero, and not of molecules.
     """
-    for rows in chunks(len(size), len(columns), CACHED):
+
+    def chunk(rows: slice, alive: Callable[[], None]) -> None:
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns_of(counts[rows], columns).toarray())
         mu = torch.from_numpy(result.rates.mean[rows]) * depth
@@ -71,6 +72,8 @@ def finish(
         result.rates.mean[rows] = mean.numpy()
         if result.rates.squares is not None:
             result.rates.squares[rows] = sd.numpy()
+
+    _device.side_by_side(chunk, chunks(len(size), len(columns), CACHED), torch.device("cpu"))
 
 
 HALF = float(np.finfo(np.float16).max)

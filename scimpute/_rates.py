@@ -6,13 +6,14 @@ Knows numpy, scipy and torch, not AnnData.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from . import _device
 from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
 from ._counts import CACHED, chunks, column_sums, columns, usual_size
@@ -50,7 +51,8 @@ def add_rates(
     repeat: int,
 ) -> None:
     """Take in what one repeat says of all cells: as the mean over the target's levels, and in ``own`` as what they are."""
-    for rows in batches.chunks():
+
+    def chunk(rows: slice, alive: Callable[[], None]) -> None:
         cells = np.arange(rows.start, rows.stop)
         if target is None:
             rate = predict(module, batches, cells)
@@ -64,6 +66,8 @@ def add_rates(
             if own is not None:
                 own.add(rows, predict(module, batches, cells).cpu(), repeat)
         rates.add(rows, rate.cpu(), repeat)
+
+    _device.side_by_side(chunk, batches.chunks(), batches.device)
 
 
 @dataclass

@@ -316,6 +316,8 @@ def test_rates_of_many_levels_are_held_one_at_a_time(monkeypatch):
         return rate
 
     class Batches:
+        device = torch.device("cpu")
+
         def chunks(self):
             yield from (slice(0, 4), slice(4, 6))
 
