@@ -27,6 +27,12 @@ def resolve(device: str) -> torch.device:
     return torch.device(name)
 
 
+def _one_thread() -> None:
+    # A thread of Python that never asked would take the number of the process at its first operation, whatever was set before.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
 class _Threads:
     """One thread for each operation of torch and BLAS while any run goes on; what the user had is restored at its end.
 
@@ -49,7 +55,7 @@ class _Threads:
                 self.blas = threadpool_limits(1, user_api="blas")
             self.runs += 1
             self.here.depth = getattr(self.here, "depth", 0) + 1
-            torch.set_num_threads(1)
+            _one_thread()
 
     def end(self) -> None:
         with self.lock:
@@ -143,8 +149,7 @@ def side_by_side(function: Callable[[Item, Callable[[], None]], Found], items: I
 
     def work(item: Item) -> Found:
         alive()
-        # Of the thread itself: a new one has the number that the process began with.
-        torch.set_num_threads(1)
+        _one_thread()
         return function(item, alive)
 
     futures: list[Future[Found]] = []
