@@ -5,8 +5,9 @@ Reading gives plain numpy and scipy data, checked; writing happens last and whol
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from scanpy import logging as logg
 
-from . import _check, _keys
+from . import _check, _keys, _save
 from ._counts import chunks
 from ._matrix import check_kind, is_logged, some_rows, to_csr
 
@@ -250,7 +251,9 @@ def model_file(adata: ad.AnnData, save: str | os.PathLike[str] | None) -> Path |
         raise ValueError(
             "save: adata.var_names are not unique, and a model knows its genes by name; call adata.var_names_make_unique() first"
         )
-    return _check.writable_file("save", save)
+    if adata.filename is not None and isinstance(save, str | os.PathLike) and os.path.realpath(save) == os.path.realpath(adata.filename):
+        raise FileExistsError(f"save: {os.fspath(save)!r} is the file that backs adata; give the model a file of its own")
+    return _save.model_target(save)
 
 
 def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:
@@ -326,14 +329,23 @@ def write(
     more_uns: Mapping[str, Mapping[str, Any]] | None = None,
     earlier: Mapping[str, Collection[str]] | None = None,
     copy: bool = False,
+    save: Callable[[], None] | None = None,
 ) -> ad.AnnData | None:
     """Write a result, all or nothing, and log what was written.
+
+    ``save`` writes the model that belongs to it. That it cannot be written is told once the result is in, which is not lost for it.
 
     ``uns`` goes to ``uns[key]``, each entry of ``more_uns`` to its own key. An earlier result of the same function under the same key
     goes, also where it was in the other of layers and obsm; of other slots, what ``earlier`` names.
     """
     if adata.isbacked:
         _check.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)")
+    unsaved: Exception | None = None
+    if save is not None:
+        try:
+            save()
+        except Exception as error:
+            unsaved = error
     target = adata.copy() if copy else adata
     new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "varm": varm or {}, "obsp": obsp or {}}
     new["uns"] = {name: {_keys.METHOD: method, **entry} for name, entry in {key: uns, **(more_uns or {})}.items()}
@@ -362,8 +374,16 @@ def write(
                 elif name in getattr(target, slot):
                     del getattr(target, slot)[name]
         raise
-    for slot in ("layers", "obsm", "varm", "obsp"):
-        for name in new[slot]:
-            logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
-    logg.info(f"    adata.uns[{key!r}] with parameters and history")
+    # The result is in: a log that is closed or full does not make a failure of it.
+    with contextlib.suppress(Exception):
+        for slot in ("layers", "obsm", "varm", "obsp"):
+            for name in new[slot]:
+                logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
+        logg.info(f"    adata.uns[{key!r}] with parameters and history")
+    if unsaved is not None:
+        _check.warn(
+            f"the result is in the object, but its model could not be saved: {' '.join(str(unsaved).split()) or type(unsaved).__name__}. "
+            "Mend this and train again for the model; with the same random_state it is the same",
+            _check.NotSavedWarning,
+        )
     return target if copy else None

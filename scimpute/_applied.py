@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from . import _check, _save
 from ._batches import CellBatches, Context
 from ._blocks import Partition, RunningMoments
 from ._data import target_of
@@ -101,50 +103,76 @@ class Model:
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Model:
         """Raises ValueError where something is missing or does not fit together."""
-        try:
-            labels = {name: (str(label["column"]), list(label["levels"])) for name, label in metadata["conditioned_on"].items()}
+        with _save.reading(metadata.get("method")):
+            names = metadata["conditioned_on"].items()
+            labels = {name: (str(label["column"]), _save.texts(f"levels of {name}", label["levels"])) for name, label in names}
             features = {name: tuple(shape) for name, shape in metadata["features"].items()} if "features" in metadata else None
             fill = "zeros" if metadata["params"].get("likelihood") == "squared" else "all"
             params = {"fill": fill, "architecture": "dense", **metadata["params"]}
-            model = cls(list(metadata["genes"]), list(metadata["imputed"]), params, labels, tensors, features)
+            genes, imputed = (_save.texts(name, metadata[name]) for name in ("genes", "imputed"))
+            model = cls(genes, imputed, params, labels, tensors, features)
             model.check()
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            method = metadata.get("method", "began")
-            raise ValueError(f"the file does not hold a whole model of tl.{method} ({reason}); save it again with save=...") from error
         return model
 
     def check(self) -> None:
         """Build every repeat once, so that a file that does not fit together is found before the work."""
-        for name in ("output", "fill", "posterior", "n_repeats", "width", "architecture"):
-            if name not in self.params:
-                raise KeyError(f"no params[{name!r}]")
-        for name, length in (
-            ("sizes", len(self.imputed)),
-            ("reference", len(self.imputed)),
-            ("seen", len(self.imputed)),
-            ("loadings", len(self.genes)),
-            *([("expressed_above", len(self.imputed))] if self.params["fill"] == "expressed" else []),
-        ):
-            if len(self.tensors[name]) != length:
-                raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
-        told = self.features or {}
-        # Tiles are taken as they are, features of tiles as those of the training were.
-        needed = [*(["extents"] if "position" in told else []), *(["tile_moments"] if len(told.get("image", ())) == 1 else [])]
-        for name in needed:
-            if name not in self.tensors:
-                raise KeyError(f"no {name}")
-        bad = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
-        if bad:
-            raise RuntimeError(f"{bad[0]} has values that are NaN or infinite")
+        self._check_params()
+        self._check_tensors()
         if not set(self.imputed) <= set(self.genes):
             raise RuntimeError("a gene is imputed that is not among the genes")
         imputed = self.positions(self.imputed)
-        for number in range(self.params["n_repeats"]):
+        for number in range(_save.whole("n_repeats", self.params["n_repeats"], self.tensors)):
             repeat = self.repeat(number)
-            dealt = repeat.place[imputed] if len(repeat.place) == len(self.genes) else np.array([-1])
-            if dealt.min() < 0 or dealt.max() >= repeat.blocks * repeat.genes_per_block:
+            dealt = repeat.place[imputed] if repeat.place.shape == (len(self.genes),) else np.array([-1])
+            if dealt.min() < 0 or dealt.max() >= repeat.blocks * repeat.genes_per_block or len(np.unique(dealt)) < len(dealt):
                 raise RuntimeError(f"repeat{number}.place does not deal the imputed genes to the blocks")
+
+    def _check_params(self) -> None:
+        for name in ("output", "fill", "posterior", "n_repeats", "width", "architecture"):
+            if name not in self.params:
+                raise KeyError(f"no params[{name!r}]")
+        _check.option("output", self.params["output"], ("counts", "rate", "log1p"))
+        _check.option("fill", self.params["fill"], ("all", "zeros", "expressed"))
+        _check.option("architecture", self.params["architecture"], ("dense", "conv"))
+        _check.boolean("posterior", self.params["posterior"])
+        _save.whole("width", self.params["width"], self.tensors)
+        _ = self.target  # a level that is named
+        if self.features is None:
+            return
+        if list(self.features) != list(self.params["modalities"]):
+            raise RuntimeError("features are not those of the modalities")
+        for shape in self.features.values():
+            for length in shape:
+                if length:
+                    _save.whole("the shape of a modality", length, self.tensors)
+        _check.number("spatial_weight", self.params["spatial_weight"], 0)
+        for weight in self.params["ring_weights"]:
+            _check.number("ring_weights", weight, 0)
+
+    def _check_tensors(self) -> None:
+        for name in ("sizes", "reference", "seen", "loadings", *(["expressed_above"] if self.params["fill"] == "expressed" else [])):
+            length = len(self.genes if name == "loadings" else self.imputed)
+            if len(self.tensors[name]) != length:
+                raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
+        bad = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise RuntimeError(f"{bad[0]} has values that are NaN or infinite")
+        require = partial(_save.require, self.tensors)
+        require("sizes", None, above=0)
+        require("reference", None, low=0)
+        require("seen", None, dtype="bool")
+        require("loadings", None, None)
+        require("median_size", above=0)
+        if require("varying", 2)[1] < 0:
+            raise RuntimeError("varying has a spread below 0")
+        if self.params["fill"] == "expressed":
+            require("expressed_above", None)
+        # Tiles are taken as they are, features of tiles as those of the training were.
+        told = self.features or {}
+        if "position" in told:
+            require("extents", self.levels[0] if self.labels else None, 2, None)
+        if len(told.get("image", ())) == 1:
+            require("tile_moments", 2, None)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -172,7 +200,8 @@ class Model:
         """The generator of one repeat, in evaluation mode."""
         prefix = f"repeat{number}."
         state = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
-        place = state.pop("place").numpy()
+        place = _save.require(state, "place", None, dtype="int").numpy()
+        del state["place"]
         conv = self.params["architecture"] == "conv"
         # The bias of the last layer has a value for every place of every block.
         name = "bias" if conv else "output.bias" if self.features is None else "inner.output.bias"

@@ -9,13 +9,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _device, _random
+from . import _check, _device, _random, _save
 from ._batches import n_batches, shuffled
 from ._linear import Linear, Scale, Table, hidden, rows_of, uniform
 from ._progress import Progress
@@ -76,6 +77,20 @@ class Fitted:
             more, numbers["linear"] = self.linear.state()
             tensors |= {f"linear.{name}": value for name, value in more.items()}
         return tensors, numbers
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> Fitted:
+        """A saved model, of which all parts fit together; ValueError where they do not."""
+        with _save.reading(metadata.get("method")):
+            genes, known, numbers = _save.texts("genes", metadata["genes"]), metadata["covariates"], metadata["numbers"]
+            _check.option("missing", metadata["params"]["missing"], ("nan", "zero"))
+            stored = metadata["settings"]
+            settings = BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})
+            levels = tuple(len(_save.texts(f"levels of {name}", names)) for name, names in known["categorical"].items())
+            if tuple(numbers["levels"]) != levels:
+                raise RuntimeError("there are other levels than those of the covariates")
+            _check_saved(tensors, numbers, settings, len(genes), levels, len(_save.texts("covariates", known["continuous"])))
+            return cls.load(tensors, numbers, settings, device)
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], settings: BulkSettings, device: torch.device) -> Fitted:
@@ -141,6 +156,48 @@ class Fitted:
             return network, (self.noise.square() + between).sqrt()
         mean, sd = self.linear.predict(samples, own)
         return mean + self.share * (network - mean), sd
+
+
+def _check_saved(
+    tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], settings: BulkSettings, g: int, levels: tuple[int, ...], n_numbers: int
+) -> None:
+    """Shapes, types and signs of a saved model; whether the networks have all of theirs, loading them will tell."""
+    require = partial(_save.require, tensors)
+    for name in ("n_models", "n_layers", "n_hidden"):
+        _save.whole(name, getattr(settings, name), tensors)
+    for name in tensors:
+        if name.startswith("network") and not torch.isfinite(tensors[name]).all():
+            raise RuntimeError(f"{name} has values that are NaN or infinite")
+        if name.endswith("running_var"):
+            require(name, None, low=0)
+    require("scale.mean", g)
+    require("scale.sd", g, above=0)
+    require("scale.number_mean", n_numbers)
+    require("scale.number_sd", n_numbers, above=0)
+    if tensors["scale.lowest"].tolist() not in ([0.0], [-math.inf]):
+        raise RuntimeError("scale.lowest is neither 0 nor minus infinity")
+    require("share", g, low=0, high=1)
+    require("noise", g, low=0)
+    _check.number("calibration", numbers["calibration"], 0)
+    if ("linear" in numbers) is not settings.linear:
+        raise RuntimeError("the linear part and the settings do not agree")
+    if not settings.linear:
+        return
+    linear = numbers["linear"]
+    rank = _save.whole("rank", linear["rank"], tensors)
+    _check.number("floor", linear["floor"], 0)
+    _check.number("strength", linear["strength"], 0, open_low=True)
+    k = rank + 1 + sum(levels) + n_numbers
+    require("linear.factors.weights", g, k)
+    require("linear.factors.second", g, k, k)
+    n = len(require("linear.reference", None, g))
+    require("linear.observed", n, g, dtype="bool")
+    require("linear.codes", n, len(levels), dtype="int", low=-1)
+    require("linear.importance", len(levels), low=0)
+    for name in ("factors.noise", "precision", "residual_sd"):
+        require(f"linear.{name}", g, above=0)
+    pairs = require("linear.partners.indices", 2, None, dtype="int", low=0, high=g - 1).shape[1]
+    require("linear.partners.values", pairs)
 
 
 def _apply(network: nn.Module, samples: Samples) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -96,12 +95,16 @@ def auto(name: str, value: Any) -> bool:
     return isinstance(value, str)
 
 
-def warn(message: str) -> None:
-    """A UserWarning that points at the line of the user that called the package."""
+class NotSavedWarning(UserWarning):
+    """The result is in the object, and its model could not be saved."""
+
+
+def warn(message: str, category: type[UserWarning] = UserWarning) -> None:
+    """A warning that points at the line of the user that called the package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def key_name(name: str, value: Any) -> str:
@@ -111,22 +114,6 @@ def key_name(name: str, value: Any) -> str:
     if not value or "/" in value:
         raise ValueError(f"{name} must be a non-empty string without '/', got {value!r}")
     return value
-
-
-def writable_file(name: str, path: str | os.PathLike[str]) -> Path:
-    """A path that can be written, found out before any work is done."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{name}: {str(path)!r} is a directory; give a file name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{name}: the directory {str(path.parent)!r} does not exist")
-    try:
-        # What a system says of permissions is not always so (root, network drives): the only proof is a file.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise PermissionError(f"{name}: nothing can be written in {str(path.parent)!r}: {error.strerror}") from error
-    return path
 
 
 def memory(needed: int, hint: str) -> None:

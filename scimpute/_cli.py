@@ -3,48 +3,94 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import functools
 import inspect
 import os
 import re
+import stat
 import sys
 import traceback
+import typing
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+import numpy as np
+from jsonargparse import ActionConfigFile, ArgumentParser
 
-from . import _check, _keys
+from . import _check, _files, _keys
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator
 
     import pandas as pd
     from anndata import AnnData
 
-# scanpy, torch and matplotlib are imported by the commands that need them.
+# scanpy, torch and matplotlib take seconds to import: it is done by the commands that need them, and not for a help text.
 
 _MARKERS = ("CD79A", "CD3D", "GNLY", "FCER1A")
 """B cells, T cells, NK cells, dendritic cells."""
 
-_IMPUTERS = ("began", "spatial", "nmf", "pmi", "gain")
-_BAD_INPUT = (argparse.ArgumentError, ValueError, KeyError, TypeError, FileNotFoundError, FileExistsError, IsADirectoryError)
+_IMPUTERS = {
+    "began": "counts of single cells or nuclei, as droplets and plates give them (also of spots, whose places are not used)",
+    "spatial": "counts of spots or cells with their positions in obsm['spatial'], and the image of the tissue where there is one",
+    "nmf": "counts of spots or cells with their positions in obsm['spatial']",
+    "pmi": "log expression of bulk samples, in which missing values are NaN (or zero: see --missing)",
+    "gain": "log expression of bulk samples, in which missing values are NaN (or zero: see --missing)",
+}
+"""What data each is for."""
+_COMMANDS = {
+    "demo": "try it on 700 blood cells that come with scanpy",
+    **{name: f"impute {data}" for name, data in _IMPUTERS.items()},
+    "apply": "impute other cells or samples with a model that --save wrote; data as in its training",
+    "report": "judge an imputation of counts on one HTML page",
+}
+_READ = "h5ad, zarr, 10x h5, a 10x folder with matrix.mtx, or csv or tsv with a row for each cell"
+_PRINT_CONFIG = "--print_config"
+_BAD_INPUT = (
+    argparse.ArgumentError,
+    ValueError,
+    KeyError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    PermissionError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when done, 2 for bad usage or input, 130 when interrupted, 1 for any other failure."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    # Options are listed with dashes; those who write underscores are understood.
+    argv = [re.sub("^--[^=]+", _dashed, word).replace("--print-config", _PRINT_CONFIG) for word in argv]
+    unsaved = []
+
+    def tell(message: object, category: type[Warning], *_: object, **__: object) -> None:
+        print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
+        if issubclass(category, _check.NotSavedWarning):
+            unsaved.append(message)
+
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
-            options = _parser().parse_args(argv)
+            warnings.showwarning = tell
+            parser = _parser(argv)
+            if not argv:
+                _say(parser.format_help().rstrip())
+                return 0
+            options = parser.parse_args(argv)
             commands: dict[str, Callable[..., None]] = {"demo": demo, "apply": _apply, "report": _judge}
             commands |= {name: functools.partial(_impute, name) for name in _IMPUTERS}
-            commands[options.command](**{name: value for name, value in options[options.command].items() if name != "debug"})
-        return 0
+            given = {name: value for name, value in options[options.command].items() if name not in ("debug", "config")}
+            with _lines_for_phases(given.get("progress")):
+                commands[options.command](**given)
+        return 1 if unsaved else 0
     except SystemExit as end:  # --help and --version
         _say()
         return int(end.code or 0)
@@ -54,8 +100,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, KeyboardInterrupt):
             print("scimpute: interrupted", file=sys.stderr)
             return 130
-        print(f"scimpute: error: {_one_line(error)}", file=sys.stderr)
+        print(f"scimpute: error: {_one_line(error, _command(argv))}", file=sys.stderr)
         return 2 if isinstance(error, _BAD_INPUT) else 1
+
+
+@contextlib.contextmanager
+def _lines_for_phases(progress: bool | None) -> Iterator[None]:
+    """Where no bar is shown, a line on stderr for each phase of a run, unless ``progress`` is False."""
+    if progress is False:
+        yield
+        return
+    from . import _progress
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            print(f"scimpute: {line}", file=sys.stderr, flush=True)
+
+    before, _progress.say = _progress.say, say
+    try:
+        yield
+    finally:
+        _progress.say = before
+
+
+@contextlib.contextmanager
+def _as_private_as(path: str) -> Iterator[None]:
+    """New files are open to nobody who may not read the input."""
+    status = os.stat(path)
+    closed = ~stat.S_IMODE(status.st_mode) & 0o066
+    if hasattr(os, "getegid") and status.st_gid != os.getegid():
+        # The group of a new file is another one: to it, what is closed to others is closed.
+        closed |= (closed & 0o006) << 3
+    before = os.umask(0o077)
+    os.umask(before | closed)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def demo(out_dir: str = ".", random_state: int = 0) -> None:
@@ -69,16 +150,15 @@ def demo(out_dir: str = ".", random_state: int = 0) -> None:
         Seed.
     """
     from . import datasets, metrics, pp, tl
-    from ._save import replace_file
 
     table, picture = (Path(out_dir, f"scimpute_demo.{kind}") for kind in ("h5ad", "png"))
     targets = _output(table), _output(picture)
     adata = datasets.pbmc68k()
     pp.thin(adata, random_state=random_state)
-    tl.began(adata, layer="thin_train", size_key="n_counts", key_added="began", random_state=random_state, progress=True)
+    tl.began(adata, layer="thin_train", size_key="n_counts", key_added="began", random_state=random_state)
     scores = metrics.heldout(adata, ["began"])
-    replace_file(targets[1], lambda path: _draw(adata, scores, path))
-    replace_file(targets[0], adata.write_h5ad)
+    _files.replace_file(targets[1], lambda path: _draw(adata, scores, path))
+    _files.replace_file(targets[0], adata.write_h5ad)
     _say(
         f"{adata.n_obs} cells x {adata.n_vars} genes (Zheng et al. 2017), imputed from nine tenths of their molecules, scored on the rest:",
         scores.to_string(float_format="{:.4f}".format),
@@ -117,7 +197,6 @@ def _draw(adata: AnnData, scores: pd.DataFrame, path: Path) -> None:
 
 def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
     from . import tl
-    from ._save import replace_file
 
     target = _output(out_file)
     save = options.get("save")
@@ -128,14 +207,15 @@ def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
         # A list in which the parser has seen numbers, and not names.
         options["genes"] = [gene.strip(" '\"") for gene in genes.strip("[] ").split(",")]
     adata = _read(in_file)
-    getattr(tl, name)(adata, **options)
-    replace_file(target, adata.write_h5ad)
+    with _as_private_as(in_file):
+        getattr(tl, name)(adata, **options)
+        _files.replace_file(target, adata.write_h5ad)
     _report(adata, options["key_added"], out_file)
 
 
 def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     from . import tl
-    from ._save import load_metadata, replace_file
+    from ._save import load_metadata
     from .tl._apply import default_key
 
     target = _output(out_file)
@@ -144,7 +224,8 @@ def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     method = str(load_metadata(model).get("method"))
     adata = _read(in_file)
     tl.apply(adata, model, **options)
-    replace_file(target, adata.write_h5ad)
+    with _as_private_as(in_file):
+        _files.replace_file(target, adata.write_h5ad)
     _report(adata, options["key_added"] or default_key(method), out_file)
 
 
@@ -158,7 +239,8 @@ def _judge(in_file: str, **options: Any) -> None:
         if len(found) != 1:
             raise ValueError(f"{in_file!r} holds {len(found)} imputations of counts, {_check.listing(found)}; name one with --key")
         options["key"] = found[0]
-    numbers = metrics.report(adata, **options)
+    with _as_private_as(in_file):
+        numbers = metrics.report(adata, **options)
     _say(numbers["verdict"], *(f"- {reason}" for reason in numbers["reasons"]["reason"]), f"Wrote {options['save']}")
 
 
@@ -170,41 +252,106 @@ def _report(adata: AnnData, key: str, out_file: str) -> None:
 
 
 def _read(path: str) -> AnnData:
-    import anndata
-    import h5py
-
     if not os.path.exists(path):
         raise FileNotFoundError(f"IN: {path!r} does not exist")
-    if not os.path.isfile(path) or not h5py.is_hdf5(path):
-        raise ValueError(f"IN: {path!r} is not an h5ad file")
     try:
-        return anndata.read_h5ad(path)
+        reader = _reader(path)
+        adata = None if reader is None else reader(path)
     except Exception as error:
-        raise ValueError(f"IN: {path!r} cannot be read as h5ad: {error}") from error
+        kind = "h5ad" if path.endswith(".h5ad") else "what it seems to be"
+        raise ValueError(f"IN: {path!r} cannot be read as {kind}: {error}") from error
+    if adata is None:
+        raise ValueError(f"IN: {path!r} is not an h5ad file, and none of the others that are read ({_READ})")
+    return adata
+
+
+def _reader(path: str) -> Callable[[str], AnnData] | None:
+    """What reads a file or folder, by what is in it; None where nothing does."""
+    import anndata
+    import h5py
+    import scanpy
+
+    if os.path.isdir(path):
+        found = os.listdir(path)
+        if any(name.endswith(("matrix.mtx", "matrix.mtx.gz")) for name in found):
+            return _with_unique_names(scanpy.read_10x_mtx, prefix=_prefix(found))
+        return anndata.io.read_zarr if {".zgroup", ".zattrs", "zarr.json"} & set(found) else None
+    if not os.path.isfile(path):
+        return None
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            # 10x has a group "matrix", or in earlier versions one for each genome.
+            tenx = "X" not in file and "obs" not in file and any("barcodes" in group for group in file.values() if hasattr(group, "keys"))
+        return _with_unique_names(scanpy.read_10x_h5) if tenx else anndata.read_h5ad
+    name = path.removesuffix(".gz")
+    if name.endswith(".csv"):
+        return anndata.io.read_csv
+    if name.endswith((".tsv", ".txt", ".tab")):
+        return functools.partial(anndata.io.read_csv, delimiter="\t")
+    return None
+
+
+def _prefix(names: list[str]) -> str | None:
+    """What is put before the three names of a 10x folder, as GEO has it."""
+    name = next(name for name in names if name.endswith(("matrix.mtx", "matrix.mtx.gz")))
+    return name.split("matrix.mtx")[0] or None
+
+
+def _with_unique_names(read: Callable[..., AnnData], **options: Any) -> Callable[[str], AnnData]:
+    """10x names some genes alike; ids are in ``var["gene_ids"]``."""
+
+    def reader(path: str) -> AnnData:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Variable names are not unique")
+            adata = read(path, **options)
+        adata.var_names_make_unique()
+        return adata
+
+    return reader
 
 
 def _output(path: str | Path) -> Path:
     """Where to write, links followed; whether it can be written is found out before any work is done."""
-    found = Path(os.path.realpath(_check.writable_file("OUT", path)))
-    if found.exists() and not found.is_file():
-        raise ValueError(f"OUT: {str(path)!r} is not a regular file")
-    if not os.access(found.parent, os.W_OK):
-        raise PermissionError(f"OUT: no permission to write in {str(found.parent)!r}")
-    return found
+    return _files.target("OUT", path)
+
+
+def _declared(module: str, name: str) -> Callable[..., Any]:
+    """The signature and docstring of a function of ours, from its source: to import its module takes seconds."""
+    tree = ast.parse(Path(__file__).parent.joinpath(module).read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    function.body, function.decorator_list = function.body[:1], []
+    known: dict[str, Any] = {
+        "__name__": __name__,
+        "AnnData": Any,
+        "Any": Any,
+        "Literal": Literal,
+        "Mapping": Mapping,
+        "Sequence": Sequence,
+        "np": np,
+        "os": os,
+    }
+    code = compile(ast.Module([function], []), module, "exec", dont_inherit=True)
+    exec(code, known)
+    return typing.cast("Callable[..., Any]", known[name])
+
+
+def _function(command: str) -> Callable[..., Any]:
+    return _declared({"demo": "_cli.py", "report": "metrics/_report.py"}.get(command, f"tl/_{command}.py"), command)
 
 
 class _Parser(ArgumentParser):
-    """Takes ``--batch-key`` as well as ``--batch_key``, help from a docstring, and raises where argparse exits."""
+    """Options with dashes, help from a docstring, and raises where argparse exits."""
 
-    def __init__(self, *args: Any, function: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, function: Callable[..., Any] | None = None, data: str = "", **kwargs: Any) -> None:
         self._help: dict[str, str] = {}
         if function is not None:
             docs = docstring_parser.parse(inspect.getdoc(function) or "")
-            kwargs["description"] = docs.short_description
-            # numpydoc lets parameters share a paragraph: "n_context, width".
+            kwargs["description"] = " ".join(_plain(docs.short_description or "").split()) + data
+            # numpydoc lets parameters share a paragraph, "n_context, width", which is said once.
             for entry in docs.params:
-                text = re.sub(r"``|\*\*|:[\w:]+:(?=`)", "", entry.description or "").replace("%", "%%")
-                self._help |= dict.fromkeys(entry.arg_name.split(", "), text)
+                first, *others = entry.arg_name.split(", ")
+                self._help[first] = _plain(entry.description or "")
+                self._help |= dict.fromkeys(others, f"See --{first.replace('_', '-')}.")
         super().__init__(*args, exit_on_error=False, **kwargs)
         self.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
 
@@ -212,10 +359,10 @@ class _Parser(ArgumentParser):
         name = names[0].lstrip("-")
         if name in self._help:
             kwargs["help"] = self._help[name]
-        dashed = [other.replace("_", "-") for other in names if other.startswith("--") and "_" in other]
-        return super().add_argument(*dict.fromkeys([*dashed, *names]), **kwargs)
+        return super().add_argument(*(re.sub("^--[^=]+", _dashed, other) for other in names), **kwargs)
 
     def add_function(self, function: Callable[..., Any], skip: Collection[str] = ()) -> None:
+        self.add_argument("--config", action=ActionConfigFile, help="YAML file with options; those after it on the command line win.")
         self.add_function_arguments(function, as_group=False, skip={*skip, "random_state"})
         # A Generator, which the functions take as well, has no spelling on a command line.
         seed = inspect.signature(function).parameters.get("random_state")
@@ -223,49 +370,81 @@ class _Parser(ArgumentParser):
             self.add_argument("--random_state", type=int | None, default=seed.default)
 
 
-def _parser() -> ArgumentParser:
-    from . import metrics, tl
+def _dashed(option: re.Match[str]) -> str:
+    # jsonargparse knows this one by its underscore.
+    return option[0] if option[0] == _PRINT_CONFIG else "--" + option[0][2:].replace("_", "-")
 
-    parser = _Parser(prog="scimpute", version=__version__, description="Impute single-cell, spatial or bulk expression in an h5ad file.")
+
+def _plain(text: str) -> str:
+    return re.sub(r"``|\*\*|:[\w:]+:(?=`)", "", text).replace("%", "%%")
+
+
+def _parser(argv: Sequence[str]) -> _Parser:
+    """All commands, with the options of the one that is asked for."""
+    parser = _Parser(
+        prog="scimpute",
+        version=__version__,
+        description="Impute single-cell, spatial or bulk expression in a file. Help on a command: scimpute COMMAND --help",
+    )
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    run = _Parser(function=demo)
-    run.add_function(demo)
-    commands.add_subcommand("demo", run, help="try it on real data that come with scanpy")
-    for name in _IMPUTERS:
-        commands.add_subcommand(name, _parser_of(getattr(tl, name)), help=f"impute with scimpute.tl.{name}")
-    commands.add_subcommand("apply", _parser_of(tl.apply, ("model", "MODEL")), help="impute other cells with a model that --save wrote")
-    judge = _Parser(function=metrics.report, epilog="Without --key the file must hold one imputation of counts.")
-    judge.add_argument("in_file", metavar="FILE.h5ad", help="File with counts and their imputation; it is not changed.")
-    judge.add_argument("--key", type=str | None, help="Name of the imputation; needed where the file holds several.")
-    judge.add_function(metrics.report, skip={"adata", "key"})
-    judge.set_defaults(progress=_in_terminal())
-    commands.add_subcommand("report", judge, help="judge an imputation of your data on one HTML page")
+    asked = _command(argv)
+    for name, text in _COMMANDS.items():
+        commands.add_subcommand(name, _parser_of(name) if name == asked else _Parser(), help=text)
     return parser
 
 
-def _parser_of(function: Callable[..., Any], *between: tuple[str, str]) -> _Parser:
-    """IN, parameters that come between (name, metavar), OUT, and every other parameter as an option."""
-    parser = _Parser(function=function, epilog="A list is written '[CD3D, NKG7]', None is written null.")
-    parser.add_argument("in_file", metavar="IN.h5ad", help="File with counts (pmi, gain: log expression; spatial, nmf: positions too).")
-    for name, metavar in between:
-        parser.add_argument(name, metavar=metavar)
+def _command(argv: Sequence[str]) -> str | None:
+    return next((word for word in argv if not word.startswith("-")), None)
+
+
+def _parser_of(name: str) -> _Parser:
+    """IN, for apply the model, OUT, and every other parameter of a function as an option."""
+    if name == "demo":
+        function = _function(name)
+        parser = _Parser(function=function)
+        parser.add_function(function)
+        return parser
+    epilog = "A list is written '[CD3D, NKG7]', None is written null."
+    if name == "report":
+        function = _function(name)
+        parser = _Parser(function=function, epilog=f"{epilog} Without --key the file must hold one imputation of counts.")
+        parser.add_argument("in_file", metavar="FILE.h5ad", help="File with counts and their imputation; it is not changed.")
+        parser.add_argument("--key", type=str | None, help="Name of the imputation; needed where the file holds several.")
+        parser.add_function(function, skip={"adata", "key"})
+        return parser
+    function = _function(name)
+    data = _IMPUTERS.get(name, "as in the training of the model")
+    parser = _Parser(function=function, data=f" For data: {data}.", epilog=epilog)
+    parser.add_argument("in_file", metavar="IN.h5ad", help=f"File to read: {_READ}.")
+    if name == "apply":
+        parser.add_argument("model", metavar="MODEL")
     parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")
-    parser.add_function(function, skip={"adata", "copy", *(name for name, _ in between)})
-    parser.set_defaults(progress=_in_terminal())
+    parser.add_function(function, skip={"adata", "copy", *(["model"] if name == "apply" else [])})
     return parser
 
 
-def _in_terminal() -> bool:
-    """Whether to show progress: a minute without a sign of life is long."""
-    return sys.stderr is not None and sys.stderr.isatty()
+def _allowed(command: str | None, option: str) -> str:
+    """What an option can be, in words."""
+    if command not in _COMMANDS:
+        return ""
+    hint = typing.get_type_hints(_function(command)).get(option)
+    parts = typing.get_args(hint) if isinstance(hint, UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    words: list[str] = []
+    for part in parts:
+        if typing.get_origin(part) is Literal:
+            words += [str(choice) for choice in typing.get_args(part)]
+        else:
+            name = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}.get(part)
+            words += [name] if name else []
+    return f", must be {', '.join(words[:-1])}{' or ' if words[1:] else ''}{words[-1]}" if words else ""
 
 
-def _one_line(error: object) -> str:
+def _one_line(error: object, command: str | None = None) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     # What jsonargparse says of a bad value is a list of all that it is not.
     bad = re.search(r'Parser key "(?:\w+\.)?(\w+)".*?(?:Given|Got) value: (.*)', text, re.DOTALL)
     if bad:
-        text = f"argument --{bad[1].replace('_', '-')}: invalid value {bad[2]!r}, see --help"
+        text = f"argument --{bad[1].replace('_', '-')}: invalid value {bad[2]!r}{_allowed(command, bad[1])}; see --help"
     text = re.sub(r"\b\w+\.(in|out)_file\b", lambda found: f"{found[1].upper()}.h5ad", text)
     text = re.sub(r"\bapply\.model\b", "MODEL", text)
     return " ".join(text.split()) or type(error).__name__
@@ -278,3 +457,5 @@ def _say(*lines: str) -> None:
     except BrokenPipeError:
         # Nor may the flush at exit complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # a full disk; closed
+        pass

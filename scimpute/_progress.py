@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,6 +15,9 @@ from scanpy import logging as logg
 from scanpy import settings
 
 from . import _check
+
+say: Callable[[str], object] = logg.info
+"""Takes the line of a phase where no bar is drawn; the command line puts another in its place."""
 
 
 def shown(progress: bool | None) -> bool:
@@ -85,7 +88,7 @@ class Progress:
         if self.outer is not None:
             self.show = self.outer.show
         if not self.show:
-            logg.info(self.title)
+            say(self.title)
         elif self.outer is None:
             self._draw(self._open)
         return self
@@ -98,7 +101,7 @@ class Progress:
             self._draw(lambda: self.bar.set_description(f"{self.name}: {'stopped' if failed[0] else 'done'}"))
             self._draw(self.bar.close)
         elif failed[0] is None and not (self.outer is not None and self.show):
-            logg.info(f"{self.name}: {seconds:.0f} s")
+            say(f"{self.name}: {seconds:.0f} s")
 
     @contextlib.contextmanager
     def one_step(self) -> Iterator[None]:
@@ -116,7 +119,7 @@ class Progress:
         if self.bar is not None:
             self._draw(lambda: self.bar.set_description(f"{self.name}: {name}"))
         elif not self.show:
-            logg.info(f"{self.name}: {name}")
+            say(f"{self.name}: {name}")
 
     def step(self, part: float = 1.0) -> None:
         """A step of the phase is done, or a part of it (0 to 1)."""

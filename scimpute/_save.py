@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,55 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from . import _device
+from . import _device, _files
 from ._version import __version__
 
-FORMAT = "1"
+FORMAT = "2"
+"""Since 2 there is a checksum."""
+_AGAIN = "copy it again, or save the model again with save=..."
+_NO_MODEL = "is not a model of scimpute"
 _LONGEST_HEADER = 100_000_000
 """Bytes of the JSON at the start of a safetensors file, by the format's own rule."""
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write to a temporary name beside ``path`` and rename: a failure leaves what was there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+def model_target(path: str | os.PathLike[str]) -> Path:
+    """Where a model is to be saved; found out before any work is done (see :func:`._files.target`)."""
+    return _files.target("save", path, ours=is_model, else_it=_NO_MODEL)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a file is one of our models, whole or damaged, of this or another version."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= _LONGEST_HEADER else b""
     try:
-        write(temporary)
-        # mkstemp makes the file private; give it the permissions any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return {"format", "method", "genes"} <= json.loads(header)["__metadata__"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def save_model(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors with their metadata; each value of the metadata is stored as JSON."""
-    text = {name: json.dumps(value) for name, value in {"format": FORMAT, **metadata}.items()}
+    text = {name: json.dumps(value) for name, value in {**metadata, "format": FORMAT}.items()}
     # Copies of large tensors run in parallel, as they may in a forked child within a session only.
     with _device.session(torch.device("cpu")):
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, lambda temporary: save_file(whole, temporary, metadata=text))
+    text["checksum"] = json.dumps(checksum(whole, text))
+    # Minutes have passed since it was looked at what is there.
+    _files.replace_file(path, lambda temporary: save_file(whole, temporary, metadata=text), ours=is_model, else_it=_NO_MODEL)
+
+
+def checksum(tensors: Mapping[str, torch.Tensor], text: Mapping[str, str]) -> str:
+    """SHA-256 of all tensors and of the metadata as they are in the file."""
+    found = hashlib.sha256()
+    for name in sorted(text.keys() - {"checksum"}):
+        found.update(json.dumps([name, text[name]]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(json.dumps([name, str(tensor.dtype), *tensor.shape]).encode())
+        if tensor.numel():
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -55,10 +74,72 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     TypeError, FileNotFoundError, IsADirectoryError
         There is no such file.
     ValueError
-        The file is a pickle, no safetensors, cut short, not ours, or of a newer version.
+        The file is a pickle, no safetensors, cut short, damaged, not ours, or of a newer version.
     """
     with _opened(path) as (file, metadata):
-        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+        name, keys = repr(os.fspath(path)), file.keys()
+        try:
+            tensors = {key: file.get_tensor(key) for key in keys}
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # types that torch does not know
+            raise ValueError(f"model: {name} is damaged; {_AGAIN}") from error
+        # Models of format 1 have none.
+        needed = "checksum" in metadata or int(metadata["format"]) > 1
+        if needed and metadata.get("checksum") != checksum(tensors, file.metadata()):
+            raise ValueError(f"model: {name} is damaged: its content does not agree with its checksum; {_AGAIN}")
+        return tensors, metadata
+
+
+def require(
+    tensors: Mapping[str, torch.Tensor],
+    name: str,
+    *shape: int | None,
+    dtype: str = "real",
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+) -> torch.Tensor:
+    """A tensor of a model, of this shape (None: any length), with finite values from ``low`` to ``high`` and above ``above``.
+
+    Raises KeyError or RuntimeError, which those who read a model tell as one ValueError.
+    """
+    tensor = tensors[name]
+    if len(tensor.shape) != len(shape) or any(n is not None and n != length for n, length in zip(shape, tensor.shape, strict=True)):
+        raise RuntimeError(f"{name} has shape {tuple(tensor.shape)}, {tuple('any' if n is None else n for n in shape)} is needed")
+    kinds = {"real": tensor.is_floating_point(), "bool": tensor.dtype == torch.bool, "int": tensor.dtype == torch.int64}
+    if not kinds[dtype]:
+        raise RuntimeError(f"{name} has values of type {tensor.dtype}")
+    if tensor.numel() and not (torch.isfinite(tensor).all() and tensor.min() >= low and tensor.max() <= high and tensor.min() > above):
+        raise RuntimeError(f"{name} has values that are NaN, infinite or out of range")
+    return tensor
+
+
+def whole(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> int:
+    """A size in the metadata. It is no larger than those of the tensors, so that a damaged one does not ask for all of the memory."""
+    most = max((length for tensor in tensors.values() for length in (len(tensors), *tensor.shape)), default=0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RuntimeError(f"{name} is {value!r}")
+    return value
+
+
+def texts(name: str, value: Any, *, unique: bool = True) -> list[str]:
+    """Names in the metadata."""
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise RuntimeError(f"{name} are no list of names")
+    if unique and len(set(value)) < len(value):
+        raise RuntimeError(f"{name} has a name twice")
+    return value
+
+
+@contextlib.contextmanager
+def reading(method: Any) -> Iterator[None]:
+    """One ValueError for whatever is found wrong with a model of this method."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the file does not hold a whole model of tl.{method} ({reason}); {_AGAIN}") from error
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -88,7 +169,9 @@ def _read_metadata(name: str, text: Mapping[str, str]) -> dict[str, Any]:
     try:
         metadata = {key: json.loads(value) for key, value in text.items()}
         version = int(metadata["format"])
-    except (KeyError, TypeError, ValueError) as error:
+        if version < 1:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"model: {name} has no metadata of scimpute; give a file that was written with save=...") from error
     if version > int(FORMAT):
         raise ValueError(
@@ -102,11 +185,10 @@ def _damage(path: Path) -> str:
     """What is wrong with a file that is not whole safetensors."""
     with path.open("rb") as file:
         start = file.read(9)
-    again = "save the model again with save=..."
     if not start:
-        return f"is empty; {again}"
+        return f"is empty; {_AGAIN}"
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
-        return f"is cut short or damaged; copy it again, or {again}"
+        return f"is cut short or damaged; {_AGAIN}"
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        return f"is a pickle (as torch.save writes), not safetensors; pickles can run code and are never loaded. Please {again}"
+        return "is a pickle (as torch.save writes), not safetensors; pickles can run code and are never loaded; use save=..."
     return "is not a safetensors file; give the file that was written with save=..."

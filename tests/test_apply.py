@@ -17,12 +17,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import scimpute
 from scimpute import datasets, tl
 from scimpute._applied import AnyLevel, aligned
-from scimpute._save import load_model, save_model
+from scimpute._save import checksum, load_model, save_model
 
 QUICK: dict[str, Any] = {
     "max_epochs": 3,
@@ -565,9 +566,14 @@ def edited(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Callable[
     def edit(path: Path) -> None:
         tensors, metadata = load_model(path)
         change(tensors, metadata)
-        save_model(path, tensors, {name: value for name, value in metadata.items() if name != "format"})
+        save_model(path, tensors, metadata)
 
     return edit
+
+
+def header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def with_text(**changes: str | None) -> Callable[[Path], None]:
@@ -576,7 +582,8 @@ def with_text(**changes: str | None) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
         tensors, metadata = load_model(path)
         text = {name: json.dumps(value) for name, value in metadata.items()} | changes
-        save_file(tensors, path, metadata={name: value for name, value in text.items() if value is not None})
+        kept = {name: value for name, value in text.items() if value is not None}
+        save_file(tensors, path, metadata={**kept, "checksum": json.dumps(checksum(tensors, kept))})
 
     return edit
 
@@ -598,7 +605,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no metadata": (lambda p: save_file({"x": torch.ones(2)}, p), ValueError, "has no metadata of scimpute"),
     "of others": (lambda p: save_file({"x": torch.ones(2)}, p, metadata={"format": "pt"}), ValueError, "has no metadata of scimpute"),
     "broken json": (with_text(params="{"), ValueError, "has no metadata of scimpute"),
-    "newer": (with_text(format='"2"', version='"9.1"'), ValueError, "format 2, written by scimpute 9.1; .* Install a newer"),
+    "newer": (with_text(format='"9"', version='"9.1"'), ValueError, "format 9, written by scimpute 9.1; .* Install a newer"),
     "no method": (with_text(method=None), ValueError, r"method None; this version applies models of \['began'"),
     "other method": (with_text(method='"magic"'), ValueError, r"method 'magic'; this version applies models of \['began'"),
     "no genes": (with_text(genes=None), ValueError, r"whole model of tl.began \('genes'\)"),
@@ -615,6 +622,27 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no repeat": (edited(lambda t, m: m["params"].__setitem__("n_repeats", 3)), ValueError, "whole model of tl.began .'place'"),
     "NaN": (edited(lambda t, m: t["repeat0.output.weight"].fill_(np.nan)), ValueError, "repeat0.output.weight has values that are NaN"),
     "short deal": (edited(lambda t, m: t.__setitem__("repeat0.place", torch.arange(3))), ValueError, "repeat0.place does not deal"),
+    "another weight": (lambda p: save_file({**load_file(p), "sizes": torch.ones(40)}, p, metadata=header(p)), ValueError, "its checksum"),
+    "no sign": (edited(lambda t, m: t["sizes"].neg_()), ValueError, "sizes has values that are NaN, infinite or out of range"),
+    "negative reference": (edited(lambda t, m: t["reference"].neg_()), ValueError, "reference has values"),
+    "no depth": (edited(lambda t, m: t["median_size"].zero_()), ValueError, "median_size has values"),
+    "other type": (edited(lambda t, m: t.__setitem__("seen", t["seen"].float())), ValueError, "seen has values of type torch.float32"),
+    "other shape": (edited(lambda t, m: t.__setitem__("sizes", t["sizes"][:, None])), ValueError, "sizes has shape .40, 1."),
+    "negative spread": (edited(lambda t, m: t["varying"][1].neg_()), ValueError, "varying has a spread below 0"),
+    "far out": (
+        edited(lambda t, m: t["loadings"].fill_(1e30)),
+        ValueError,
+        "gives values of 'began' that are NaN or infinite: it is damaged",
+    ),
+    "all equal": (edited(lambda t, m: t["repeat0.place"].fill_(1)), ValueError, "repeat0.place does not deal"),
+    "negative width": (edited(lambda t, m: m["params"].__setitem__("width", -1)), ValueError, "width is -1"),
+    "huge width": (edited(lambda t, m: m["params"].__setitem__("width", 10**30)), ValueError, "width is 10"),
+    "wide": (edited(lambda t, m: m["params"].__setitem__("width", 10**6)), ValueError, "width is 1000000"),
+    "no repeats": (edited(lambda t, m: m["params"].__setitem__("n_repeats", 0)), ValueError, "n_repeats is 0"),
+    "other output": (edited(lambda t, m: m["params"].__setitem__("output", "x")), ValueError, "output must be one of"),
+    "no batch": (edited(lambda t, m: m["params"].__setitem__("target_batch", "x")), ValueError, "whole model of tl.began .target_batch"),
+    "a gene twice": (edited(lambda t, m: m["genes"].__setitem__(0, m["genes"][1])), ValueError, "genes has a name twice"),
+    "genes of numbers": (edited(lambda t, m: m.__setitem__("genes", list(range(40)))), ValueError, "genes are no list of names"),
     "wrong deal": (edited(lambda t, m: t["repeat1.place"].fill_(1000)), ValueError, "repeat1.place does not deal"),
 }
 

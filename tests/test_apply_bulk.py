@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import scimpute
-from scimpute import tl
+from scimpute import datasets, tl
+from scimpute._save import load_model, save_model
 
 QUICK = {"n_models": 1, "n_hidden": 16, "max_epochs": 2}
 COVARIATES = {"categorical_covariates": ["tissue", "sex"], "continuous_covariates": "age"}
@@ -319,3 +320,74 @@ def test_a_mask_that_is_not_there_is_said(cohort, train, method):
     assert caught[0].filename == __file__
     assert "mask_layer" not in done.uns[method]["params"]
     np.testing.assert_array_equal(done.layers[method], expected)
+
+
+def linear(edit):
+    return lambda tensors, metadata: edit(metadata["numbers"]["linear"])
+
+
+DAMAGED = {
+    "no genes": lambda t, m: m.pop("genes"),
+    "a gene twice": lambda t, m: m["genes"].__setitem__(0, m["genes"][1]),
+    "fewer genes": lambda t, m: m["genes"].pop(),
+    "no settings": lambda t, m: m.pop("settings"),
+    "no numbers": lambda t, m: m.pop("numbers"),
+    "no covariates": lambda t, m: m.pop("covariates"),
+    "no params": lambda t, m: m["params"].pop("missing"),
+    "fewer levels": lambda t, m: m["covariates"]["categorical"]["tissue"].pop(),
+    "other levels": lambda t, m: m["numbers"].__setitem__("levels", [1]),
+    "negative width": lambda t, m: m["settings"].__setitem__("n_hidden", -1),
+    "width in words": lambda t, m: m["settings"].__setitem__("n_hidden", "x"),
+    "huge width": lambda t, m: m["settings"].__setitem__("n_hidden", 10**30),
+    "wide": lambda t, m: m["settings"].__setitem__("n_hidden", 10**7),
+    "no layers": lambda t, m: m["settings"].__setitem__("n_layers", 0),
+    "more layers": lambda t, m: m["settings"].__setitem__("n_layers", 4),
+    "no models": lambda t, m: m["settings"].__setitem__("n_models", 0),
+    "more models": lambda t, m: m["settings"].__setitem__("n_models", 2),
+    "another setting": lambda t, m: m["settings"].__setitem__("colour", 2),
+    "no scale": lambda t, m: t["scale.sd"].zero_(),
+    "negative scale": lambda t, m: t["scale.sd"].neg_(),
+    "infinite mean": lambda t, m: t["scale.mean"].fill_(np.inf),
+    "lowest": lambda t, m: t["scale.lowest"].fill_(np.nan),
+    "share": lambda t, m: t["share"].fill_(2),
+    "noise": lambda t, m: t["noise"].fill_(-1),
+    "calibration": lambda t, m: m["numbers"].__setitem__("calibration", -1.0),
+    "NaN": lambda t, m: next(t[name] for name in t if name.endswith("layers.0.weight")).fill_(np.nan),
+    "variance": lambda t, m: next(t[name] for name in t if name.endswith("running_var")).fill_(-1),
+    "rank": linear(lambda numbers: numbers.__setitem__("rank", 10**9)),
+    "floor": linear(lambda numbers: numbers.__setitem__("floor", -1)),
+    "no linear part": lambda t, m: m["numbers"].pop("linear"),
+    "partners": lambda t, m: t.__setitem__("linear.partners.indices", torch.full_like(t["linear.partners.indices"], 1000)),
+    "reference": lambda t, m: t.__setitem__("linear.reference", t["linear.reference"][:, 1:].contiguous()),
+    "codes": lambda t, m: t.__setitem__("linear.codes", t["linear.codes"].float()),
+    "weights far out": lambda t, m: [t[name].fill_(3e38) for name in t if name.endswith("layers.2.weight")],
+}
+
+
+@pytest.mark.parametrize("method", ["pmi", "gain"])
+def test_damaged_models_are_refused(tmp_path, method, fingerprint):
+    """One ValueError, whatever is wrong; also where the checksum is that of the damaged content."""
+    path = tmp_path / "model.safetensors"
+    adata = datasets.toy_bulk(30, 20)
+    adata.X[::3, 5] = np.nan
+    getattr(tl, method)(adata.copy(), n_models=1, n_hidden=4, max_epochs=1, categorical_covariates="tissue", save=path)
+    whole, before = path.read_bytes(), fingerprint(adata)
+    names = list(load_model(path)[0])
+    cases = {f"without {name}": lambda t, m, name=name: t.pop(name) for name in names if not name.endswith("num_batches_tracked")}
+    for case, damage in (DAMAGED | cases).items():
+        path.write_bytes(whole)
+        tensors, metadata = load_model(path)
+        damage(tensors, metadata)
+        save_model(path, tensors, metadata)
+        with pytest.raises(ValueError, match=rf"whole model of tl.{method} \(|it is damaged") as caught:
+            tl.apply(adata, path)
+        assert caught.type is ValueError, case
+    for place in np.random.default_rng(0).integers(len(whole), size=40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model: "):
+            tl.apply(adata, path)
+    assert fingerprint(adata) == before
+    path.write_bytes(whole)
+    tl.apply(adata, path)

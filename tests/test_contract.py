@@ -27,10 +27,12 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+import torch
 from matplotlib import pyplot as plt
 
 import scimpute
-from scimpute._save import load_metadata
+from scimpute import _check
+from scimpute._save import load_metadata, save_model
 
 PACKAGE = Path(scimpute.__file__).parent
 
@@ -121,9 +123,6 @@ IMPUTERS = [
             "scimpute._engine.fit",
             "scimpute._rates.predict",
             "scimpute.tl._began.finish",
-            "scimpute.tl._began.save_model",
-            "scimpute._save.save_file",
-            "scimpute._save.os.replace",
         ),
         chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
         labels={"batch_key": "batch", "celltype_key": "cell_type"},
@@ -154,9 +153,6 @@ IMPUTERS = [
                 "scimpute._linear.kriging.residual_correlation",
                 "scimpute._linear.kriging.from_partners",
                 "scimpute.tl._masked.spread_out",
-                "scimpute.tl._masked.save_model",
-                "scimpute._save.save_file",
-                "scimpute._save.os.replace",
             ),
             chunked=("scimpute._adata",),
             labels={"categorical_covariates": ["batch", "cell_type"], "continuous_covariates": "depth"},
@@ -181,9 +177,6 @@ IMPUTERS = [
         steps=(
             "scimpute.tl._spots.Data.prepare",
             "scimpute.tl._spots.finish",
-            "scimpute.tl._spots.save_model",
-            "scimpute._save.save_file",
-            "scimpute._save.os.replace",
             "scimpute._engine.choose",
             "scimpute._engine.contributions",
             "scimpute._engine.fit",
@@ -953,15 +946,12 @@ STEPS = [pytest.param(imputer, step, id=f"{imputer.name}-{step}") for imputer in
 def test_failure_of_a_step_changes_nothing(imputer, adata, monkeypatch, tmp_path, fingerprint, states, step, error):
     imputer.run(adata, random_state=5)  # an earlier result, which has to stay
     before, state = fingerprint(adata), states()
-    saved = tmp_path / "model.safetensors"
-    saved.write_text("an earlier model")
     replace(monkeypatch, step, lambda original: failing(error, 1, original))
     with pytest.raises(type(error), match="stop"):
-        imputer.run(adata, **({"save": saved} if imputer.takes("save") else {}))
+        imputer.run(adata, **({"save": tmp_path / "model.safetensors"} if imputer.takes("save") else {}))
     assert fingerprint(adata) == before
     assert states() == state
-    assert saved.read_text() == "an earlier model"
-    assert list(tmp_path.iterdir()) == [saved]
+    assert list(tmp_path.iterdir()) == []
 
 
 def later_repeats(imputer: Imputer) -> tuple[dict[str, Any], ...]:
@@ -1039,39 +1029,52 @@ def test_failure_of_any_single_write_changes_nothing(imputer, adata, monkeypatch
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
+    """An earlier model."""
     path = tmp_path / "model.safetensors"
-    path.write_bytes(b"an earlier model")
+    save_model(path, {"x": torch.ones(2)}, {"method": "began", "genes": []})
     return path
 
 
+SAVING = ("scimpute._save.save_file", "scimpute._files.os.replace")
+
+
 @taking("save")
-def test_77_disk_full(imputer, adata, target, fingerprint, monkeypatch):
-    before = fingerprint(adata)
-
-    def full(tensors: Any, path: Path, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("scimpute._save.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+@pytest.mark.parametrize("step", SAVING)
+def test_77_disk_full(imputer, adata, target, monkeypatch, states, step):
+    """The result is worth more than the model."""
+    earlier, state, expected = target.read_bytes(), states(), imputer.result(adata)
+    replace(monkeypatch, step, lambda original: failing(OSError(errno.ENOSPC, "No space left on device"), 1, original))
+    with pytest.warns(_check.NotSavedWarning, match="the result is in the object, .* could not be saved: .*No space left on device"):
         imputer.run(adata, save=target)
-    assert fingerprint(adata) == before
-    assert target.read_bytes() == b"an earlier model"
+    for suffix, values in expected.items():
+        np.testing.assert_array_equal(adata.layers["result" + suffix], values)
+    assert states() == state
+    assert target.read_bytes() == earlier
     assert list(target.parent.iterdir()) == [target]
 
 
 @taking("save")
-def test_77_read_only(imputer, adata, target, fingerprint, monkeypatch):
-    before = fingerprint(adata)
+@pytest.mark.parametrize("step", SAVING)
+def test_an_interrupt_while_the_model_is_saved_changes_nothing(imputer, adata, target, fingerprint, monkeypatch, step):
+    earlier, before = target.read_bytes(), fingerprint(adata)
+    replace(monkeypatch, step, lambda original: failing(KeyboardInterrupt("stop"), 1, original))
+    with pytest.raises(KeyboardInterrupt):
+        imputer.run(adata, save=target)
+    assert fingerprint(adata) == before
+    assert target.read_bytes() == earlier
+    assert list(target.parent.iterdir()) == [target]
+
+
+@taking("save")
+def test_77_read_only(imputer, adata, target, refused, monkeypatch):
+    earlier = target.read_bytes()
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("scimpute._save.tempfile.mkstemp", refuse)
-    with pytest.raises(PermissionError):
-        imputer.run(adata, save=target)
-    assert fingerprint(adata) == before
-    assert target.read_bytes() == b"an earlier model"
+    monkeypatch.setattr("scimpute._files.os.open", refuse)
+    refused(adata, lambda a: imputer.run(a, save=target), PermissionError, "save: nothing can be written in '.*': Permission denied")
+    assert target.read_bytes() == earlier
 
 
 # Python 3.12 warns of any fork of a process with threads; these children touch none of them.
@@ -1094,6 +1097,8 @@ def in_child(work: Callable[[], Any]) -> int:
 @FORKED
 @taking("save")
 def test_78_killed_while_writing(imputer, adata, target, monkeypatch):
+    earlier = target.read_bytes()
+
     def die(tensors: Any, path: Path, metadata: Any) -> None:
         Path(path).write_bytes(b"half")
         os._exit(9)
@@ -1101,9 +1106,10 @@ def test_78_killed_while_writing(imputer, adata, target, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("scimpute._save.save_file", die)
         assert in_child(lambda: imputer.run(adata, save=target)) == 9
-    assert target.read_bytes() == b"an earlier model"
+    assert target.read_bytes() == earlier
     imputer.run(adata, save=target)
     assert load_metadata(target)["method"] == imputer.name
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_80_threads_give_the_serial_results(imputer, adata):

@@ -158,6 +158,15 @@ def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, defaults in shorter.items():
         for option, value in defaults.items():
             monkeypatch.setitem(getattr(scimpute.tl, name).__kwdefaults__, option, value)
+    declared = _cli._function
+
+    def shortened(command: str) -> Callable[..., Any]:
+        function = declared(command)
+        if command in shorter:
+            function.__kwdefaults__.update(shorter[command])
+        return function
+
+    monkeypatch.setattr(_cli, "_function", shortened)
     monkeypatch.setattr(scimpute.datasets.toy_bulk, "__defaults__", (200, 100))
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     monkeypatch.chdir(tmp_path)
@@ -184,6 +193,8 @@ def test_commands_run(capsys: pytest.CaptureFixture[str]) -> None:
     cohort = scimpute.datasets.toy_bulk(40, 60)
     cohort.X[::3, ::5] = np.nan
     cohort.write_h5ad("cohort.h5ad")
+    for block in (block for page in PAGES for block in blocks(page, "yaml")):
+        Path(block.split()[1]).write_text(block)  # begins with "# name"
     run = []
     for line in "".join(block for page in PAGES for block in blocks(page, "bash")).splitlines():
         if line.startswith("scimpute "):

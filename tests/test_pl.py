@@ -255,3 +255,36 @@ def test_a_figure_that_fails_is_closed_and_others_stay(adata, tmp_path, name):
 
 def test_every_figure_is_tried_above():
     assert set(FIGURES) == set(pl.__all__)
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_earlier_one(adata, tmp_path, monkeypatch):
+    path = tmp_path / "genes.png"
+    pl.imputed(adata, "gene1", show=False, save=path)
+    before = path.read_bytes()
+    plt.close("all")
+    own = plt.figure()
+
+    def full(self, to, **_):
+        to.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        pl.imputed(adata, "gene2", show=False, save=path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["genes.png"]
+    # Nor does a figure of ours stay open; the user's does.
+    assert plt.get_fignums() == [own.number]
+
+
+def test_names_of_figures(adata, tmp_path):
+    """Without an ending it is that of matplotlib's own setting; a write-protected figure is left."""
+    pl.imputed(adata, "gene1", show=False, save=tmp_path / "genes")
+    path = tmp_path / "genes.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="is write-protected"):
+        pl.imputed(adata, "gene1", show=False, save=path)
+    with pytest.raises(ValueError, match="[Ff]ormat"):
+        pl.imputed(adata, "gene1", show=False, save=tmp_path / "genes.h5ad")
+    assert [file.name for file in tmp_path.iterdir()] == ["genes.png"]

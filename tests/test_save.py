@@ -1,61 +1,22 @@
-"""Files are written whole or not at all; a saved model holds what is needed to apply it."""
+"""A saved model holds what is needed to apply it, replaces nothing but another one, and is never all there is to lose."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 from types import SimpleNamespace
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import scimpute
-from scimpute._save import load_metadata, load_model, replace_file, save_model
-
-
-def test_replace_file_replaces(tmp_path):
-    path = tmp_path / "result.txt"
-    for text in ("first", "second"):
-        replace_file(path, lambda temporary, text=text: temporary.write_text(text))
-        assert path.read_text() == text
-        assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
-@pytest.mark.parametrize("earlier", [True, False])
-def test_failure_leaves_the_old_file_and_no_temporary(tmp_path, error, earlier):
-    path = tmp_path / "result.txt"
-    if earlier:
-        path.write_text("old")
-    seen = []
-
-    def write(temporary):
-        seen.append(temporary)
-        temporary.write_text("half")
-        raise error
-
-    with pytest.raises(type(error)):
-        replace_file(path, write)
-    assert seen[0].parent == tmp_path
-    assert seen[0].suffix == ".txt"
-    assert list(tmp_path.iterdir()) == ([path] if earlier else [])
-    if earlier:
-        assert path.read_text() == "old"
-
-
-def test_permissions_are_those_of_any_new_file(tmp_path):
-    before = os.umask(0o027)
-    try:
-        replace_file(tmp_path / "result.txt", lambda temporary: temporary.write_text("x"))
-        assert (tmp_path / "result.txt").stat().st_mode & 0o777 == 0o640
-        assert os.umask(0o027) == 0o027
-    finally:
-        os.umask(before)
+from scimpute import _check
+from scimpute._save import is_model, load_metadata, load_model, save_model
 
 
 def test_save_model_keeps_tensors_and_metadata(tmp_path):
@@ -66,7 +27,8 @@ def test_save_model_keeps_tensors_and_metadata(tmp_path):
         metadata = {name: json.loads(value) for name, value in file.metadata().items()}
         torch.testing.assert_close(file.get_tensor("a"), weights.T)
         torch.testing.assert_close(file.get_tensor("b"), torch.ones(2))
-    assert metadata == {"format": "1", "genes": ["é", "b"], "params": {"x": 1.5, "y": True}}
+    assert len(metadata["checksum"]) == 64
+    assert metadata == {"format": "2", "genes": ["é", "b"], "params": {"x": 1.5, "y": True}, "checksum": metadata["checksum"]}
     tensors, again = load_model(str(path))
     assert again == metadata
     torch.testing.assert_close(tensors, {"a": weights.T.contiguous(), "b": torch.ones(2)})
@@ -78,7 +40,8 @@ def test_save_model_keeps_tensors_and_metadata(tmp_path):
 def test_metadata_are_read_without_the_tensors(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_model(path, {"a": torch.ones(3)}, {"method": "began", "genes": ["é"]})
-    assert load_metadata(str(path)) == load_model(path)[1] == {"format": "1", "method": "began", "genes": ["é"]}
+    assert load_metadata(str(path)) == load_model(path)[1]
+    assert load_metadata(path).items() >= {"format": "2", "method": "began", "genes": ["é"]}.items()
     with safe_open(path, "pt") as file:
         header = file.metadata()
     # A file that has metadata and nothing else to ask for.
@@ -95,8 +58,37 @@ NO_MODEL = {
     "text": (lambda path: path.write_text("gene,cell"), ValueError, "is not a safetensors file"),
     "pickle": (lambda path: path.write_bytes(pickle.dumps([1])), ValueError, "is a pickle"),
     "of others": (lambda path: save_file({"x": torch.ones(2)}, path), ValueError, "has no metadata of scimpute"),
-    "newer": (lambda path: save_file({"x": torch.ones(2)}, path, metadata={"format": "2"}), ValueError, "format 2, written by"),
+    "newer": (lambda path: save_file({"x": torch.ones(2)}, path, metadata={"format": "9"}), ValueError, "format 9, written by"),
 }
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    """In the length, the header, the metadata and the tensors: one ValueError."""
+    path = tmp_path / "model.safetensors"
+    tensors = {"a": torch.arange(3.0), "b": torch.tensor([True, False]), "c": torch.tensor(7), "none": torch.zeros(0)}
+    save_model(path, tensors, {"method": "began", "genes": ["é", "b"], "params": {"width": 16, "penalty": 1.5}})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="^model: ") as caught:
+                load_model(path)
+            assert caught.type is ValueError, (place, bit)
+    path.write_bytes(whole)
+    torch.testing.assert_close(load_model(path)[0], tensors)
+
+
+def test_models_of_before_the_checksum_are_read(tmp_path):
+    path, text = tmp_path / "model.safetensors", {"format": '"1"', "method": '"began"'}
+    save_file({"a": torch.ones(3)}, path, metadata=text)
+    tensors, metadata = load_model(path)
+    assert metadata == {"format": "1", "method": "began"}
+    torch.testing.assert_close(tensors, {"a": torch.ones(3)})
+    save_file({"a": torch.ones(3)}, path, metadata={**text, "format": '"2"'})
+    with pytest.raises(ValueError, match="does not agree with its checksum"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("case", NO_MODEL)
@@ -164,3 +156,123 @@ def test_numpy_booleans_are_saved(adata, tmp_path):
     scimpute.tl.began(adata, posterior=np.bool_(False), save=tmp_path / "model.safetensors", **quick)
     assert load_metadata(tmp_path / "model.safetensors")["params"]["posterior"] is False
     assert adata.uns["began"]["params"]["posterior"] is False
+
+
+def with_gaps(adata):
+    adata.X[::3, 5] = np.nan
+    return adata
+
+
+QUICK = {
+    "began": {"max_epochs": 1, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0},
+    "spatial": {"max_epochs": 1, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "ring_weights": ()},
+    "pmi": {"n_models": 1, "n_hidden": 8, "max_epochs": 1},
+    "gain": {"n_models": 1, "n_hidden": 8, "max_epochs": 1},
+}
+MAKE = {
+    "began": scimpute.datasets.toy_counts,
+    "spatial": lambda: scimpute.datasets.toy_visium(6, 6, 30),
+    "pmi": lambda: with_gaps(scimpute.datasets.toy_bulk(30, 20)),
+    "gain": lambda: with_gaps(scimpute.datasets.toy_bulk(30, 20)),
+}
+
+
+def run(method, adata, save, **options):
+    key = "spatial_imputed" if method == "spatial" else method
+    return key, getattr(scimpute.tl, method)(adata, save=save, **QUICK[method], **options)
+
+
+FILES = {
+    "text": lambda path: path.write_text("three years of work"),
+    "empty": lambda path: path.touch(),
+    "h5ad": lambda path: scimpute.datasets.toy_counts().write_h5ad(path),
+    "pickle": lambda path: torch.save({"x": torch.ones(2)}, path),
+    "tensors of others": lambda path: save_file({"x": torch.ones(2)}, path, metadata={"format": "pt"}),
+    "json": lambda path: path.write_bytes((2).to_bytes(8, "little") + b"[]"),
+    "link": lambda path: (path.with_name("theirs").write_text("x"), path.symlink_to("theirs")),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+@pytest.mark.parametrize("method", QUICK)
+def test_what_is_no_model_is_left(tmp_path, method, what, refused):
+    path = tmp_path / "model.safetensors"
+    FILES[what](path)
+    assert not is_model(path)
+    before = {file: (file.is_symlink(), file.read_bytes()) for file in tmp_path.iterdir()}
+    message = "save: '.*' exists and is not a model of scimpute; choose another name or delete it"
+    refused(MAKE[method](), lambda adata: run(method, adata, path), FileExistsError, message)
+    assert {file: (file.is_symlink(), file.read_bytes()) for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "relative"])
+def test_the_file_that_backs_the_object_is_left(tmp_path, monkeypatch, way, refused):
+    path = tmp_path / "data.h5ad"
+    scimpute.datasets.toy_counts().write_h5ad(path)
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    before = path.read_bytes()
+    backed = ad.read_h5ad(path, backed="r")
+    save = {"itself": path, "link": tmp_path / "link", "relative": "./data.h5ad"}[way]
+    refused(backed, lambda adata: run("began", adata, save), FileExistsError, "save: '.*' is the file that backs adata")
+    backed.file.close()
+    assert path.read_bytes() == before
+
+
+def test_models_are_replaced_and_links_followed(tmp_path):
+    path, link = tmp_path / "model.safetensors", tmp_path / "link"
+    link.symlink_to(path)
+    for method in ("pmi", "gain"):
+        run(method, MAKE[method](), link)
+        assert link.is_symlink()
+        assert is_model(path)
+        assert load_metadata(path)["method"] == method
+    # Also one that is damaged, or of a later version.
+    path.write_bytes(path.read_bytes()[:-10])
+    run("pmi", MAKE["pmi"](), path)
+    tensors, metadata = load_model(path)
+    save_file(tensors, path, metadata={name: json.dumps(value) for name, value in {**metadata, "format": "99"}.items()})
+    run("pmi", MAKE["pmi"](), path)
+    assert load_metadata(path)["method"] == "pmi"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "model.safetensors"]
+
+
+def full(tensors, path, metadata):
+    path.write_bytes(b"half")
+    raise SafetensorError("IoError(No space left on device)")
+
+
+def occupied(tensors, path, metadata):
+    """Somebody else writes there while the training is on."""
+    (path.parent / "model.safetensors").write_text("theirs")
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize(("fault", "message"), [(full, "No space left"), (occupied, "exists and is not a model of scimpute")])
+@pytest.mark.parametrize("method", QUICK)
+def test_a_model_that_cannot_be_saved_costs_no_result(tmp_path, monkeypatch, method, fault, message, copy):
+    expected = MAKE[method]()
+    key, _ = run(method, expected, None)
+    monkeypatch.setattr("scimpute._save.save_file", fault)
+    adata = MAKE[method]()
+    with pytest.warns(
+        _check.NotSavedWarning, match=f"the result is in the object, but its model could not be saved: .*{message}"
+    ) as caught:
+        _, done = run(method, adata, tmp_path / "model.safetensors", copy=copy)
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal((done if copy else adata).layers[key], expected.layers[key])
+    assert (key in adata.layers) is not copy
+    left = [file.name for file in tmp_path.iterdir()]
+    assert left == ([] if fault is full else ["model.safetensors"])
+
+
+def test_a_closed_log_makes_no_failure_of_a_result(monkeypatch):
+    def closed(message):
+        if "written by" in message:
+            raise ValueError("I/O operation on closed file")
+
+    monkeypatch.setattr("scimpute._adata.logg.info", closed)
+    adata = MAKE["began"]()
+    run("began", adata, None)
+    assert "began" in adata.layers

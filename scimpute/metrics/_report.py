@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import inspect
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
@@ -10,12 +9,15 @@ import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 
-from .. import _adata, _check, _device, _keys, _progress, _random
+from .. import _adata, _check, _device, _files, _keys, _progress, _random
 from . import _replay, _report_figures, _report_numbers, _report_page, _report_sections, _verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
+_NO_REPORT = "was not written by scimpute.metrics.report"
 _ON_EMBEDDING = 3
 """Genes that are shown on an embedding."""
 
@@ -129,7 +131,7 @@ def report(
     >>> print(found["verdict"])  # doctest: +SKIP
     """
     _adata.check_object(adata)
-    path = _target(save)
+    path = _files.target("save", save, ours=_is_report, else_it=_NO_REPORT)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
     show = _progress.shown(progress)
@@ -170,7 +172,8 @@ def report(
                 "When not to use it": _report_sections.when_not(),
             },
         )
-        _write(path, page)
+        # Minutes have passed since it was looked at what is there.
+        _files.replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"), ours=_is_report, else_it=_NO_REPORT)
     logg.info(f"report: {sentence} The page is {str(path)!r}")
     return {"verdict": sentence, "reasons": reasons, "heldout": scores, "gene_trust": trust, "false_signal": null, "markers": markers}
 
@@ -181,40 +184,10 @@ def _function(method: str) -> Any:
     return getattr(tl, method)
 
 
-def _target(save: str | os.PathLike[str]) -> Path:
-    """Where to write, links followed; found out before any work is done."""
-    if not isinstance(save, str | os.PathLike):
-        raise TypeError(f"save must be the path of a file, got {save!r} of type {type(save).__name__}")
-    if not os.fspath(save):
-        raise ValueError("save is empty; give the name of a file, e.g. 'report.html'")
-    path = Path(os.path.realpath(_check.writable_file("save", save)))
-    _require_ours(path)
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"save: no permission to write in {str(path.parent)!r}")
-    return path
-
-
-def _require_ours(path: Path) -> None:
-    """Refuse to replace what is no report."""
-    if not path.exists():
-        return
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(1000)
-        if start.startswith(b"<!DOCTYPE html>") and _report_page.MARKER.encode() in start:
-            return
-    raise FileExistsError(f"save: {str(path)!r} exists and was not written by scimpute.metrics.report; choose another name or delete it")
-
-
-def _write(path: Path, page: str) -> None:
-    from .._save import replace_file
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(page, encoding="utf-8")
-        # Minutes have passed since it was looked at.
-        _require_ours(path)
-
-    replace_file(path, write)
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(1000)
+    return start.startswith(b"<!DOCTYPE html>") and _report_page.MARKER.encode() in start
 
 
 def _before_and_after(

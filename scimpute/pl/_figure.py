@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scanpy import settings
+
+from .. import _files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +62,11 @@ def finish(used: list[Axes], name: str, show: bool | None, save: str | os.PathLi
     """Save and show; the axes where they are not shown."""
     if save:
         path = settings.figdir / f"{name}.{settings.file_format_figs}" if save is True else Path(os.fspath(save))
+        if not path.suffix:
+            path = path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        used[0].figure.canvas.figure.savefig(path, bbox_inches="tight")
+        figure = used[0].figure.canvas.figure
+        _files.replace_file(_files.target("save", path), lambda temporary: figure.savefig(temporary, bbox_inches="tight"))
     if settings.autoshow if show is None else show:
         plt.show()
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .. import _adata, _annotations, _applied, _check, _device, _genes, _keys, _progress, _spatial
 from .._output import check_dtype, narrow
@@ -17,7 +18,6 @@ from . import _masked, _modalities
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-    import torch
     from anndata import AnnData
 
 
@@ -122,7 +122,11 @@ def apply(
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
     options = Options(layer, key, unseen, with_sd, stored_as, _device.resolve(device), shown)
     with _device.session(options.device):
-        result = _METHODS[method].function(adata, tensors, metadata, options)
+        try:
+            result = _METHODS[method].function(adata, tensors, metadata, options)
+        except torch.linalg.LinAlgError as error:
+            raise _damaged(model, "no result") from error
+    _look_at(result, model, signed=_METHODS[method].signed)
     ran = {"applied": True, "model": os.fspath(model), "layer": _keys.recorded(layer), "unseen": unseen, "device": str(options.device)}
     params = {**result.pop("params", metadata["params"]), **ran}
     uns = {"params": params, **result.pop("uns", {}), "version": __version__, "seconds": time.perf_counter() - start}
@@ -139,6 +143,25 @@ def _stored(method: str, metadata: Mapping[str, Any], sd: bool | None, dtype: st
     trained = trained if isinstance(trained, Mapping) else {}  # what is no model is refused later
     sd = _check.boolean("sd", trained.get("sd", True) if sd is None else sd)
     return sd, _check.option("dtype", trained.get("dtype", "float32") if dtype is None else dtype, ("float32", "float16"))
+
+
+def _look_at(result: Mapping[str, Any], model: str | os.PathLike[str], *, signed: bool) -> None:
+    """Refuse values that no whole model gives."""
+    for name, values in [*result.get("layers", {}).items(), *result.get("obsm", {}).items()]:
+        array = np.asarray(values)
+        # A NaN is the least and the largest.
+        low, high = array.min(), array.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise _damaged(model, f"values of {name!r} that are NaN or infinite")
+        if low < 0 and not (signed and not name.endswith("_sd")):
+            raise _damaged(model, f"negative values of {name!r}")
+
+
+def _damaged(model: str | os.PathLike[str], what: str) -> ValueError:
+    return ValueError(
+        f"model: {os.fspath(model)!r} gives {what}: it is damaged, or was made for data of another kind; nothing was written. "
+        "Copy it again, or save the model again with save=..."
+    )
 
 
 @dataclass(frozen=True)
@@ -169,12 +192,15 @@ class Method:
         Name of its result where it is not its own.
     chooses
         Whether ``sd`` and ``dtype`` are its arguments.
+    signed
+        Whether what it writes may be below 0.
     """
 
     function: Callable[[Any, Mapping[str, Any], Mapping[str, Any], Options], dict[str, Any]]
     suffixes: tuple[str, ...] = ("", "_sd")
     key: str | None = None
     chooses: bool = False
+    signed: bool = False
 
 
 def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
@@ -304,8 +330,8 @@ def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str
 
 _METHODS = {
     "began": Method(_counts, chooses=True),
-    "gain": Method(_masked.apply_saved),
-    "pmi": Method(_masked.apply_saved),
+    "gain": Method(_masked.apply_saved, signed=True),
+    "pmi": Method(_masked.apply_saved, signed=True),
     "spatial": Method(_counts, key="spatial_imputed", chooses=True),
 }
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -131,6 +132,8 @@ def began(
     save
         File for the trained model, which :func:`scimpute.tl.apply` applies to other cells: safetensors, with genes, levels, parameters and
         version as JSON metadata.
+        An earlier model is replaced, any other file is refused. Where it cannot be written in the end, a warning says so, and the result
+        is in the object all the same.
     copy
         Return a copy instead of writing to ``adata``.
 
@@ -295,15 +298,16 @@ def began(
     }
     params = {name: value for name, value in params.items() if value is not None}
     conditioned = {name: {"column": label.column, "levels": label.levels} for name, label in used.items()}
+    save_as = None
     if path is not None:
         metadata = {"method": "began", "version": __version__, "genes": list(map(str, adata.var_names)), "imputed": names}
-        save_model(path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
+        save_as = partial(save_model, path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
     uns = {"params": params, **record, "conditioned_on": conditioned, "version": __version__, "seconds": time.perf_counter() - start}
     values = {key_added: result.rates.mean} | ({_keys.sd(key_added): result.rates.squares} if sd else {})
     if chosen_genes is None:
-        return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy)
+        return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy, save=save_as)
     frames = {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
-    return _adata.write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy)
+    return _adata.write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy, save=save_as)
 
 
 def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: str | None, target_batch: str | None) -> None:

@@ -94,6 +94,8 @@ def gain(
     save
         File for the trained model: safetensors with JSON metadata. **The default variant keeps the filled reference expression in
         it**, as its neighbours are looked for there; the published one keeps weights only.
+        An earlier model is replaced, any other file is refused. Where it cannot be written in the end, a warning says so, and the result
+        is in the object all the same.
     copy
         Return a copy instead of writing to ``adata``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,10 +88,11 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     params |= {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
     genes = adata.var_names[kept].astype(str)
     layers = spread_out(key, filled, spread, kept, values)
+    save_as = None
     if path is not None:
         tensors, numbers = fitted.state()
         metadata = {"method": method, "version": __version__, "genes": list(genes), "params": params, "settings": asdict(settings)}
-        save_model(path, tensors, {**metadata, "covariates": covariates.describe(), "numbers": numbers})
+        save_as = partial(save_model, path, tensors, {**metadata, "covariates": covariates.describe(), "numbers": numbers})
     uns = {
         "params": params,
         **fitted.record,
@@ -113,7 +115,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
         )
     if "chosen" in uns:
         uns["chosen"] = {**uns["chosen"], "candidates": pd.DataFrame(uns["chosen"]["candidates"])}
-    return _adata.write(adata, key, method, layers=layers, uns=uns, copy=copy)
+    return _adata.write(adata, key, method, layers=layers, uns=uns, copy=copy, save=save_as)
 
 
 def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -271,6 +273,7 @@ def _check_genes(adata: AnnData, genes: list[str]) -> None:
 
 def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """What `tl.apply` does with a model of `tl.pmi` or `tl.gain`: genes of the query's that the model knows say what the others are."""
+    fitted = _bulk.Fitted.read(tensors, metadata, options.device)
     genes = pd.Index(metadata["genes"])
     places = adata.var_names.astype(str).get_indexer(genes)
     found = places >= 0
@@ -289,9 +292,6 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     _warn_of_complete(values, saved=False)
     covariates = _annotations.read_known_covariates(adata, metadata["covariates"], options.unseen)
     levels = tuple(map(len, covariates.levels.values()))
-    stored = metadata["settings"]
-    settings = _bulk.BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})
-    fitted = _bulk.Fitted.load(tensors, metadata["numbers"], settings, options.device)
     other = _other_scale(values, fitted.scale)
     if other is not None:
         _check.warn(f"{other}; if the scale is another one, bring the values to that of the training first")

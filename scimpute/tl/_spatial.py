@@ -108,6 +108,8 @@ def spatial(
         Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
     save
         File for the trained model, which :func:`scimpute.tl.apply` applies to other sections.
+        An earlier model is replaced, any other file is refused. Where it cannot be written in the end, a warning says so, and the result
+        is in the object all the same.
     copy
         Return a copy instead of writing to ``adata``.
 

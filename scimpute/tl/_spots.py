@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,11 +128,12 @@ def impute(
     }
     conditioned = {"library_key": {"column": asked["library_key"], "levels": sections.names}} if labels else {}
     params = {name: value for name, value in params.items() if value is not None}
+    save_as = None
     if path is not None:
         every = list(map(str, adata.var_names))
         metadata = {"method": method, "version": __version__, "genes": every, "imputed": names, "conditioned_on": conditioned}
         features = {name: list(shape) for name, shape in side.shapes(complexity.n_context).items()}
-        save_model(path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
+        save_as = partial(save_model, path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
     uns = {
         "params": params,
         **record,
@@ -151,9 +153,11 @@ def impute(
         obsm = {_keys.spot_factors(key_added): tensors["repeat0.steps"].detach().cpu().numpy() * FactorGenerator.PACE}
         varm = {_keys.gene_factors(key_added): tensors["repeat0.of_genes"].detach().cpu().numpy()[place]}
     if chosen is None:
-        return _adata.write(adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy)
+        return _adata.write(
+            adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy, save=save_as
+        )
     obsm |= {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
-    return _adata.write(adata, key_added, method, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy)
+    return _adata.write(adata, key_added, method, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy, save=save_as)
 
 
 def _earlier(adata: AnnData, method: str, key: str, genes: np.ndarray | None) -> dict[str, list[str]] | None:
