@@ -16,9 +16,9 @@ import numpy as np
 import scipy.sparse as sp
 from scanpy import logging as logg
 
-from . import _check, _keys, _save
+from . import _check, _fingerprint, _keys, _save, _whole
 from ._counts import chunks
-from ._matrix import check_kind, is_logged, some_rows, to_csr
+from ._matrix import check_kind, is_logged, some_rows, taken, to_csr
 
 
 def check_object(adata: Any) -> None:
@@ -53,6 +53,10 @@ def check_target(
     With ``sd=False`` no standard deviations are written, and those of an earlier result go (see :func:`write`).
     """
     check_writable(adata, copy)
+    if layer is not None:
+        _check.name_of("layer", layer, "a layer")
+    # Names of genes go to tables and files of models.
+    _check.storable("adata.var_names", adata.var_names)
     _check_key(adata, key_added, method, layer, suffixes, beside or {}, sd)
 
 
@@ -63,6 +67,15 @@ def check_writable(adata: Any, copy: bool) -> None:
     if adata.isbacked and (copy or adata.is_view):
         what = "copy=True is not possible for a backed object" if copy else "adata is a view of a backed object, which cannot hold a result"
         raise ValueError(f"{what}; read it into memory with adata.to_memory() first")
+    # Not once the result is there: it would be lost where warnings are errors.
+    if adata.isbacked:
+        _check.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)")
+    if adata.is_view and not copy:
+        _check.warn(
+            "adata is a view of another object: it becomes an object of its own, with the result in it, and the other stays as it is. "
+            "Pass a copy, adata = adata[...].copy(), and this is not said",
+            ad.ImplicitModificationWarning,
+        )
 
 
 def layer_names(adata: ad.AnnData) -> list[str]:
@@ -73,58 +86,254 @@ def layer_names(adata: ad.AnnData) -> list[str]:
 def _matrix(adata: ad.AnnData, layer: str | None) -> Any:
     if layer is None:
         if adata.X is None:
-            raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(layer_names(adata))}")
-        return adata.X
+            raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(places(adata))}")
+        return taken(adata.X, "adata.X")
+    _check.name_of("layer", layer, "a layer")
+    if is_raw(adata, layer):
+        return _raw_matrix(adata)
     if layer not in layer_names(adata):
-        raise without_sd(adata, layer) or _check.missing("layer", layer, layer_names(adata))
-    return adata.layers[layer]
+        raise without_sd(adata, layer) or _check.missing("layer", layer, places(adata))
+    return taken(adata.layers[layer], f"adata.layers[{layer!r}]")
 
 
-def _problem_with_counts(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
-    data = csr.data
-    if not np.isfinite(data).all():
-        bad = np.flatnonzero(~np.isfinite(data))
-        row = int(np.searchsorted(csr.indptr, bad[0], side="right") - 1)
-        where = entry_name(adata, row, csr.indices[bad[0]])
-        return f"has {bad.size} values that are NaN or infinite (first: {where}); counts have none. Remove or fill them"
-    if data.size == 0:
-        return "has no non-zero entry"
-    if data.min() < 0:
-        return f"has negative values (min {data.min():g}): it looks scaled, counts are needed"
-    if not np.array_equal(data, np.rint(data)):
-        return f"has values that are not whole numbers (max {data.max():.3g}): it looks normalised, counts are needed"
-    return None
+def places(adata: ad.AnnData) -> list[str]:
+    """What ``layer=`` may be: the layers, and "raw" where the object has ``adata.raw``."""
+    return [*layer_names(adata), *([_keys.RAW] if is_raw(adata, _keys.RAW) else [])]
 
 
-def read_counts(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
-    """Counts of ``X`` or a layer as canonical CSR float32 (shares its buffers with the object: read only).
+def is_raw(adata: ad.AnnData, layer: str | None) -> bool:
+    """Whether ``layer="raw"`` stands for ``adata.raw``; a layer that is itself called so comes first."""
+    return layer == _keys.RAW and adata.raw is not None and layer not in layer_names(adata)
+
+
+def _raw_matrix(adata: ad.AnnData) -> Any:
+    """``adata.raw`` for the genes of the object."""
+    raw = adata.raw
+    matrix = taken(raw.X, "adata.raw.X")
+    if raw.var_names.equals(adata.var_names):
+        return matrix
+    take = "impute raw itself: scimpute takes adata.raw.to_adata()"
+    if not raw.var_names.is_unique or not adata.var_names.is_unique:
+        raise ValueError(f"adata.raw has other genes than adata, and they cannot be matched as names of genes are not unique; {take}")
+    found = raw.var_names.get_indexer(adata.var_names)
+    if (found < 0).any():
+        absent = adata.var_names[found < 0]
+        raise ValueError(f"adata.raw lacks {len(absent)} of the {adata.n_vars} genes of adata: {_check.listing(absent, 5)}; {take}")
+    if not sp.issparse(matrix) and not isinstance(matrix, np.ndarray) and not hasattr(matrix, "compute"):
+        matrix = to_csr(matrix, "adata.raw")  # on disk
+    return matrix[:, found]
+
+
+def read_counts(adata: ad.AnnData, layer: str | None, rounding: str | None = None, rng: np.random.Generator | None = None) -> sp.csr_matrix:
+    """Counts of ``X``, a layer or ``raw`` as canonical CSR float32 (shares its buffers with the object: read only).
+
+    Parameters
+    ----------
+    rounding
+        How decimals become whole numbers, ``"nearest"`` or ``"random"``; refused where None. Rounding errors are taken off in any case.
+    rng
+        For ``"random"``; nothing is drawn where all values are whole. A caller that gives none has no argument ``rounding``.
 
     Raises
     ------
     KeyError, TypeError, ValueError
         The layer does not exist; the matrix is of the wrong kind; it does not hold counts (the message names the layers that do).
     """
-    source = source_name(layer)
+    return _rounded(adata, layer, _values(adata, layer, rounding, can_round=rng is not None), rounding, rng)
+
+
+def read_source(
+    adata: ad.AnnData, layer: str | None, rounding: str | None, rng: np.random.Generator
+) -> tuple[sp.csr_matrix, dict[str, Any]]:
+    """The same, and the fingerprint by which these counts are found again (of the values before they are rounded)."""
+    csr = _values(adata, layer, rounding, can_round=True)
+    return _rounded(adata, layer, csr, rounding, rng), _fingerprint.of(csr)
+
+
+def _values(adata: ad.AnnData, layer: str | None, rounding: str | None, *, can_round: bool) -> sp.csr_matrix:
+    """Counts, or with ``rounding`` decimals that may be counts."""
+    if rounding is not None:
+        _check.option("rounding", rounding, _whole.OPTIONS)
+    source = source_name(adata, layer)
     csr = to_csr(_matrix(adata, layer), source)
-    problem = _problem_with_counts(csr, adata)
+    problem = _problem(csr, adata)
     if problem is not None:
         raise ValueError(f"{source} {problem}; {_where_counts_are(adata, layer)}")
+    whole = _whole.without_errors(csr.data)
+    if whole is None:
+        problem = _problem_with_decimals(csr, adata, rounding, can_round=can_round)
+        if problem is not None:
+            raise ValueError(f"{source} {problem}; {_where_counts_are(adata, layer)}")
+    elif whole is not csr.data:
+        logg.info(f"{source}: values up to {np.abs(whole - csr.data).max():.1g} off whole numbers are taken for rounding errors of these")
+        csr = _with_values(csr, whole)
     return csr
+
+
+def _rounded(
+    adata: ad.AnnData, layer: str | None, csr: sp.csr_matrix, rounding: str | None, rng: np.random.Generator | None
+) -> sp.csr_matrix:
+    if rounding is None or np.array_equal(csr.data, np.rint(csr.data)):
+        return csr
+    found = _with_values(csr, _whole.rounded(csr.data, rounding, np.random.default_rng(0) if rng is None else rng))
+    if not found.nnz:
+        raise ValueError(f"{source_name(adata, layer)} has no non-zero entry once it is rounded (rounding={rounding!r})")
+    return found
+
+
+def _with_values(csr: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
+    found = sp.csr_matrix((values.astype(np.float32), csr.indices.copy(), csr.indptr.copy()), shape=csr.shape)
+    found.eliminate_zeros()
+    return found
+
+
+def _entry(csr: sp.csr_matrix, adata: ad.AnnData, place: int) -> str:
+    """How messages call the entry at a place of the data."""
+    return entry_name(adata, int(np.searchsorted(csr.indptr, place, side="right") - 1), int(csr.indices[place]))
+
+
+def _problem(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
+    """What is wrong with values whether they are whole or not."""
+    data = csr.data
+    bad = np.flatnonzero(~np.isfinite(data))
+    if bad.size:
+        return (
+            f"has {bad.size} values that are NaN or infinite (first: {_entry(csr, adata, bad[0])}); counts have none. Remove or fill them"
+        )
+    if data.size == 0:
+        return "has no non-zero entry"
+    if (data < -_whole.slack(data)).any():
+        return f"has negative values (min {data.min():g}): it looks scaled, counts are needed"
+    if data.max() > _whole.HIGHEST:
+        high = np.flatnonzero(data > _whole.HIGHEST)
+        return (
+            f"has {high.size} values above 2^53, which are no counts of molecules (first: {_entry(csr, adata, high[0])} is "
+            f"{data[high[0]]:g}); correct them"
+        )
+    return None
+
+
+def _problem_with_decimals(csr: sp.csr_matrix, adata: ad.AnnData, rounding: str | None, *, can_round: bool) -> str | None:
+    """What values are that are not whole, and what to do; None where they can be rounded as is asked for."""
+    why = _whole.normalised(csr)
+    if rounding is not None and why is None:
+        return None
+    strays = _whole.strays(csr.data)
+    few = strays.size <= max(3, csr.nnz // 200) and 10 * strays.size <= csr.nnz
+    some = "; ".join(f"{_entry(csr, adata, place)} is {csr.data[place]:.6g}" for place in strays[: 3 if few else 1])
+    found = f"has values that are not whole numbers ({strays.size:,} of {csr.nnz:,}; farthest from one: {some})"
+    if why is not None:
+        off = ", which rounding does not undo" if rounding is not None else ""
+        return f"{found}: it looks normalised or logged ({why}){off}; counts are needed"
+    way = "pass rounding='nearest' or 'random'" if can_round else "round them first, e.g. with numpy.rint"
+    if few:
+        return f"{found}: all others are counts. Correct {'it' if strays.size == 1 else 'them'}, or {way}"
+    return (
+        f"{found}: if these are counts with decimals (of SoupX, CellBender, STARsolo, alevin or RSEM), {way}; "
+        "if they are normalised, counts are needed"
+    )
+
+
+def _holds_counts(adata: ad.AnnData, matrix: Any) -> bool:
+    """Whether the first rows of a matrix are counts."""
+    try:
+        check_kind(matrix, "")
+        csr = to_csr(some_rows(matrix, slice(0, 200)), "")
+    except (TypeError, ValueError):
+        return False
+    return _problem(csr, adata) is None and _whole.without_errors(csr.data) is not None
 
 
 def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
     found = []
-    for name in [None, *layer_names(adata)]:
+    for name in [None, *places(adata)]:
         if name == tried or (name is None and adata.X is None):
             continue
+        raw = is_raw(adata, name)
+        if _holds_counts(adata, _readable(adata, name, raw=raw)):
+            found.append("adata.X (layer=None)" if name is None else "adata.raw (layer='raw')" if raw else f"layer={name!r}")
+    return f"counts are in: {', '.join(found)}" if found else "no layer of this object holds counts"
+
+
+def _readable(adata: ad.AnnData, name: str | None, *, raw: bool) -> Any:
+    """A matrix that is only looked at, raw with all its genes; None where it cannot be read."""
+    try:
+        return taken(adata.raw.X, "") if raw else _matrix(adata, name)
+    except TypeError:
+        return None
+
+
+def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix] | None:
+    """The counts that an imputation was made from, and the layer that holds them now; None where they are nowhere.
+
+    They are known by their fingerprint. Where nothing can be compared (results of earlier versions, cells and genes both cut) they
+    are where they were recorded, as long as counts are there, or else in the only other place with counts.
+    """
+    entry = adata.uns[key]
+    params, known = entry.get("params", {}), entry.get(_keys.SOURCE)
+    rounding, rng = _recorded_rounding(params)
+    recorded = _keys.layer_of(params)
+    perhaps: list[tuple[str | None, sp.csr_matrix]] = []
+    for name in dict.fromkeys([recorded, None, *places(adata)]):
         try:
             matrix = _matrix(adata, name)
-            check_kind(matrix, "")
-            if _problem_with_counts(to_csr(some_rows(matrix, slice(0, 200)), ""), adata) is None:
-                found.append("adata.X (layer=None)" if name is None else f"layer={name!r}")
-        except (TypeError, ValueError):
+            whole = _holds_counts(adata, matrix)
+            if name == key or not (whole or rounding):
+                continue
+            csr = _values(adata, name, rounding, can_round=False)
+        except (KeyError, TypeError, ValueError):
             continue
-    return f"counts are in: {', '.join(found)}" if found else "no layer of this object holds counts"
+        same = None if known is None else _fingerprint.same(csr, known)
+        if same or (same is None and name == recorded):
+            return name, _rounded(adata, name, csr, rounding, rng)
+        # Of decimals only a fingerprint tells whether they are these.
+        if same is None and whole and not any(_equal(csr, other) for _, other in perhaps):
+            perhaps.append((name, csr))
+    if len(perhaps) != 1:
+        return None
+    name, csr = perhaps[0]
+    return name, _rounded(adata, name, csr, rounding, rng)
+
+
+def read_counts_beside(adata: ad.AnnData, keys: Sequence[str], layer: str | None) -> sp.csr_matrix:
+    """The counts of a layer; where None those of ``X``, and where it holds none those that the first of ``keys`` was imputed from."""
+    ours = [key for key in keys if written_by(adata, key) is not None and _keys.SOURCE in adata.uns[key]]
+    if layer is None and ours and (adata.X is None or not _holds_counts(adata, adata.X)):
+        return read_counts_of(adata, ours[0], None)
+    return read_counts(adata, layer)
+
+
+def _recorded_rounding(params: Mapping[str, Any]) -> tuple[str | None, np.random.Generator]:
+    """How decimals were rounded, and a generator that draws what was drawn then where the seed is known."""
+    rounding, state = params.get("rounding"), params.get("random_state")
+    seed = int(state) if isinstance(state, int | np.integer) else 0
+    return None if rounding is None else str(rounding), np.random.default_rng(seed)
+
+
+def _equal(a: sp.csr_matrix, b: sp.csr_matrix) -> bool:
+    return a.nnz == b.nnz and np.array_equal(a.indices, b.indices) and np.array_equal(a.data, b.data)
+
+
+def read_counts_of(adata: ad.AnnData, key: str, layer: str | None) -> sp.csr_matrix:
+    """The counts that an imputation of ours was made from; of a layer, where it is given."""
+    params = adata.uns[key].get("params", {})
+    recorded = _keys.layer_of(params)
+    if layer is not None:
+        return read_counts(adata, layer, *_recorded_rounding(params))
+    found = find_counts(adata, key)
+    if found is None:
+        counts = read_counts(adata, recorded, *_recorded_rounding(params))
+        _check.warn(
+            f"{source_name(adata, recorded)} holds other counts than those that {key!r} was imputed from; pass layer=... where these are"
+        )
+        return counts
+    name, counts = found
+    if name != recorded:
+        logg.info(
+            f"{source_name(adata, recorded)} does not hold the counts any more that {key!r} was imputed from; they are read from "
+            f"{source_name(adata, name)}"
+        )
+    return counts
 
 
 def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = None) -> Any:
@@ -154,7 +363,7 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
 def read_matrix(adata: ad.AnnData, layer: str | None) -> Any:
     """``X`` or a layer of real numbers as it is stored (read only), any of them NaN or infinite."""
     matrix = _matrix(adata, layer)
-    check_kind(matrix, source_name(layer))
+    check_kind(matrix, source_name(adata, layer))
     return _in_memory(matrix)
 
 
@@ -165,9 +374,9 @@ def _in_memory(matrix: Any) -> Any:
     return matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix
 
 
-def source_name(layer: str | None) -> str:
-    """How messages call ``X`` or a layer."""
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+def source_name(adata: ad.AnnData, layer: str | None) -> str:
+    """How messages call ``X``, a layer or ``raw``."""
+    return "adata.X" if layer is None else "adata.raw" if is_raw(adata, layer) else f"adata.layers[{layer!r}]"
 
 
 def entry_name(adata: ad.AnnData, row: int, column: int) -> str:
@@ -177,12 +386,11 @@ def entry_name(adata: ad.AnnData, row: int, column: int) -> str:
 
 def read_finite(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
     """Finite real numbers of ``X`` or a layer as canonical CSR float32 (shares its buffers with the object: read only)."""
-    csr = to_csr(_matrix(adata, layer), source_name(layer))
+    csr = to_csr(_matrix(adata, layer), source_name(adata, layer))
     bad = np.flatnonzero(~np.isfinite(csr.data))
     if bad.size:
-        row = int(np.searchsorted(csr.indptr, bad[0], side="right") - 1)
         raise ValueError(
-            f"{source_name(layer)} has {bad.size} values that are NaN or infinite (first: {entry_name(adata, row, csr.indices[bad[0]])}); "
+            f"{source_name(adata, layer)} has {bad.size} values that are NaN or infinite (first: {_entry(csr, adata, bad[0])}); "
             "finite values are needed here. Remove or fill them"
         )
     return csr
@@ -205,7 +413,7 @@ def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
         n_bad += len(bad)
     if n_bad:
         raise ValueError(
-            f"{source_name(layer)} has {n_bad} infinite values (first: {entry_name(adata, *first)}); "
+            f"{source_name(adata, layer)} has {n_bad} infinite values (first: {entry_name(adata, *first)}); "
             "set them to NaN where they stand for missing values, or remove them"
         )
     return dense
@@ -213,9 +421,10 @@ def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
 
 def read_mask(adata: ad.AnnData, layer: str) -> np.ndarray:
     """A layer of True and False (or 1 and 0) as a dense boolean array."""
+    _check.name_of("mask_layer", layer, "a layer")
     if layer not in layer_names(adata):
         raise _check.missing("mask_layer: layer", layer, layer_names(adata))
-    matrix = adata.layers[layer]
+    matrix = _matrix(adata, layer)
     matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
     dense = np.empty(adata.shape, dtype=bool)
     for rows in chunks(*adata.shape):
@@ -264,6 +473,9 @@ def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:
         _check.warn(f"{empty.sum()} cells have no molecules; they are imputed {known}")
 
 
+_IMPUTE = ("began", "spatial", "nmf", "pmi", "gain")
+
+
 def _check_key(
     adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, Sequence[str]], sd: bool
 ) -> None:
@@ -283,6 +495,13 @@ def _check_key(
         # What is called like standard deviations beside a result without them is the user's.
         names, beside = [] if has_sd(adata, key) else [_keys.sd(key)], {}
     names = [n for n in names if sd or n != _keys.sd(key)]
+    joined = [n for n in names if n in layer_names(adata)]
+    if method in _IMPUTE and key in joined and _keys.sd(key) in joined and key not in adata.uns:
+        raise ValueError(
+            f"key_added={key!r}: layers {_check.listing(joined)} exist, and uns[{key!r}] does not say what wrote them. Results of samples "
+            f"that were imputed apart are joined so, as anndata.concat drops uns. Choose another key, or delete them first: "
+            f"{'; '.join(f'del adata.layers[{n!r}]' for n in joined)}"
+        )
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
     taken += [f"{slot}[{n!r}]" for slot in beside for n in beside[slot] if n in getattr(adata, slot)]
@@ -293,8 +512,15 @@ def _check_key(
 
 def write_column(adata: ad.AnnData, name: str, values: np.ndarray) -> None:
     """Write a column of ``var``; one of this name goes."""
-    adata.var[name] = values
+    _actual(adata).var[name] = values
     logg.info(f"    adata.var[{name!r}] written by scimpute")
+
+
+def _actual(adata: ad.AnnData) -> ad.AnnData:
+    """The object, no view any more: as scanpy does it, for anndata would warn of our line."""
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    return adata
 
 
 def written_by(adata: ad.AnnData, key: str) -> str | None:
@@ -338,15 +564,13 @@ def write(
     ``uns`` goes to ``uns[key]``, each entry of ``more_uns`` to its own key. An earlier result of the same function under the same key
     goes, also where it was in the other of layers and obsm; of other slots, what ``earlier`` names.
     """
-    if adata.isbacked:
-        _check.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)")
     unsaved: Exception | None = None
     if save is not None:
         try:
             save()
         except Exception as error:
             unsaved = error
-    target = adata.copy() if copy else adata
+    target = adata.copy() if copy else _actual(adata)
     new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "varm": varm or {}, "obsp": obsp or {}}
     new["uns"] = {name: {_keys.METHOD: method, **entry} for name, entry in {key: uns, **(more_uns or {})}.items()}
     # Of a function that writes both, what is in one of them is not what was in the other.

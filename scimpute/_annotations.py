@@ -13,6 +13,7 @@ from scanpy import logging as logg
 
 from . import _check
 from ._counts import row_sums
+from ._whole import HIGHEST
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -30,11 +31,20 @@ class Label:
     codes: np.ndarray
 
 
+def read_column(frame: pd.DataFrame, column: Any, argument: str, slot: str = "obs") -> pd.Series:
+    """The column of this name, of which there must be one."""
+    _check.name_of(argument, column, f"a column of {slot}")
+    if column not in frame:
+        raise _check.missing(f"{argument}: {slot} column", column, frame.columns)
+    values = frame[column]
+    if isinstance(values, pd.DataFrame):
+        raise ValueError(f"{argument}={column!r}: {slot} has {values.shape[1]} columns of this name; rename or drop all but one")
+    return values
+
+
 def _label_values(adata: AnnData, column: str, argument: str) -> pd.Series:
     """A column of obs in which every cell has a value."""
-    if column not in adata.obs:
-        raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
-    values = adata.obs[column]
+    values = read_column(adata.obs, column, argument)
     empty = values.isna().to_numpy()
     if empty.any():
         first = adata.obs_names[int(np.flatnonzero(empty)[0])]
@@ -57,6 +67,7 @@ def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
     # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
     codes, names = pd.factorize(np.asarray(values.astype(str), dtype=object))
+    _check.storable(f"{argument}={column!r}: level", names)
     if len(names) == 1:
         logg.info(f"{argument}={column!r} has one level only ({names[0]!r}); it is left out")
         return None
@@ -66,19 +77,27 @@ def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
     return Label(column, [str(n) for n in names], codes.astype(np.int64))
 
 
-def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix) -> np.ndarray:
-    """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes."""
+def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, rounding: str | None = None) -> np.ndarray:
+    """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes.
+
+    Sums of ``rounding`` may be above a size that was found before it.
+    """
     totals = row_sums(counts)
     if size_key is None:
         return totals
-    if size_key not in adata.obs:
-        raise _check.missing("size_key: obs column", size_key, adata.obs.columns)
-    size = pd.to_numeric(adata.obs[size_key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    stored = read_column(adata.obs, size_key, "size_key")
+    size = pd.to_numeric(stored, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = ~(np.isfinite(size) & (size > 0))
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {first!r})")
-    short = size < totals * (1 - 1e-4) - 1
+    high = np.flatnonzero(size > HIGHEST)
+    if high.size:
+        raise ValueError(
+            f"size_key={size_key!r} is above 2^53, which is no number of molecules, in {high.size} cells "
+            f"(first: {adata.obs_names[high[0]]!r}, {size[high[0]]:g})"
+        )
+    short = size < totals * (1 - 1e-4) - 1 - (0.5 * np.diff(counts.indptr) if rounding is not None else 0)
     if short.any():
         i = int(np.flatnonzero(short)[0])
         raise ValueError(
@@ -93,9 +112,7 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
     if genes is None:
         return None
     if isinstance(genes, str):
-        if genes not in adata.var:
-            raise _check.missing("genes: var column", genes, adata.var.columns)
-        column = adata.var[genes]
+        column = read_column(adata.var, genes, "genes", "var")
         if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
             raise ValueError(f"genes={genes!r}: the var column is of dtype {column.dtype}, a boolean one is needed")
         places = np.flatnonzero(column.to_numpy(dtype=bool))
@@ -105,6 +122,7 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
             raise ValueError(
                 f"genes={genes!r}: these genes become columns, and their names are not unique; call adata.var_names_make_unique() first"
             )
+        _check_columns(adata.var_names[places])
         return places
     if not isinstance(genes, Iterable):
         raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")
@@ -119,11 +137,18 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
     places = adata.var_names.get_indexer(wanted)
     unknown = [g for g, p in zip(wanted, places, strict=True) if p < 0]
     if unknown:
-        lower = {str(v).lower(): str(v) for v in adata.var_names}
-        close = lower.get(unknown[0].lower()) or _check.closest(unknown[0], adata.var_names)
+        close = _check.closest(unknown[0], adata.var_names)
         hint = f"; did you mean {close!r}?" if close else ""
         raise KeyError(f"{len(unknown)} of {len(wanted)} genes not found in adata.var_names: {_check.listing(unknown, 5)}{hint}")
+    _check_columns(adata.var_names[places])
     return places
+
+
+def _check_columns(names: pd.Index) -> None:
+    """Refuse names of genes that cannot be those of columns in a file."""
+    wrong = [name for name in names if name in (".", "..", "_index")]
+    if wrong:
+        raise ValueError(f"genes become columns of a table, and {_check.listing(wrong)} have a meaning of their own in files; rename them")
 
 
 @dataclass(frozen=True)
@@ -148,6 +173,9 @@ def column_names(argument: str, columns: Any) -> list[str]:
         columns = [columns]
     if not isinstance(columns, Sequence) or not all(isinstance(column, str) for column in columns):
         raise TypeError(f"{argument} must be the name of an obs column or several, got {columns!r}")
+    for column in columns:
+        # Of a model that is applied they become keys.
+        _check.key_name(f"{argument}: column", column)
     twice = sorted({column for column in columns if list(columns).count(column) > 1})
     if twice:
         raise ValueError(f"{argument} names {_check.listing(twice)} more than once")
@@ -180,9 +208,7 @@ def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str)
     """
     codes = []
     for column, levels in known["categorical"].items():
-        if column not in adata.obs:
-            raise _check.missing("the model's covariate: obs column", column, adata.obs.columns)
-        values = adata.obs[column]
+        values = read_column(adata.obs, column, "the model's covariate")
         if values.isna().any() and unseen == "error":
             first = adata.obs_names[int(np.flatnonzero(values.isna().to_numpy())[0])]
             raise ValueError(
@@ -201,9 +227,7 @@ def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str)
 
 
 def _numbers(adata: AnnData, column: str) -> np.ndarray:
-    if column not in adata.obs:
-        raise _check.missing("continuous_covariates: obs column", column, adata.obs.columns)
-    given = adata.obs[column]
+    given = read_column(adata.obs, column, "continuous_covariates")
     values = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = ~np.isfinite(values)
     text = np.isnan(values) & given.notna().to_numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 GIB = 2**30
+_CLOSE = 0.74
+"""Share of letters that are the same: one slip in four letters, two in eight."""
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
@@ -26,16 +29,29 @@ def listing(names: Iterable[Any], most: int = 10) -> str:
 
 
 def closest(name: Any, existing: Iterable[Any]) -> str | None:
-    """The existing name that looks most like ``name``, if any does."""
-    found = get_close_matches(str(name), [str(e) for e in existing], n=1)
-    return found[0] if found else None
+    """The existing name that ``name`` is likely to stand for, if any: a slip or two, another case, or a part of it."""
+    plain: dict[str, str] = {}
+    for other in map(str, existing):
+        plain.setdefault(_plain(other), other)
+    wanted = _plain(str(name))
+    if wanted in plain:
+        return plain[wanted]
+    found = get_close_matches(wanted, plain, n=1, cutoff=_CLOSE)
+    if found:
+        return plain[found[0]]
+    words = {other for other in plain.values() if len(wanted) > 2 and wanted in map(_plain, re.split(r"[_.\s-]+", other))}
+    return min(words, key=len) if words else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[_.\s-]+", "", name).casefold()
 
 
 def layers(layers: str | Sequence[str], baselines: Iterable[str]) -> list[str]:
     """The layers that a score asks for, each once, and none called as one of its baselines."""
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
-    names = [layers] if isinstance(layers, str) else list(layers)
+    names = [layers] if isinstance(layers, str) else [name_of("layers", name, "a layer, or several") for name in layers]
     twice = [name for name, times in Counter([*baselines, *names]).items() if times > 1]
     if twice:
         raise ValueError(
@@ -99,7 +115,7 @@ class NotSavedWarning(UserWarning):
     """The result is in the object, and its model could not be saved."""
 
 
-def warn(message: str, category: type[UserWarning] = UserWarning) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning that points at the line of the user that called the package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -108,11 +124,36 @@ def warn(message: str, category: type[UserWarning] = UserWarning) -> None:
 
 
 def key_name(name: str, value: Any) -> str:
-    """A key that can be written to h5ad and read again (a '/' makes a group that anndata does not read)."""
+    """A key that can be written to h5ad and zarr and read again (a '/' makes a group that anndata does not read)."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {value!r} of type {type(value).__name__}")
     if not value or "/" in value:
         raise ValueError(f"{name} must be a non-empty string without '/', got {value!r}")
+    if value in (".", "..", "_index") or value.startswith(".z"):
+        raise ValueError(f"{name}={value!r} has a meaning of its own in h5ad or zarr files; choose another name")
+    storable(name, [value])
+    return value
+
+
+def storable(what: str, names: Iterable[Any]) -> None:
+    """Refuse names with characters that no file can hold, before there is a result that would be lost with them."""
+    names = list(map(str, names))
+    try:
+        whole = "".join(names)
+        whole.encode()
+    except UnicodeEncodeError:
+        wrong = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
+    else:
+        if "\0" not in whole:
+            return
+        wrong = [name for name in names if "\0" in name]
+    raise ValueError(f"{what}: {listing(wrong, 3)} cannot be written to a file (a NUL character, or half of one of two parts); rename it")
+
+
+def name_of(argument: str, value: Any, what: str) -> str:
+    """A single name, as of a layer or a column; a list of them, or a number, is refused."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be the name of {what}, got {value!r} of type {type(value).__name__}")
     return value
 
 

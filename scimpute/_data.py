@@ -80,6 +80,8 @@ def target_of(target_batch: str | None, levels: Mapping[str, Sequence[str]]) -> 
         return None
     label, names = list(levels).index("batch_key"), list(levels["batch_key"])
     if target_batch == "average":
+        if "average" in names:
+            raise ValueError("target_batch='average' is the mean over all batches, and a batch is called so, too; rename the level")
         return label, list(range(len(names)))
     if target_batch not in names:
         raise ValueError(f"target_batch must be 'average' or one of {_check.listing(names)}, got {target_batch!r}")

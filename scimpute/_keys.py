@@ -98,5 +98,11 @@ def layer_of(params: Mapping[str, Any]) -> str | None:
 
 _LAYERS = "layers/"
 
+RAW = "raw"
+"""What ``layer=`` calls ``adata.raw``."""
+
+SOURCE = "source"
+"""Entry of ``uns[key]`` with the fingerprint of the counts that were imputed."""
+
 METHOD = "method"
 """Entry of ``uns[key]`` that says which function wrote it."""

@@ -9,13 +9,39 @@ import scipy.sparse as sp
 
 from ._counts import chunks
 
+# Devices of the DLPack standard whose memory the CPU reads: its own, and what CUDA and ROCm share with it.
+_READABLE = (1, 3, 11, 13)
+_TO_CPU = {"torch": ".cpu().numpy()", "cupy": ".get()", "cupyx": ".get()"}
+
+
+def taken(matrix: Any, name: str) -> Any:
+    """An array of another library as a numpy array that shares its memory; anything else as it is.
+
+    Raises
+    ------
+    TypeError
+        It is on a GPU, or numpy cannot read it.
+    """
+    library = type(matrix).__module__.split(".")[0]
+    foreign = hasattr(matrix, "__dlpack_device__") and not isinstance(matrix, np.ndarray)
+    if library not in ("cupy", "cupyx") and not foreign:
+        return matrix
+    call = f"jax.device_get({name})" if library in ("jax", "jaxlib") else f"{name}{_TO_CPU[library]}" if library in _TO_CPU else ""
+    kind = f"{library}.{type(matrix).__name__}"
+    if library in ("cupy", "cupyx") or int(matrix.__dlpack_device__()[0]) not in _READABLE:
+        raise TypeError(f"{name} is on a GPU ({kind}); bring it to the CPU first, e.g. {name} = {call or 'a numpy array of it'}")
+    try:
+        return np.from_dlpack(matrix.detach() if hasattr(matrix, "detach") else matrix)
+    except Exception as error:  # each library has errors of its own for what is sparse, or of a type that numpy does not have
+        raise TypeError(f"{name} is a {kind} that numpy cannot read ({error}); make it a numpy array or a scipy sparse matrix") from error
+
 
 def some_rows(matrix: Any, rows: slice) -> Any:
     """Some rows of any kind of matrix, in memory."""
     part = matrix[rows]
     if hasattr(part, "compute"):
         part = part.compute()
-    return part
+    return taken(part, "the matrix")
 
 
 def check_kind(matrix: Any, name: str) -> None:

@@ -24,6 +24,8 @@ _ON_A_GRID = (4, 6, 8)
 _MOST_SECTIONS = 50
 _AT_ONE_PLACE = 0.05
 """Share of spots at the place of another from which chance is no explanation: cells may be at the same pixel."""
+_FARTHEST = 1e100
+"""Squares of longer distances are infinite soon."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ def read_coordinates(adata: AnnData) -> np.ndarray:
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(f"{name} is NaN or infinite for {wrong.sum()} spots (first: {first!r}); remove these spots")
+    far = np.abs(values.astype(np.float64)).max(axis=1) > _FARTHEST
+    if far.any():
+        first = adata.obs_names[int(np.flatnonzero(far)[0])]
+        raise ValueError(
+            f"{name} is beyond {_FARTHEST:g} for {far.sum()} spots (first: {first!r}), which is no place; correct or remove them"
+        )
     return values.astype(np.float64)
 
 

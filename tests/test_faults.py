@@ -586,7 +586,7 @@ def test_29_backed_file_gone(tmp_path, monkeypatch):
     (tmp_path / "backed.h5ad").unlink()
     monkeypatch.setattr("scimpute.tl._began.run", lambda *_, **__: pytest.fail("training had begun"))
     for call in (began(), thin(key_added="again")):
-        with pytest.raises((OSError, ValueError)):
+        with pytest.warns(UserWarning, match="adata is backed"), pytest.raises((OSError, ValueError)):
             call(adata)
     assert set(adata.uns) == {"toy_counts", "thin"}
 

@@ -138,7 +138,11 @@ def test_imputed_beside_counts_that_were_moved(adata, size_key):
         found = [drawn(axis) for axis in pl.imputed(adata, "gene1", layer="counts", show=False)]
         np.testing.assert_allclose(found, want, rtol=1e-6)
     adata.uns["began"]["params"]["layer"] = "X"
-    with pytest.raises(ValueError, match="counts are in: layer='counts'"):
+    found = [drawn(axis) for axis in pl.imputed(adata, "gene1", show=False)]
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    # Which of two it was is not recorded here.
+    adata.layers["others"] = adata.layers["counts"][::-1]
+    with pytest.raises(ValueError, match="counts are in: layer='counts', layer='others'"):
         pl.imputed(adata, "gene1", show=False)
 
 

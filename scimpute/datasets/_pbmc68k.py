@@ -9,11 +9,13 @@ import scipy.sparse as sp
 
 from .. import _adata
 from .._counts import TARGET
+from .._keywords import helpful
 
 # The bundled values are float32 logarithms: the largest count, 259, comes back to within 0.08, small ones to within 0.001.
 _TOLERANCE = 0.2
 
 
+@helpful
 def pbmc68k() -> ad.AnnData:
     """700 peripheral blood cells with their UMI counts: real data without a download.
 

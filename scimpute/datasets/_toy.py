@@ -8,8 +8,10 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, softmax
 
 from .. import _check, _random
+from .._keywords import helpful
 
 
+@helpful
 def toy_counts(
     n_obs: int = 60,
     n_vars: int = 40,

@@ -5,10 +5,12 @@ import numpy as np
 import pandas as pd
 
 from .. import _check, _random
+from .._keywords import helpful
 
 _SEXES = ("female", "male")
 
 
+@helpful
 def toy_bulk(
     n_obs: int = 200,
     n_vars: int = 300,

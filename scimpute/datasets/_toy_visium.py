@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 
 from .. import _check, _random
+from .._keywords import helpful
 
 # Pixels of the full-resolution image from one spot to the next, which stands for 100 um. A spot is 55 um wide.
 _PITCH = 100.0
@@ -25,6 +26,7 @@ _EOSIN, _HEMATOXYLIN = np.array([0.06, 0.55, 0.28]), np.array([0.75, 0.95, 0.45]
 """Optical densities, of red, green and blue."""
 
 
+@helpful
 def toy_visium(
     n_rows: int = 20,
     n_cols: int = 18,

@@ -52,7 +52,8 @@ def impute_again(imputation: Imputation, frac: float, random_state: int | np.ran
     size_key = imputation.params.get("size_key")
     if size_key is not None:
         # Less what is hidden, of which it would tell. No library is empty.
-        size = _annotations.read_size(work, size_key, imputation.counts) - row_sums(work.layers[_keys.test(THIN)])
+        size = _annotations.read_size(work, size_key, imputation.counts, imputation.params.get("rounding"))
+        size = size - row_sums(work.layers[_keys.test(THIN)])
         sizes = pd.DataFrame({size_key: np.maximum(size, 1)}, index=work.obs_names)
         work = imputation.object_of(imputation.counts, sizes, without=size_key, layers=layers)
     whole = _thinned.read(work, THIN)

@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from .. import _adata, _check
 from .._counts import TARGET, chunks, column_sums
+from .._keywords import helpful
 from . import _profiles
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _GENE_MEAN = "gene_mean"
 _ROUNDING = 1e-6
 
 
+@helpful
 def agreement(
     adata: AnnData,
     layers: str | Sequence[str],

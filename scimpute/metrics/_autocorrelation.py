@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from .. import _adata, _annotations, _check, _graph, _keys, _random
 from .._counts import chunks
+from .._keywords import helpful
 from . import _profiles
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _ROUNDING = 1e-10
 _SAME = 1e-6
 
 
+@helpful
 def spatial_autocorrelation(
     adata: AnnData,
     layers: str | Sequence[str],

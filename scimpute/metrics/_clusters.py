@@ -12,6 +12,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from .. import _adata, _check, _device, _random
+from .._keywords import helpful
 from . import _profiles
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _STEPS = 15
 _DECIMALS = 3
 
 
+@helpful
 def cluster_agreement(
     adata: AnnData,
     layers: str | Sequence[str],

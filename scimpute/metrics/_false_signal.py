@@ -12,6 +12,7 @@ from scipy import stats
 
 from .. import _adata, _annotations, _check, _random
 from .._counts import TARGET, chunks, column_sums
+from .._keywords import helpful
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +26,7 @@ _METHODS = ("began", "nmf")
 _OUTPUTS = ("counts", "rate", "log1p")
 
 
+@helpful
 def false_signal(
     adata: AnnData,
     impute: str | Callable[..., Any],

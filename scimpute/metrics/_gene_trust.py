@@ -8,6 +8,7 @@ from scipy.special import xlogy
 
 from .. import _adata, _check, _keys
 from .._counts import chunks, column_sums
+from .._keywords import helpful
 from . import _again, _replay, _thinned
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _EPSILON = 1e-6
 
 
+@helpful
 def gene_trust(
     adata: AnnData,
     key: str,

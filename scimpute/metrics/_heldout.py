@@ -9,6 +9,7 @@ import pandas as pd
 
 from .. import _adata, _check
 from .._counts import TARGET, chunks, expected_log1p
+from .._keywords import helpful
 from . import _again, _replay, _thinned
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 EPSILON = 1e-6
 
 
+@helpful
 def heldout(
     adata: AnnData,
     layers: str | Sequence[str],

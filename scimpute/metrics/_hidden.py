@@ -84,7 +84,7 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
         if wrong.size:
             first = _adata.entry_name(adata, rows.start + int(wrong[0, 0]), int(wrong[0, 1]))
             raise ValueError(
-                f"{_adata.source_name(name)} was changed since scimpute.pp.hide, or adata.layers[{key!r}] was: they disagree "
+                f"{_adata.source_name(adata, name)} was changed since scimpute.pp.hide, or adata.layers[{key!r}] was: they disagree "
                 f"(first: {first}); call scimpute.pp.hide again"
             )
         seen = ~hid & ~np.isnan(x)

@@ -55,15 +55,17 @@ class Profiles:
 
 
 def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | None) -> dict[str, Profiles]:
-    """The counts of ``X`` or ``layer`` as ``"raw"``, and the layers, each on the scale it was written on.
+    """Counts as ``"raw"``, and the layers, each on the scale it was written on.
+
+    The counts are those of ``layer`` or ``X``; where this holds none any more, those that the layers were imputed from.
 
     That of a layer which does not say it (another package's) is ``output``; where this is None, it must not look like logarithms.
     """
     if output is not None:
         _check.option("output", output, _OUTPUTS)
     matrices = {name: _adata.read_layer(adata, name) for name in names}
-    counts = _adata.read_counts(adata, layer)
-    found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, _adata.source_name(layer))[0])}
+    counts = _adata.read_counts_beside(adata, names, layer)
+    found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, _adata.source_name(adata, layer))[0])}
     for name, stored in matrices.items():
         what = f"layer {name!r}"
         matrix = to_csr(stored, what) if sp.issparse(stored) else stored

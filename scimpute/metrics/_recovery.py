@@ -9,6 +9,7 @@ import pandas as pd
 
 from .. import _adata, _annotations, _check
 from .._counts import TARGET
+from .._keywords import helpful
 from . import _hidden
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ BASELINES = ("gene_mean", "group_mean", "neighbour_mean")
 _ROUNDING = 1e-12
 
 
+@helpful
 def recovery(
     adata: AnnData, layers: str | Sequence[str], *, key: str = "hidden", groupby: str | None = None, by: str | None = None
 ) -> pd.DataFrame:

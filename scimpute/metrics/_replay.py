@@ -145,7 +145,7 @@ def read(adata: AnnData, key: str, layer: str | None, model: str | os.PathLike[s
     method = _method(adata, key)
     entry = adata.uns[key]
     params = {str(name): _plain(value) for name, value in entry.get("params", {}).items()}
-    counts = _adata.read_counts(adata, layer if layer is not None else _keys.layer_of(params))
+    counts = _adata.read_counts_of(adata, key, layer)
     conditioned = entry.get("conditioned_on", {})
     columns = {str(name): str(label["column"]) for name, label in conditioned.items()}
     needed = {**{name: params[name] for name in _COLUMNS if name in params}, **columns}

@@ -10,6 +10,7 @@ import pandas as pd
 from scanpy import logging as logg
 
 from .. import _adata, _check, _device, _files, _keys, _progress, _random
+from .._keywords import helpful
 from . import _replay, _report_figures, _report_numbers, _report_page, _report_sections, _verdict
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _ON_EMBEDDING = 3
 """Genes that are shown on an embedding."""
 
 
+@helpful
 def report(
     adata: AnnData,
     key: str,

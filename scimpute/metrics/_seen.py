@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check, _keys
+from .. import _adata, _check, _fingerprint, _keys
 from .._counts import chunks
 from .._matrix import some_rows
 from . import _replay
@@ -28,22 +28,33 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
         return
     params = adata.uns[name].get("params", {})
     source = _keys.layer_of(params)
-    if source == kept or not _has_more(adata, source, params.get("mask_layer"), kept):
+    if source == kept or not _made_from_more(adata, name, source, kept):
         return
     function = "apply" if params.get("applied") else method
     _check.warn(
-        f"layer {name!r} was made from {_adata.source_name(source)} and has seen {hidden}, so that its score is too good; make it again, "
-        f"from what was kept: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
+        f"layer {name!r} was made from {_adata.source_name(adata, source)} and has seen {hidden}, so that its score is too good; "
+        f"make it again, from what was kept: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
         + (", or pass run=True" if run and name in _replay.find(adata) else "")
     )
 
 
-def _has_more(adata: AnnData, source: str | None, mask: str | None, kept: str) -> bool:
+def _made_from_more(adata: AnnData, name: str, source: str | None, kept: str) -> bool:
+    """Whether what a layer was made from, wherever that lies now, is anywhere above what was kept."""
+    entry = adata.uns[name]
+    if _keys.SOURCE not in entry:
+        try:
+            whole = _adata.read_matrix(adata, source)
+        except (KeyError, TypeError, ValueError):
+            return True  # it is gone, and was another
+        return _has_more(adata, whole, entry.get("params", {}).get("mask_layer"), kept)
+    if _fingerprint.same(_adata.read_finite(adata, kept), entry[_keys.SOURCE]):
+        return False
+    found = _adata.find_counts(adata, name)
+    return found is None or _has_more(adata, found[1], None, kept)
+
+
+def _has_more(adata: AnnData, whole: Any, mask: str | None, kept: str) -> bool:
     """Whether a matrix, where its mask shows it, is anywhere above what was kept: the same may lie in another place."""
-    try:
-        whole = _adata.read_matrix(adata, source)
-    except (KeyError, TypeError, ValueError):
-        return True  # it is gone, and was another
     part = _adata.read_matrix(adata, kept)
     shown = _adata.read_matrix(adata, mask) if mask in _adata.layer_names(adata) else None
     whole, part = (matrix.tocsr() if sp.issparse(matrix) else matrix for matrix in (whole, part))

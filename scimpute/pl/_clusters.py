@@ -7,6 +7,7 @@ from matplotlib.patches import Patch
 from scipy.optimize import linear_sum_assignment
 
 from .. import _adata, _annotations, _check, _random
+from .._keywords import helpful
 from ..metrics import _profiles
 from ..metrics._clusters import Known, Settings, cluster, read_known
 from . import _figure, _tissue
@@ -24,6 +25,7 @@ _NONE = "#D0D0D0"
 _LINE, _LEGEND, _LETTER = 0.2, 0.5, 0.075
 
 
+@helpful
 @_figure.closed_on_failure
 def clusters(
     adata: AnnData,

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _adata, _annotations, _check, _random
+from .._keywords import helpful
 from . import _figure
 from ._palette import palette
 
@@ -27,6 +28,7 @@ _SIDES = {1: "left", 0: "center", -1: "right"}
 _HEIGHTS = {1: "bottom", 0: "center", -1: "top"}
 
 
+@helpful
 @_figure.closed_on_failure
 def embeddings(
     adata: AnnData,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _adata
+from .._keywords import helpful
 from . import _figure, _read
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _AXES = {"diffmap": "DC", "tsne": "tSNE", "umap": "UMAP", "pca": "PC"}
 
 
+@helpful
 @_figure.closed_on_failure
 def imputed(
     adata: AnnData,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def history(adata: AnnData, key: str) -> pd.DataFrame:
     """The table of ``uns[key]["history"]``, a row for each repeat and epoch."""
-    entry = adata.uns.get(key)
+    entry = adata.uns.get(_check.name_of("key", key, "an imputation"))
     if not isinstance(entry, Mapping) or "history" not in entry:
         trained = [name for name, other in adata.uns.items() if isinstance(other, Mapping) and "history" in other]
         raise _check.missing("training history: uns key", key, trained)
@@ -27,6 +27,7 @@ def history(adata: AnnData, key: str) -> pd.DataFrame:
 
 def positions(adata: AnnData, basis: str) -> np.ndarray:
     """Two coordinates of every cell, ``(n, 2)``."""
+    _check.name_of("basis", basis, "an embedding in obsm")
     name = f"X_{basis}" if f"X_{basis}" in adata.obsm else basis
     if name not in adata.obsm:
         raise _check.missing("basis: obsm key", basis, [str(k).removeprefix("X_") for k in adata.obsm])
@@ -38,30 +39,26 @@ def positions(adata: AnnData, basis: str) -> np.ndarray:
 
 def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
     """log1p(CP10k) of some genes as counted and as imputed, both ``(n, genes)``."""
+    _check.name_of("key", key, "an imputation")
     places = _annotations.read_genes(adata, genes)
     result = _result(adata, genes, places, key)
     entry = adata.uns.get(key)
     params: Mapping[str, Any] = entry.get("params", {}) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
-    source = _keys.layer_of(params)
-    shown = source if layer is None else layer
     size_key = params.get("size_key")
 
-    counts = _adata.read_counts(adata, shown)
-    per_molecule = TARGET / np.maximum(_annotations.read_size(adata, size_key, counts), 1)[:, None]
+    counts = _adata.read_counts_of(adata, key, layer) if params else _adata.read_counts(adata, layer)
+    per_molecule = TARGET / np.maximum(_annotations.read_size(adata, size_key, counts, params.get("rounding")), 1)[:, None]
     before = np.log1p(counts[:, places].toarray() * per_molecule)
     if scale == "log1p":
         return before, result
     if scale == "rate":
         return before, np.log1p(result * TARGET)
-    if params and size_key is None and shown != source:
-        # Imputed counts are at the depth of the counts they were made from; where these have been moved, ``layer`` is where they are now.
-        try:
-            counts = _adata.read_counts(adata, source)
-        except (KeyError, TypeError, ValueError):
-            pass
-        else:
-            per_molecule = TARGET / np.maximum(_annotations.read_size(adata, None, counts), 1)[:, None]
+    if params and size_key is None and layer is not None:
+        # Imputed counts are at the depth of the counts they were made from; where these are gone, ``layer`` is what there is.
+        found = _adata.find_counts(adata, key)
+        if found is not None:
+            per_molecule = TARGET / np.maximum(_annotations.read_size(adata, None, found[1]), 1)[:, None]
     return before, np.log1p(result * per_molecule)
 
 

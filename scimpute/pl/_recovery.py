@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from .. import _adata, _annotations, _check
+from .._keywords import helpful
 from ..metrics._recovery import BASELINES, add_up
 from . import _figure
 
@@ -34,6 +35,7 @@ _BIN = 0.1
 _BOTTOM = -1.0
 
 
+@helpful
 @_figure.closed_on_failure
 def recovery(
     adata: AnnData,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _adata, _check
+from .._keywords import helpful
 from . import _figure, _read, _tissue
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _BAR = 0.8
 
 
+@helpful
 @_figure.closed_on_failure
 def spatial(
     adata: AnnData,

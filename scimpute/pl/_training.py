@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
+from .._keywords import helpful
 from . import _figure, _read
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _PANELS: tuple[Panel, ...] = (
 _SQUARED: Panel = ("Error of held-out entries", "squared error of logs", {"heldout": (None, "#333333")})
 
 
+@helpful
 @_figure.closed_on_failure
 def training(
     adata: AnnData,

@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 from .. import _adata, _check, _keys, _random
 from .._counts import chunks
+from .._keywords import helpful
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _OF = ("nonzero", "all")
 
 
+@helpful
 def hide(
     adata: AnnData,
     frac: float | tuple[float, float] = 0.5,
@@ -115,7 +117,7 @@ def _of_nonzero(
 ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     values = _adata.read_finite(adata, layer)
     if not values.nnz:
-        raise ValueError(f"{_adata.source_name(layer)} has no non-zero entry to hide; where zero is a value, pass of='all'")
+        raise ValueError(f"{_adata.source_name(adata, layer)} has no non-zero entry to hide; where zero is a value, pass of='all'")
     fractions = np.repeat(_fractions(adata.n_obs, low, high, rng), np.diff(values.indptr))
     hidden = rng.random(values.nnz) < fractions
     parts = []
@@ -141,5 +143,5 @@ def _of_all(adata: AnnData, layer: str | None, low: float, high: float, rng: np.
         mask[rows] = drawn & present
         visible[rows][mask[rows]] = np.nan
     if not n_values:
-        raise ValueError(f"{_adata.source_name(layer)} has no value to hide: all entries are NaN")
+        raise ValueError(f"{_adata.source_name(adata, layer)} has no value to hide: all entries are NaN")
     return visible, mask

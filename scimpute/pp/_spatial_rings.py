@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from scanpy import logging as logg
 
 from .. import _adata, _check, _graph, _keys, _spatial
+from .._keywords import helpful
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _NAME = "spatial_rings"
 
 
+@helpful
 def spatial_rings(
     adata: AnnData,
     *,

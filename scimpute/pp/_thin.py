@@ -1,20 +1,23 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _adata, _check, _keys, _random
 from .._counts import split
+from .._keywords import helpful
 
 if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
 
 
+@helpful
 def thin(
     adata: AnnData,
     frac: float = 0.9,
     *,
     layer: str | None = None,
+    rounding: Literal["nearest", "random"] | None = None,
     key_added: str = "thin",
     random_state: int | np.random.Generator | None = 0,
     copy: bool = False,
@@ -32,7 +35,9 @@ def thin(
     frac
         Expected fraction of molecules in the training part, between 0 and 1.
     layer
-        Layer with the counts; ``X`` where None.
+        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+    rounding
+        How decimals become counts, as in :func:`scimpute.tl.began`.
     key_added
         Name of the result.
     random_state
@@ -67,8 +72,9 @@ def thin(
     _adata.check_target(adata, "thin", key_added, layer=layer, copy=copy, suffixes=("", "_train", "_test"))
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     rng = _random.generator(random_state)
-    kept, removed = split(_adata.read_counts(adata, layer), frac, rng)
-    params = {"frac": frac, "layer": _keys.recorded(layer), "random_state": _random.describe(random_state)}
+    kept, removed = split(_adata.read_counts(adata, layer, rounding, rng), frac, rng)
+    params: dict[str, Any] = {"frac": frac, "layer": _keys.recorded(layer), "random_state": _random.describe(random_state)}
+    params |= {} if rounding is None else {"rounding": rounding}
     return _adata.write(
         adata,
         key_added,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .. import _adata, _check, _device, _image, _tissue
+from .._keywords import helpful
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +33,7 @@ _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _UNMIX = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)).T[:2].astype(np.float32)
 
 
+@helpful
 def tiles(
     adata: AnnData,
     *,

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from .. import _adata, _annotations, _applied, _check, _device, _genes, _keys, _progress, _spatial
+from .._keywords import helpful
 from .._output import check_dtype, narrow
 from .._save import load_model
 from .._version import __version__
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@helpful
 def apply(
     adata: AnnData,
     model: str | os.PathLike[str],
     *,
     layer: str | None = None,
+    rounding: Literal["nearest", "random"] | None = None,
     key_added: str | None = None,
     unseen: Literal["error", "average"] = "error",
     sd: bool | None = None,
@@ -53,7 +56,10 @@ def apply(
     model
         File of the model: safetensors, never a pickle.
     layer
-        Layer with the counts; ``X`` where None.
+        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+    rounding
+        How decimals become counts, as in :func:`scimpute.tl.began`; as in the training where None. ``"random"`` draws by the seed of the
+        training. Not for models of ``tl.pmi`` and ``tl.gain``.
     key_added
         Name of the result; where None that of the method that made the model, such as ``"began"``.
     unseen
@@ -120,7 +126,7 @@ def apply(
     _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes, sd=with_sd)
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
-    options = Options(layer, key, unseen, with_sd, stored_as, _device.resolve(device), shown)
+    options = Options(layer, rounding, key, unseen, with_sd, stored_as, _device.resolve(device), shown)
     with _device.session(options.device):
         try:
             result = _METHODS[method].function(adata, tensors, metadata, options)
@@ -169,6 +175,7 @@ class Options:
     """How a model is to be applied, checked."""
 
     layer: str | None
+    rounding: str | None
     key: str
     unseen: str
     sd: bool
@@ -215,9 +222,12 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     arrays = 2 + (model.target is not None and model.params["posterior"])
     _check.memory(arrays * 4 * adata.n_obs * len(found), "apply it to fewer cells at a time")
 
-    raw = _adata.read_counts(adata, options.layer)
+    rounding = model.params.get("rounding") if options.rounding is None else options.rounding
+    state = model.params.get("random_state")
+    rng = np.random.default_rng(state if isinstance(state, int) else 0)
+    raw, source = _adata.read_source(adata, options.layer, rounding, rng)
     counts = _applied.aligned(raw, places)
-    size, size_key = _size(adata, model.params.get("size_key"), raw, counts)
+    size, size_key = _size(adata, model.params.get("size_key"), raw, counts, rounding)
     _adata.warn_of_empty_cells(counts, size)
     _warn_of_genes(model, counts, found)
     check_dtype(options.dtype, model.params["output"], counts, model.positions(found), found)
@@ -250,9 +260,9 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     dtype = narrow(result, options.dtype, found)
 
     params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}
-    params |= {"sd": options.sd, "dtype": dtype}
+    params |= {"sd": options.sd, "dtype": dtype} | ({"rounding": rounding} if rounding is not None else {})
     values = {options.key: result.rates.mean} | ({_keys.sd(options.key): result.rates.squares} if options.sd else {})
-    written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"]}}
+    written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"], _keys.SOURCE: source}}
     if whole:
         return written | {"layers": values}
     return written | {"obsm": {name: pd.DataFrame(value, index=adata.obs_names, columns=found) for name, value in values.items()}}
@@ -305,13 +315,15 @@ def _codes(adata: AnnData, model: _applied.Model, unseen: str) -> tuple[np.ndarr
     return tuple(found)
 
 
-def _size(adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.csr_matrix) -> tuple[np.ndarray, str | None]:
+def _size(
+    adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.csr_matrix, rounding: str | None
+) -> tuple[np.ndarray, str | None]:
     """Library sizes, and the column they are from."""
     if size_key is None:
         # Rates are shares of the molecules of the genes that were trained on.
         return _annotations.read_size(adata, None, counts), None
     if size_key in adata.obs:
-        return _annotations.read_size(adata, size_key, raw), size_key
+        return _annotations.read_size(adata, size_key, raw, rounding), size_key
     _check.warn(
         f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
         "taken as library sizes, which are too small where adata was cut to some of its genes"

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import _adata, _annotations, _check, _device, _keys, _progress, _random, _spatial
+from .. import _adata, _annotations, _check, _device, _hints, _keys, _progress, _random, _spatial
 from .._data import Data, checked_settings, target_of
 from .._engine import run
 from .._expressed import thresholds
+from .._keywords import helpful
 from .._output import check_dtype, finish, narrow
 from .._rates import Result
 from .._save import save_model
@@ -32,6 +33,7 @@ _WORSE = 0.02
 """Nats per held-out molecule by which a network is clearly behind the gene mean."""
 
 
+@helpful
 def began(
     adata: AnnData,
     batch_key: str | None = None,
@@ -39,6 +41,7 @@ def began(
     *,
     layer: str | None = None,
     size_key: str | None = None,
+    rounding: Literal["nearest", "random"] | None = None,
     genes: str | Sequence[str] | None = None,
     key_added: str = "began",
     output: Literal["counts", "rate", "log1p"] = "counts",
@@ -94,7 +97,11 @@ def began(
         *random* half of 240 cells of one type given as a label made 46 of 753 genes differ "significantly" between the halves.
         The labels used are recorded in ``adata.uns[key_added]["conditioned_on"]``.
     layer
-        Layer with the counts; ``X`` where None.
+        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+    rounding
+        How decimals become counts (of SoupX, CellBender, STARsolo EM, alevin or RSEM): ``"nearest"``, or ``"random"``, one of the two
+        whole numbers around a value, drawn so that the mean is the value. With None decimals are refused. Mere rounding errors, as of
+        logs that were taken back, are put right in any case; normalised values are refused in any case.
     size_key
         Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
     genes
@@ -152,8 +159,10 @@ def began(
         ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
         L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
         candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per
-        gene, ``size_slope`` and ``size_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``. With ``fill="expressed"``
-        ``expressed_above``: for every imputed gene the rate from which a cell expresses it, 0 where that cannot be said.
+        gene, ``size_slope`` and ``size_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``; ``source``, by which the counts
+        are known again when they have been moved: number of ``molecules``, a hash of each of the ``cells`` and ``genes``. With
+        ``fill="expressed"`` ``expressed_above``: for every imputed gene the rate from which a cell expresses it, 0 where that cannot be
+        said.
 
     Other Parameters
     ----------------
@@ -243,10 +252,10 @@ def began(
     rng = _random.generator(random_state)
     shown = _progress.shown(progress)
 
-    counts = _adata.read_counts(adata, layer)
+    counts, source = _adata.read_source(adata, layer, rounding, rng)
     if adata.n_obs < MIN_CELLS:
         raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
-    size = _annotations.read_size(adata, size_key, counts)
+    size = _annotations.read_size(adata, size_key, counts, rounding)
     chosen_genes = _annotations.read_genes(adata, genes)
     columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     names = list(map(str, adata.var_names[columns]))
@@ -265,6 +274,7 @@ def began(
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
     _adata.warn_of_empty_cells(counts, size)
     _spatial.warn_of_spots_off_tissue(adata, "trained on")
+    _hints.warn(adata, counts, layer, size_key)
 
     what = f"tl.began: {adata.n_obs:,} cells x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
     with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
@@ -283,7 +293,8 @@ def began(
         "batch_key": batch_key,
         "celltype_key": celltype_key,
         "layer": _keys.recorded(layer),
-        "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
+        "rounding": rounding,
+        "genes": genes if genes is None or isinstance(genes, str) else list(map(str, adata.var_names[columns])),
         "output": output,
         "fill": fill,
         "sd": sd,
@@ -302,7 +313,14 @@ def began(
     if path is not None:
         metadata = {"method": "began", "version": __version__, "genes": list(map(str, adata.var_names)), "imputed": names}
         save_as = partial(save_model, path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
-    uns = {"params": params, **record, "conditioned_on": conditioned, "version": __version__, "seconds": time.perf_counter() - start}
+    uns = {
+        "params": params,
+        **record,
+        "conditioned_on": conditioned,
+        _keys.SOURCE: source,
+        "version": __version__,
+        "seconds": time.perf_counter() - start,
+    }
     values = {key_added: result.rates.mean} | ({_keys.sd(key_added): result.rates.squares} if sd else {})
     if chosen_genes is None:
         return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy, save=save_as)
@@ -313,6 +331,9 @@ def began(
 def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: str | None, target_batch: str | None) -> None:
     _check.option("output", output, ("counts", "rate", "log1p"))
     _check.option("fill", fill, ("all", "zeros", "expressed"))
+    for name, value in (("batch_key", batch_key), ("celltype_key", celltype_key)):
+        if value is not None:
+            _check.name_of(name, value, "a column of obs")
     if batch_key is not None and batch_key == celltype_key:
         raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
     if target_batch is not None and fill != "all":

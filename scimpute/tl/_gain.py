@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from .._keywords import helpful
 from ._masked import impute
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@helpful
 def gain(
     adata: AnnData,
     *,

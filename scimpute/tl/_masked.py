@@ -278,6 +278,10 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     places = adata.var_names.astype(str).get_indexer(genes)
     found = places >= 0
     _check_genes(adata, metadata["genes"])
+    if options.rounding is not None:
+        raise ValueError(
+            f"rounding={options.rounding!r} is for counts, and a model of tl.{metadata['method']} takes expression; leave it out"
+        )
     params = dict(metadata["params"])
     _check.memory(8 * 4 * adata.n_obs * len(genes), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")

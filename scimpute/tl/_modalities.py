@@ -23,6 +23,9 @@ TILE_PIXELS = 32
 
 def chosen(asked: Sequence[str] | None, image_key: str | None, tile_features: str | None, edge_weight: str | None) -> tuple[str, ...]:
     """Which modalities, in the order in which the network is told them."""
+    for name, value, what in (("image_key", image_key, "an image in uns['spatial']"), ("tile_features", tile_features, "an array in obsm")):
+        if value is not None:
+            _check.name_of(name, value, what)
     if image_key is not None and tile_features is not None:
         raise ValueError(f"image_key={image_key!r} and tile_features={tile_features!r} are two sources of the image; pass one of them")
     if edge_weight is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _adata, _check, _keys
+from .._keywords import helpful
 from .._side import SPOT
 from ..models.modal import FactorGenerator
 from . import _modalities, _spots
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@helpful
 def nmf(
     adata: AnnData,
     *,
@@ -23,6 +25,7 @@ def nmf(
     n_factors: int = 20,
     layer: str | None = None,
     genes: str | Sequence[str] | None = None,
+    rounding: Literal["nearest", "random"] | None = None,
     likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "nmf",
     output: Literal["counts", "rate", "log1p"] = "counts",
@@ -60,7 +63,9 @@ def nmf(
     n_factors
         Length of the vectors; at most one less than there are spots and genes.
     layer
-        Layer with the counts; ``X`` where None.
+        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+    rounding
+        How decimals become counts, as in :func:`scimpute.tl.began`.
     genes
         Impute these genes only: names, or a boolean column of ``var``. The vectors are those of all genes all the same.
     likelihood
@@ -149,6 +154,7 @@ def nmf(
         asked,
         layer=layer,
         genes=genes,
+        rounding=rounding,
         likelihood=likelihood,
         key_added=key_added,
         output=output,

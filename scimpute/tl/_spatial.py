@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _adata, _check, _keys
+from .._keywords import helpful
 from . import _modalities, _spots
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@helpful
 def spatial(
     adata: AnnData,
     image_key: str | None = None,
@@ -25,6 +27,7 @@ def spatial(
     edge_weight: Literal["image"] | None = None,
     layer: str | None = None,
     genes: str | Sequence[str] | None = None,
+    rounding: Literal["nearest", "random"] | None = None,
     likelihood: Literal["poisson", "squared"] = "poisson",
     key_added: str = "spatial_imputed",
     output: Literal["counts", "rate", "log1p"] = "counts",
@@ -74,7 +77,9 @@ def spatial(
     edge_weight
         ``"image"``: neighbours count by how alike the image is around them, so that smoothing stops at a border of the tissue.
     layer
-        Layer with the counts; ``X`` where None.
+        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+    rounding
+        How decimals become counts, as in :func:`scimpute.tl.began`.
     genes
         Impute these genes only: names, or a boolean column of ``var``. All genes still inform the context.
     likelihood
@@ -175,6 +180,7 @@ def spatial(
         asked,
         layer=layer,
         genes=genes,
+        rounding=rounding,
         likelihood=likelihood,
         key_added=key_added,
         output=output,

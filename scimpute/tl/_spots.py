@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _annotations, _check, _device, _keys, _progress, _random, _spatial
+from .. import _adata, _annotations, _check, _device, _hints, _keys, _progress, _random, _spatial
 from .._data import Data, checked_settings
 from .._engine import run
 from .._output import check_dtype, finish, narrow
@@ -35,6 +35,7 @@ def impute(
     *,
     layer: str | None,
     genes: str | Sequence[str] | None,
+    rounding: str | None,
     likelihood: str,
     key_added: str,
     output: str,
@@ -79,12 +80,12 @@ def impute(
     shown = _progress.shown(progress)
 
     factors = SPOT in asked["modalities"]
-    counts = _adata.read_counts(adata, layer)
+    counts, source = _adata.read_source(adata, layer, rounding, rng)
     if factors and adata.n_vars < 2:
         raise ValueError(f"tl.{method} needs at least 2 genes, got {adata.n_vars}")
     if adata.n_obs < MIN_SPOTS:
         raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
-    size = _annotations.read_size(adata, size_key, counts)
+    size = _annotations.read_size(adata, size_key, counts, rounding)
     chosen = _annotations.read_genes(adata, genes)
     columns = np.arange(adata.n_vars) if chosen is None else chosen
     names = list(map(str, adata.var_names[columns]))
@@ -97,6 +98,7 @@ def impute(
     side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
     _adata.warn_of_empty_cells(counts, size)
     _spatial.warn_of_spots_off_tissue(adata, "trained on" if alone else "trained on, and are neighbours of the others")
+    _hints.warn(adata, counts, layer, size_key)
 
     labels = (sections.codes,) if len(sections.names) > 1 and method == "spatial" else ()
     fill = "zeros" if entrywise else "all"
@@ -114,7 +116,8 @@ def impute(
     params = {
         **asked,
         "layer": _keys.recorded(layer),
-        "genes": genes if genes is None or isinstance(genes, str) else [str(g) for g in genes],
+        "genes": genes if genes is None or isinstance(genes, str) else names,
+        "rounding": rounding,
         "likelihood": likelihood,
         "output": output,
         "sd": sd,
@@ -138,6 +141,7 @@ def impute(
         "params": params,
         **record,
         "conditioned_on": conditioned,
+        _keys.SOURCE: source,
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
