@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from . import _memory
+
 GIB = 2**30
 _CLOSE = 0.74
 """Share of letters that are the same: one slip in four letters, two in eight."""
@@ -157,20 +159,12 @@ def name_of(argument: str, value: Any, what: str) -> str:
     return value
 
 
-def memory(needed: int, hint: str) -> None:
+def memory(needed: float, hint: str) -> None:
     """Refuse before the work what would not fit at its end."""
-    try:
-        available = _available_memory()
-    except (OSError, ValueError, AttributeError):
-        return
+    available = _available_memory()
     if needed > available:
-        raise MemoryError(f"the result needs {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available; {hint}")
+        raise MemoryError(f"this needs about {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available; {hint}")
 
 
-def _available_memory() -> int:
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _available_memory() -> float:
+    return _memory.available()

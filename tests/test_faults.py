@@ -701,7 +701,7 @@ def test_75_out_of_memory_of_the_device(adata, fingerprint, monkeypatch, step):
 def test_76_result_larger_than_the_memory(monkeypatch, refused):
     monkeypatch.setattr("scimpute._check._available_memory", lambda: 10_000)
     began(genes=["gene1"])(toy())
-    message = r"the result needs .* GiB of memory, .* available; impute fewer genes with genes="
+    message = r"this needs about .* GiB of memory, .* available; impute fewer genes with genes="
     refused(toy(), began(), MemoryError, message)
 
 
