@@ -157,7 +157,7 @@ def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shorter = {"began": SMALL, "spatial": SMALL, "nmf": {**QUICK, "n_factors": 4}, "pmi": BULK, "gain": BULK}
     for name, defaults in shorter.items():
         for option, value in defaults.items():
-            monkeypatch.setitem(getattr(scimpute.tl, name).__kwdefaults__, option, value)
+            monkeypatch.setitem(inspect.unwrap(getattr(scimpute.tl, name)).__kwdefaults__, option, value)
     declared = _cli._function
 
     def shortened(command: str) -> Callable[..., Any]:

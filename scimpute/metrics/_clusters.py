@@ -11,7 +11,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _adata, _check, _device, _random
+from .. import _adata, _annotations, _check, _device, _random
 from .._keywords import helpful
 from . import _profiles
 
@@ -158,9 +158,7 @@ class Known:
 
 def read_known(adata: AnnData, column: str, unlabelled: str | Sequence[str], argument: str = "labels") -> Known:
     """A categorical column of obs in which not every cell has a label."""
-    if column not in adata.obs:
-        raise _check.missing(f"{argument}: obs column", column, adata.obs.columns)
-    values = adata.obs[column]
+    values = _annotations.read_column(adata.obs, column, argument)
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > 50:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
     names = np.array(values.astype(str), dtype=object)
