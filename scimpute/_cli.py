@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = tell
+            # Also where warnings are errors: the result is still to be written.
+            warnings.simplefilter("always", _check.NotSavedWarning)
             parser = _parser(argv)
             if not argv:
                 _say(parser.format_help().rstrip())

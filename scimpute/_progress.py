@@ -16,7 +16,11 @@ from scanpy import settings
 
 from . import _check
 
-say: Callable[[str], object] = logg.info
+def _log(line: str) -> None:
+    logg.info(line)
+
+
+say: Callable[[str], object] = _log
 """Takes the line of a phase where no bar is drawn; the command line puts another in its place."""
 
 
