@@ -16,6 +16,7 @@ from scanpy import settings
 
 from . import _check
 
+
 def _log(line: str) -> None:
     logg.info(line)
 
