@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from scanpy import logging as logg
 
-from . import _check, _fingerprint, _keys, _save, _whole
+from . import _check, _fingerprint, _keys, _memory, _save, _whole
 from ._counts import chunks
 from ._matrix import check_kind, is_logged, some_rows, taken, to_csr
 
@@ -463,6 +463,29 @@ def model_file(adata: ad.AnnData, save: str | os.PathLike[str] | None) -> Path |
     if adata.filename is not None and isinstance(save, str | os.PathLike) and os.path.realpath(save) == os.path.realpath(adata.filename):
         raise FileExistsError(f"save: {os.fspath(save)!r} is the file that backs adata; give the model a file of its own")
     return _save.model_target(save)
+
+
+def check_memory(
+    adata: ad.AnnData, counts: sp.csr_matrix, k: int, *, sd: bool, own: bool, dtype: str, copy: bool, hint: str, **work: Any
+) -> None:
+    """Refuse before the work an imputation of ``k`` genes that would not fit, and say what helps.
+
+    ``own``: rates in the cell's own batch are held beside those of another one. ``work`` is passed to :func:`._memory.of_counts`.
+    """
+    # A view becomes an object of its own as soon as it is written to.
+    copied = _bytes_of(adata) if copy or adata.is_view else 0
+    arrays = 1 + sd + own
+    needed = _memory.of_counts(adata.n_obs, k, counts.nnz, arrays=arrays, half=dtype == "float16", copied=copied, **work)
+    ways = [*(["pass sd=False"] if sd else []), *(["pass copy=False"] if copy else []), hint]
+    _check.memory(needed, ", or ".join(ways))
+
+
+def _bytes_of(adata: ad.AnnData) -> int:
+    """Of the matrices that a copy has."""
+    found = [adata.X, *(adata.layers[name] for name in layer_names(adata)), adata.raw.X if adata.raw is not None else None]
+    found += [matrix for slot in ("obsm", "varm", "obsp", "varp") for matrix in getattr(adata, slot).values()]
+    arrays = [part for matrix in found for part in (vars(matrix).values() if sp.issparse(matrix) else [matrix])]
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:

@@ -108,3 +108,48 @@ def _table(file: Path) -> dict[str, int]:
         if rest and rest[0].isdecimal():
             found[name] = int(rest[0])
     return found
+
+
+LOADED = 150 * MIB
+"""Of a first run: modules that are read only then, code of torch."""
+MARGIN = 1.1
+ENTRIES = 4_000_000
+"""Of a part that is made dense at once (see `_counts.chunks`)."""
+
+
+def of_counts(
+    n: int,
+    k: int,
+    n_counts: int,
+    *,
+    arrays: int,
+    half: bool,
+    workers: int,
+    training: int | None = None,
+    batch_size: int = 0,
+    width: int = 0,
+    copied: int = 0,
+) -> float:
+    """Bytes that imputing ``k`` genes of ``n`` cells takes beside the counts, of which ``n_counts`` are not zero.
+
+    Measured (tests/test_memory.py): the need is at most this, and this at most half more.
+
+    Parameters
+    ----------
+    arrays
+        Dense float32 arrays ``(n, k)`` that are held at a time.
+    half
+        Whether the result becomes float16, beside the first of them.
+    workers, training
+        Parts of the work that are done side by side, and repeats that are trained side by side; None without training.
+    batch_size, width
+        Of the training: cells of a minibatch and width of the hidden layers.
+    copied
+        Bytes of the object, where it is copied.
+    """
+    predicting = 5 * 4 * workers * min(ENTRIES, n * k)
+    # For each gene: what a minibatch becomes on its way through both networks, and their weights with what the optimiser keeps of them.
+    learning = 0 if training is None else min(workers, training) * k * (28 * 4 * min(batch_size, n) + 64 * width)
+    # The counts are held once more as a training and a held-out part, which are drawn in wider types.
+    split = 20 * n_counts
+    return MARGIN * (LOADED + max(predicting, learning) + split + (4 * arrays + 2 * half) * n * k + copied)

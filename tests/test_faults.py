@@ -699,9 +699,10 @@ def test_75_out_of_memory_of_the_device(adata, fingerprint, monkeypatch, step):
 
 
 def test_76_result_larger_than_the_memory(monkeypatch, refused):
-    monkeypatch.setattr("scimpute._check._available_memory", lambda: 10_000)
+    monkeypatch.setattr("scimpute._memory.LOADED", 0)
+    monkeypatch.setattr("scimpute._check._available_memory", lambda: 120_000)
     began(genes=["gene1"])(toy())
-    message = r"this needs about .* GiB of memory, .* available; impute fewer genes with genes="
+    message = r"this needs about .* GiB of memory, .* available; pass sd=False, or impute fewer genes with genes="
     refused(toy(), began(), MemoryError, message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -108,3 +109,103 @@ print(before, after)
     before, after = map(float, done.stdout.split())
     assert 0 < after <= before < 3 * GIB
     assert before - after == pytest.approx(GIB / 2, rel=0.1) or before < GIB / 2
+
+
+# What a run takes
+
+
+MEASURE = """
+import json
+import sys
+import numpy as np
+import anndata as ad
+import scipy.sparse as sp
+import scimpute
+
+options = json.loads(sys.argv[1])
+n, g = options.pop("shape")
+rng = np.random.default_rng(0)
+counts = sp.random(n, g, 0.05, "csr", np.float32, rng, data_rvs=lambda size: rng.integers(1, 4, size).astype(np.float32))
+adata = ad.AnnData(counts.toarray() if options.pop("dense", False) else counts)
+adata.obs["batch"] = [f"b{i % 2}" for i in range(n)]
+del counts
+
+def kilobytes(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+told, check = [], scimpute._check.memory
+scimpute._check.memory = lambda needed, hint: (told.append(needed), check(needed, hint))
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = kilobytes("VmRSS")
+scimpute.tl.began(adata, max_epochs=1, n_repeats=2, n_context=2, penalty=1.0, progress=False, adversarial_weight=0.1, **options)
+print(max(told), 1024 * (kilobytes("VmHWM") - before))
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": [1000, 500]},
+        {"shape": [4000, 4000]},
+        {"shape": [4000, 4000], "sd": False},
+        {"shape": [4000, 4000], "dtype": "float16", "dense": True, "copy": True},
+        {"shape": [4000, 2000], "batch_key": "batch", "target_batch": "average"},
+    ],
+    ids=str,
+)
+def test_a_run_takes_what_it_was_said_to_take(options):
+    """Of a process of its own, as the highest that it ever took is asked for."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the highest need of a process cannot be reset here")
+    done = subprocess.run([sys.executable, "-c", MEASURE, json.dumps(options)], capture_output=True, text=True, check=True)
+    told, taken = map(float, done.stdout.split())
+    assert taken <= told <= 1.5 * taken, f"{taken / 2**20:.0f} MiB taken, {told / 2**20:.0f} said"
+
+
+def estimate(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch, **options: object) -> float:
+    """What the run is said to take beside modules that are loaded."""
+    told: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("scimpute._memory.LOADED", 0)
+        patch.setattr("scimpute._check.memory", lambda needed, hint: told.append(needed))
+        scimpute.tl.began(adata.copy(), **QUICK | options)
+    return told[0]
+
+
+def test_what_counts(monkeypatch):
+    adata = scimpute.datasets.toy_counts()
+    adata.layers["more"] = np.ones(adata.shape)
+    layer, whole = 4 * adata.n_obs * adata.n_vars, estimate(adata, monkeypatch)
+    more = {
+        "sd": ({"sd": False}, -layer),
+        "half": ({"dtype": "float16"}, layer / 2),
+        "target": ({"batch_key": "batch", "target_batch": "average"}, layer),
+        "no posterior": ({"batch_key": "batch", "target_batch": "average", "posterior": False}, 0),
+    }
+    for name, (options, expected) in more.items():
+        assert estimate(adata, monkeypatch, **options) - whole == pytest.approx(1.1 * expected), name
+    # A copy of the object has its other layer, too.
+    copied = estimate(adata, monkeypatch, copy=True) - whole
+    assert copied >= 1.1 * (2 * layer + adata.X.data.nbytes)
+    view = ad.AnnData(adata.X, obs=adata.obs, layers={"more": adata.layers["more"]})[:50]
+    told: list[float] = []
+    monkeypatch.setattr("scimpute._memory.LOADED", 0)
+    monkeypatch.setattr("scimpute._check.memory", lambda needed, hint: told.append(needed))
+    for given in (view, view.copy()):
+        scimpute.tl.began(given, **QUICK)
+    assert told[0] > told[1] + 8 * 50 * adata.n_vars
+
+
+@pytest.mark.parametrize("method", ["began", "spatial", "nmf"])
+@pytest.mark.parametrize(
+    ("options", "ways"), [({}, "pass sd=False, or impute"), ({"sd": False, "copy": True}, "pass copy=False, or impute")]
+)
+def test_the_message_says_what_would_help(refused, monkeypatch, method, options, ways):
+    adata = scimpute.datasets.toy_visium(5, 5, 30)
+    monkeypatch.setattr("scimpute._check._available_memory", lambda: 2**20)
+    refused(adata, lambda adata: getattr(scimpute.tl, method)(adata, **options), MemoryError, f"available; {ways} fewer genes with genes=")

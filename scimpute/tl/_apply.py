@@ -126,7 +126,7 @@ def apply(
     _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes, sd=with_sd)
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
-    options = Options(layer, rounding, key, unseen, with_sd, stored_as, _device.resolve(device), shown)
+    options = Options(layer, rounding, key, unseen, with_sd, stored_as, _device.resolve(device), shown, copy)
     with _device.session(options.device):
         try:
             result = _METHODS[method].function(adata, tensors, metadata, options)
@@ -182,6 +182,7 @@ class Options:
     dtype: str
     device: torch.device
     progress: bool
+    copy: bool
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,6 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     if not found:
         raise ValueError(f"none of the genes that the model imputes is in adata.var_names: {_check.listing(model.imputed, 5)}")
     labels = _codes(adata, model, options.unseen)
-    arrays = 2 + (model.target is not None and model.params["posterior"])
-    _check.memory(arrays * 4 * adata.n_obs * len(found), "apply it to fewer cells at a time")
-
     rounding = model.params.get("rounding") if options.rounding is None else options.rounding
     state = model.params.get("random_state")
     rng = np.random.default_rng(state if isinstance(state, int) else 0)
@@ -230,6 +228,17 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts, rounding)
     _adata.warn_of_empty_cells(counts, size)
     _warn_of_genes(model, counts, found)
+    _adata.check_memory(
+        adata,
+        counts,
+        len(found),
+        sd=options.sd,
+        own=model.target is not None and model.params["posterior"],
+        dtype=options.dtype,
+        copy=options.copy,
+        hint="apply it to fewer cells at a time",
+        workers=_device.workers(options.device),
+    )
     check_dtype(options.dtype, model.params["output"], counts, model.positions(found), found)
     side = None
     if model.features is not None:

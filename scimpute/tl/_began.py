@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from .. import _adata, _annotations, _check, _device, _hints, _keys, _progress, _random, _spatial
+from .._complexity import WIDTH
 from .._data import Data, checked_settings, target_of
 from .._engine import run
 from .._expressed import thresholds
@@ -268,8 +269,20 @@ def began(
         # The only batch can be asked for by its name, and no other.
         target_of(target_batch, {"batch_key": [str(adata.obs[batch_key].iloc[0])]})
     target = target_of(target_batch, levels)
-    arrays = 2 + (target is not None and posterior)
-    _check.memory(arrays * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
+    _adata.check_memory(
+        adata,
+        counts,
+        len(columns),
+        sd=sd,
+        own=target is not None and posterior,
+        dtype=dtype,
+        copy=copy,
+        hint="impute fewer genes with genes=, or train on some cells with save= and impute all in parts with tl.apply",
+        workers=_device.workers(torch_device),
+        training=settings.n_repeats,
+        batch_size=settings.batch_size,
+        width=settings.width or WIDTH,
+    )
     if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
     _adata.warn_of_empty_cells(counts, size)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _adata, _annotations, _check, _device, _hints, _keys, _progress, _random, _spatial
+from .._complexity import WIDTH
 from .._data import Data, checked_settings
 from .._engine import run
 from .._output import check_dtype, finish, narrow
@@ -94,7 +95,20 @@ def impute(
     # Without neighbours it is the same in which section a spot is.
     check_dtype(dtype, output, counts, columns, names)
     sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
-    _check.memory(2 * 4 * adata.n_obs * len(columns), "impute fewer genes with genes=")
+    _adata.check_memory(
+        adata,
+        counts,
+        len(columns),
+        sd=sd,
+        own=False,
+        dtype=dtype,
+        copy=copy,
+        hint="impute fewer genes with genes=",
+        workers=_device.workers(torch_device),
+        training=settings.n_repeats,
+        batch_size=settings.batch_size,
+        width=settings.width or WIDTH,
+    )
     side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
     _adata.warn_of_empty_cells(counts, size)
     _spatial.warn_of_spots_off_tissue(adata, "trained on" if alone else "trained on, and are neighbours of the others")
