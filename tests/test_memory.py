@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
 import pytest
 
+import scimpute
 from scimpute import _check, _memory
 
 GIB = 2**30
