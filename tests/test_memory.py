@@ -180,6 +180,7 @@ def estimate(adata: ad.AnnData, monkeypatch: pytest.MonkeyPatch, **options: obje
     return told[0]
 
 
+@pytest.mark.filterwarnings("ignore:adata is a view")
 def test_what_counts(monkeypatch):
     adata = scimpute.datasets.toy_counts()
     adata.layers["more"] = np.ones(adata.shape)
