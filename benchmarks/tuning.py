@@ -139,11 +139,11 @@ def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) ->
         def parts(floor: float = floor) -> Iterator[tuple[torch.Tensor, ...]]:
             for rows in chunks(*train.shape, 2_000_000):
                 seen, target = (torch.from_numpy(part[rows].toarray()) for part in (train, test))
-                yield seen, prior(train, prediction, floor, share, rows), target, torch.from_numpy(ratio[rows])
+                yield seen, prior(train, prediction, floor, share, rows), target, torch.from_numpy(ratio[rows]), torch.ones(len(seen))
 
         rates = sizes.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
         lost = 0.0
-        for seen, mu, target, scale in parts():
+        for seen, mu, target, scale, _ in parts():
             mean = posterior.mean_and_variance(seen, mu, rates, torch.zeros(()))[0] * scale[:, None]
             lost += float((mean - target * mean.clamp(min=1e-12).log()).sum(dtype=torch.float64))
         found.append((lost, floor, rates))

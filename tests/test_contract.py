@@ -876,16 +876,14 @@ def test_better_than_the_gene_mean_on_hidden_entries(imputer, seed, arguments):
 
 @taking("output")
 def test_complete_data_is_not_made_worse(imputer):
-    """Little is to be gained here. How the sizes vary is estimated from the few held-out molecules of 40 genes, which goes wrong at times:
-    on one kind of processor or another a seed loses up to an eighth."""
+    """Little is to be gained here, and nothing is to be lost."""
     ratios = []
     for seed in range(5):
         adata = scimpute.datasets.toy_counts(120, 40, depth=20_000, dropout=0.0, random_state=seed)
         imputer.prepare(adata)
         result, truth = imputer.result(adata, random_state=seed, **imputer.good)[""], np.sqrt(adata.layers["rate"])
         ratios.append(np.abs(np.sqrt(result) - truth).mean() / np.abs(np.sqrt(adata.X.toarray()) - truth).mean())
-    assert np.median(ratios) <= 1, ratios
-    assert max(ratios) <= 1.15, ratios
+    assert max(ratios) <= 1, ratios
 
 
 @taking("output")

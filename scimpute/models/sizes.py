@@ -162,7 +162,14 @@ class Sample:
 
     @classmethod
     def draw(cls, counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, weight: Tensor, number: int) -> Sample:
-        """Entries of every cell of ``(b, g)``: as many for the rates, by prediction and count, as for the held-out molecules."""
+        """Entries of every cell of ``(b, g)``: as many for the rates, by prediction and count, as for the held-out molecules.
+
+        All entries, once for both, where the ``number`` asked for of each cell is enough for all genes: a sample of them would only add noise.
+        """
+        if number >= mu.shape[1]:
+            gene = torch.arange(mu.shape[1], device=mu.device).expand(len(mu), -1)
+            rate = (weight * ratio)[:, None].expand_as(mu)
+            return cls(*(part.flatten() for part in (counts, mu.clamp(min=1e-12), gene, rate, weight[:, None] * target)))
         parts = []
         for weights, of_rates in ((mu + counts, True), (target, False)):
             total = weights.double().cumsum(1)
@@ -200,7 +207,7 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_c
     for counts, mu, target, ratio, weight in parts:
         some = slice(-start % every, None, every)
         marginal += marginal_deviance(counts[some], mu[some], weight[some])
-        samples.append(Sample.draw(counts, mu, target, ratio, weight, min(math.ceil(SAMPLED / n_cells), counts.shape[1])))
+        samples.append(Sample.draw(counts, mu, target, ratio, weight, math.ceil(SAMPLED / n_cells)))
         start += len(mu)
     sample = Sample(*(torch.cat([getattr(s, name) for s in samples]) for name in vars(samples[0])))
     log_sizes = gene_sizes(marginal.float(), share).log()
