@@ -164,7 +164,7 @@ class Sample:
     def draw(cls, counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, weight: Tensor, number: int) -> Sample:
         """Entries of every cell of ``(b, g)``: as many for the rates, by prediction and count, as for the held-out molecules.
 
-        All entries, once for both, where the ``number`` asked for of each cell is enough for all genes: a sample of them would only add noise.
+        All entries, once for both, where the ``number`` asked for of each cell is enough for all genes: a sample would only add noise.
         """
         if number >= mu.shape[1]:
             gene = torch.arange(mu.shape[1], device=mu.device).expand(len(mu), -1)
