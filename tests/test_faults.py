@@ -749,7 +749,7 @@ def test_83_progress_is_shown_on_request_only(adata, capfd):
     began(progress=True)(adata)
     out, err = capfd.readouterr()
     assert out == ""
-    assert "repeat 2 of 2" in err
+    assert "training 2 repeats" in err
 
 
 CONTEXTS: dict[str, Callable[[], Any]] = {
