@@ -117,7 +117,7 @@ class Imputation:
         # Standard deviations are not looked at.
         stored: dict[str, Any] = {"sd": False, "dtype": "float32"}
         with progress.one_step():
-            function(given, **self.arguments | stored | changes, layer=layer, key_added=RESULT, progress=False)
+            function(given, **self.arguments | stored | changes, layer=layer, key_added=RESULT)
         return given.layers[RESULT] if RESULT in _adata.layer_names(given) else given.obsm[RESULT]
 
     def run_on_null(self, given: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:
@@ -134,8 +134,18 @@ def find(adata: AnnData) -> list[str]:
     return [key for key in adata.uns if key in present and _adata.written_by(adata, key) in METHODS]
 
 
-def read(adata: AnnData, key: str, layer: str | None, model: str | os.PathLike[str] | None, seed: int, device: str) -> Imputation:
+def read(
+    adata: AnnData,
+    key: str,
+    layer: str | None,
+    model: str | os.PathLike[str] | None,
+    seed: int,
+    device: str,
+    progress: bool = False,
+) -> Imputation:
     """The imputation under a key, everything checked that it needs to be run again.
+
+    ``progress``: each run draws a bar of its own, where it is no step of another one.
 
     Raises
     ------
@@ -153,11 +163,11 @@ def read(adata: AnnData, key: str, layer: str | None, model: str | os.PathLike[s
         if column not in adata.obs and not (params.get("applied") and name == "library_key"):
             raise _check.missing(f"uns[{key!r}]['params'][{name!r}]: obs column", column, adata.obs.columns)
     if params.get("applied"):
-        arguments = _of_model(params, model) | {"device": device}
+        arguments = _of_model(params, model) | {"device": device, "progress": progress}
     elif model is not None:
         raise ValueError(f"model: {key!r} was trained on this object, not applied from a file; leave model out")
     else:
-        arguments = _of_training(method, params, entry) | {"device": device}
+        arguments = _of_training(method, params, entry) | {"device": device, "progress": progress}
         arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
     genes = None
     if key in _adata.layer_names(adata):
