@@ -858,7 +858,7 @@ def test_better_than_the_gene_mean_and_than_nothing(imputer, seed):
     [
         *(({}, seed) for seed in range(3)),
         ({"mode": "inductive"}, 0),
-        *(({"variant": "published", "max_epochs": 3, "n_hidden": 256}, seed) for seed in range(3)),
+        *(({"variant": "published", "max_epochs": 6, "n_hidden": 256}, seed) for seed in range(3)),
     ],
     ids=str,
 )

@@ -73,7 +73,9 @@ def test_what_are_counts_is_read(imputed):
     values = np.asarray(imputed.layers["began"])
     for name, counts in {"depth": 300 * values / values.sum(1, keepdims=True), "alike": np.tile(values[0], (len(values), 1))}.items():
         imputed.layers[name] = counts.astype(np.float32)
-    metrics.heldout(imputed, ["began", "depth", "alike"])
+    with pytest.warns(UserWarning, match="every cell of it has the same total") as caught:
+        metrics.heldout(imputed, ["began", "depth", "alike"])
+    assert {str(warning.message).split("'")[1] for warning in caught} == {"depth", "alike"}
     logged(imputed)
     imputed.uns["began"]["params"]["output"] = "log1p"
     assert len(pl.imputed(imputed, "gene1", basis="some", show=False)) == 2

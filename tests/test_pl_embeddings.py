@@ -106,7 +106,7 @@ def set_to(**tables):
 @pytest.mark.parametrize(
     ("edit", "options", "error", "message"),
     [
-        (None, {"key": "pim"}, KeyError, "did you mean 'pmi'"),
+        (None, {"key": "pmii"}, KeyError, "did you mean 'pmi'"),
         (None, {"key": 3}, TypeError, r"those with embeddings: \['pmi'\]"),
         (None, {"columns": "tisue"}, KeyError, "did you mean 'tissue'"),
         (None, {"columns": []}, ValueError, "columns is empty"),

@@ -276,8 +276,8 @@ def test_counts_that_were_moved_to_a_layer(imputed, save):
     expected = quick(imputed, save)
     imputed.layers["counts"] = imputed.X.copy()
     imputed.X = imputed.X.log1p()
-    with pytest.raises(ValueError, match=r"adata.X has values that are not whole numbers.*layer='counts'"):
-        quick(imputed, save)
+    # Found by their fingerprint; another layer may be named as well.
+    pd.testing.assert_frame_equal(quick(imputed, save)["heldout"], expected["heldout"])
     pd.testing.assert_frame_equal(quick(imputed, save, layer="counts")["heldout"], expected["heldout"])
     scimpute.tl.began(imputed, "batch", layer="counts", key_added="of_layer", **QUICK)
     quick(imputed, save, "of_layer")
