@@ -38,7 +38,7 @@ def gene_trust(
     Parameters
     ----------
     adata
-        Object thinned with :func:`scimpute.pp.thin`; with ``run=True``, any object with an imputation of :mod:`scimpute.tl`.
+        Object thinned with :func:`scimpute.pp.thin`; with ``run=True``, any object with an imputation of ``scimpute.tl``.
     key
         Layer to be judged: expected counts (``output="counts"``), made from ``layers[f"{thin}_train"]`` alone. With ``run=True``, the
         ``key_added`` of an imputation of all counts, on any scale.

@@ -40,7 +40,7 @@ def heldout(
     Parameters
     ----------
     adata
-        Object thinned with :func:`scimpute.pp.thin`; with ``run=True``, any object with imputations of :mod:`scimpute.tl`.
+        Object thinned with :func:`scimpute.pp.thin`; with ``run=True``, any object with imputations of ``scimpute.tl``.
     layers
         Name or names of the layers to score. With ``run=True``, imputations of the same counts, on any scale.
     key
