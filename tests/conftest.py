@@ -30,6 +30,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 import torch
+from matplotlib import pyplot as plt
 
 from scimpute import datasets
 
@@ -51,6 +52,13 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(f"a test tried to connect to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    """A test starts without the figures of the tests before it."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -11,12 +11,6 @@ from matplotlib import pyplot as plt
 from scimpute import datasets, pl, pp, tl
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def adata():
     """An object as tl.began leaves it, without the training."""

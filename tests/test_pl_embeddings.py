@@ -15,12 +15,6 @@ from scimpute import datasets, pl
 TISSUES = [f"{part} {i}" for part in ("Brain", "Heart", "Skin", "Colon") for i in range(6)]
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def adata() -> ad.AnnData:
     """With embeddings as tl.pmi leaves them: 24 tissues of four organs in 5 dimensions, and two sexes in 2."""

@@ -11,12 +11,6 @@ from matplotlib import pyplot as plt
 from scimpute import datasets, metrics, pl, pp
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def adata():
     adata = datasets.toy_bulk(100, 40)

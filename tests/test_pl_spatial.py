@@ -24,12 +24,6 @@ SIDE = 8
 LABELS = np.array(["a", "b", "c"])
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
-
-
 def entry(shape=(100, 80, 3), scale=0.1) -> dict:
     """An image, whose pixels are ten of the full resolution."""
     factors = {"tissue_hires_scalef": scale, "tissue_lowres_scalef": scale / 2, "spot_diameter_fullres": 60.0}
