@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.sparse as sp
 from matplotlib import pyplot as plt
 
 from scimpute import datasets, pl, pp, tl
@@ -140,11 +141,20 @@ def test_imputed_beside_counts_that_were_moved(adata, size_key):
         pl.imputed(adata, "gene1", show=False)
 
 
-def test_imputed_of_others_is_at_the_depth_of_the_layer(adata):
+@pytest.mark.parametrize("store", [np.asarray, sp.csr_matrix])
+def test_imputed_of_others_is_scaled_by_its_own_totals(adata, store):
+    """Molecules, shares or 10,000 a cell: of a layer of another package nobody has recorded which."""
+    values = adata.layers["began"]
+    totals = values.sum(1)
     del adata.uns["began"]
     adata.layers["half"] = np.floor(adata.X.toarray() / 2)
-    _, after = pl.imputed(adata, "gene1", layer="half", show=False)
-    np.testing.assert_allclose(drawn(after), expected(adata, adata.layers["began"], adata.layers["half"].sum(1), "gene1"), rtol=1e-5)
+    for scaled in (values, values * 10, 1e4 * values / totals[:, None]):
+        adata.layers["began"] = store(scaled)
+        _, after = pl.imputed(adata, "gene1", layer="half", show=False)
+        np.testing.assert_allclose(drawn(after), expected(adata, values, totals, "gene1"), rtol=1e-5)
+    adata.layers["began"] = store(np.log1p(1e4 * values / totals[:, None]))
+    with pytest.raises(ValueError, match="'began' is to hold expected counts, and holds log1p"):
+        pl.imputed(adata, "gene1", layer="half", show=False)
 
 
 def test_imputed_reads_a_table_of_some_genes(adata):

@@ -47,7 +47,10 @@ def adata() -> ad.AnnData:
         var=pd.DataFrame(index=[f"gene{j}" for j in range(30)]),
         layers={"spatial_imputed": rate.astype(np.float32)},
         obsm={"spatial": np.column_stack([column, row]) * 100 + 50},
-        uns={"spatial": {"s1": entry(), "s2": entry()}},
+        uns={
+            "spatial": {"s1": entry(), "s2": entry()},
+            "spatial_imputed": {"method": "spatial", "params": {"output": "counts", "layer": None}},
+        },
     )
 
 

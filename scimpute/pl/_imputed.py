@@ -48,10 +48,10 @@ def imputed(
         Name or names of genes.
     key
         ``key_added`` of the imputation; a layer, or a table in ``obsm`` where only some genes were imputed. A layer that is not of
-        this package is taken as expected counts.
+        this package is brought to 10,000 molecules a cell by its own totals; it must not be logged.
     layer
-        Layer with the counts to show as *before*; the one that was imputed where None. Imputed counts of another package, and those of
-        which the one that was imputed holds no counts any more, are taken to be at the depth of this layer.
+        Layer with the counts to show as *before*; the one that was imputed where None. Where that one holds no counts any more, the
+        imputed counts are taken to be at the depth of this layer.
     basis
         Embedding in ``obsm``, with or without the leading ``X_``.
     cmap

@@ -54,7 +54,11 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
         return before, result
     if scale == "rate":
         return before, np.log1p(result * TARGET)
-    if params and size_key is None and layer is not None:
+    if not params and key in _adata.layer_names(adata):
+        # Of another package: molecules, or 10,000 a cell, or a million. Their own totals say which.
+        totals = np.asarray(_adata.read_layer(adata, key, require_output="counts").sum(axis=1), dtype=float).ravel()
+        per_molecule = TARGET / np.where(totals > 0, totals, 1)[:, None]
+    elif params and size_key is None and layer is not None:
         # Imputed counts are at the depth of the counts they were made from; where these are gone, ``layer`` is what there is.
         found = _adata.find_counts(adata, key)
         if found is not None:
