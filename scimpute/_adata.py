@@ -274,6 +274,7 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
     rounding, rng = _recorded_rounding(params)
     recorded = _keys.layer_of(params)
     perhaps: list[tuple[str | None, sp.csr_matrix]] = []
+    same_hashes: list[tuple[str | None, sp.csr_matrix]] = []
     for name in dict.fromkeys([recorded, None, *places(adata)]):
         try:
             matrix = _matrix(adata, name)
@@ -284,14 +285,17 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
         except (KeyError, TypeError, ValueError):
             continue
         same = None if known is None else _fingerprint.same(csr, known)
-        if same or (same is None and name == recorded):
+        if name == recorded and same is not False:
             return name, _rounded(adata, name, csr, rounding, rng)
+        if same:
+            same_hashes.append((name, csr))
         # Of decimals only a fingerprint tells whether they are these.
         if same is None and whole and not any(_equal(csr, other) for _, other in perhaps):
             perhaps.append((name, csr))
-    if len(perhaps) != 1:
+    if not same_hashes and len(perhaps) != 1:
         return None
-    name, csr = perhaps[0]
+    # Of zeros and ones, some cells of a part of the molecules may look like some cells of all.
+    name, csr = max(same_hashes, key=lambda match: match[1].data.sum(dtype=np.float64)) if same_hashes else perhaps[0]
     return name, _rounded(adata, name, csr, rounding, rng)
 
 

@@ -10,8 +10,6 @@ import scipy.sparse as sp
 
 from ._counts import CACHED
 
-_LOOKED_AT = 2000
-
 
 def of(counts: sp.csr_matrix) -> dict[str, Any]:
     """Number of molecules, and a hash for every cell and every gene.
@@ -29,18 +27,20 @@ def of(counts: sp.csr_matrix) -> dict[str, Any]:
 def same(counts: sp.csr_matrix, known: Mapping[str, Any]) -> bool | None:
     """Whether these are the counts of a fingerprint, or some of the cells or of the genes; None where both were cut: nobody can tell."""
     cells, genes = np.asarray(known["cells"]), np.asarray(known["genes"])
-    if counts.shape == (len(cells), len(genes)) and counts.data.sum(dtype=np.float64) != float(known["molecules"]):
+    all_cells, all_genes = counts.shape[0] == len(cells), counts.shape[1] == len(genes)
+    if not (all_cells or all_genes):
+        return None
+    if all_cells and all_genes and counts.data.sum(dtype=np.float64) != float(known["molecules"]):
         return False
-    # Some are enough: another matrix differs in nearly all of them.
-    if counts.shape[1] == len(genes):
-        return bool(np.isin(of(counts[_some(counts.shape[0])])["cells"], cells).all())
-    if counts.shape[0] == len(cells):
-        return bool(np.isin(of(counts[:, _some(counts.shape[1])])["genes"], genes).all())
-    return None
+    found = of(counts)
+    return (not all_genes or _among(found["cells"], cells)) and (not all_cells or _among(found["genes"], genes))
 
 
-def _some(n: int) -> np.ndarray:
-    return np.unique(np.linspace(0, n - 1, _LOOKED_AT).astype(int))
+def _among(some: np.ndarray, every: np.ndarray) -> bool:
+    """Whether all are there, each as often: of zeros and ones a hash says no more than how many ones there are."""
+    (values, n), (known, n_known) = (np.unique(hashes, return_counts=True) for hashes in (some, every))
+    place = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return bool(((known[place] == values) & (n <= n_known[place])).all())
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

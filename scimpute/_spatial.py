@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,10 @@ _ON_A_GRID = (4, 6, 8)
 _MOST_SECTIONS = 50
 _AT_ONE_PLACE = 0.05
 """Share of spots at the place of another from which chance is no explanation: cells may be at the same pixel."""
+_ARRAY = "row and column of the array"
+_NEIGHBOURS = ("spots would be neighbours across them", "")
+_DRAWN = ("they would be drawn over one another", " and the one to show as library_id")
+"""What becomes of sections that are taken for one, and what is to be passed beside ``library_key``."""
 _FARTHEST = 1e100
 """Squares of longer distances are infinite soon."""
 
@@ -126,38 +130,68 @@ def one_section(adata: AnnData) -> Sections:
     return Sections([""], np.zeros(adata.n_obs, dtype=np.int64))
 
 
-def check_array(adata: AnnData, sections: np.ndarray, array: np.ndarray | None) -> None:
+def check_drawn(adata: AnnData) -> None:
+    """Refuse several sections that would be drawn over one another; side by side, they may be drawn as one."""
+    coordinates = read_coordinates(adata)
+    if coordinates.shape[1] == 2:
+        # By three neighbours, sections that nearly touch are not joined, and those that overlap are.
+        graph, _ = _graph.neighbours(coordinates, n_neighs=3)
+        check_array(adata, connected_components(graph, directed=False)[1], _DRAWN)
+        check_coordinates(adata, one_section(adata).codes, coordinates, _DRAWN)
+
+
+def check_array(adata: AnnData, sections: np.ndarray, then: Sequence[str] = _NEIGHBOURS) -> None:
     """Refuse spots of one section that are at the same place of the array: they are of several."""
-    if array is not None and (problem := _one_place(adata, sections, array, "row and column of the array")) is not None:
+    if (problem := _one_place_of_the_array(adata, sections, then)) is not None:
         raise ValueError(problem[1])
 
 
-def check_coordinates(adata: AnnData, sections: np.ndarray, coordinates: np.ndarray) -> None:
+def _one_place_of_the_array(adata: AnnData, sections: np.ndarray, then: Sequence[str] = _NEIGHBOURS) -> tuple[list[str], str] | None:
+    """As :func:`_one_place`, of the spots whose row and column can be read, also where these are text."""
+    columns = [adata.obs.get(name) for name in (_keys.ARRAY_ROW, _keys.ARRAY_COL)]
+    if any(column is None for column in columns):
+        return None
+    numbers = [column if pd.api.types.is_numeric_dtype(column.dtype) else pd.to_numeric(column.astype(str), "coerce") for column in columns]
+    array = np.column_stack([column.to_numpy(dtype=np.float64, na_value=np.nan) for column in numbers])
+    array[~np.isfinite(array)] = np.nan
+    known = array[np.isfinite(array).all(axis=1)]
+    # A column that is the same everywhere stands for none, and so do places between those of an array.
+    if not len(known) or not np.ptp(known, axis=0).all() or not np.array_equal(known, np.rint(known)):
+        return None
+    return _one_place(adata, sections, array, _ARRAY, then)
+
+
+def check_coordinates(adata: AnnData, sections: np.ndarray, coordinates: np.ndarray, then: Sequence[str] = _NEIGHBOURS) -> None:
     """The same of their positions; a warning where no column of obs shows that they are of several sections."""
-    problem = _one_place(adata, sections, coordinates, "position", at_least=_AT_ONE_PLACE)
+    problem = _one_place(adata, sections, coordinates, "position", then, at_least=_AT_ONE_PLACE)
     if problem is not None and problem[0]:
         raise ValueError(problem[1])
     if problem is not None:
         _check.warn(problem[1])
 
 
-def _one_place(adata: AnnData, sections: np.ndarray, places: np.ndarray, what: str, at_least: float = 0.0) -> tuple[list[str], str] | None:
-    """The columns of obs that tell apart spots which cannot be of one section, and what is to be said; None where all can."""
-    frame = pd.DataFrame(places)
-    twice = frame.assign(section=sections).duplicated()
+def _one_place(
+    adata: AnnData, sections: np.ndarray, places: np.ndarray, what: str, then: Sequence[str] = _NEIGHBOURS, at_least: float = 0.0
+) -> tuple[list[str], str] | None:
+    """The columns of obs that tell apart spots which cannot be of one section, and what is to be said; None where all can.
+
+    Places that are NaN are not looked at. ``then`` is what would happen, and what else is to be passed.
+    """
+    frame = pd.DataFrame(places).dropna()
+    twice = frame.assign(section=sections[frame.index]).duplicated()
     if not twice.any() or twice.mean() < at_least:
         return None
     found = _parting(adata, frame)
     said = (
         f"{twice.sum()} of {adata.n_obs} spots have the same {what} as another spot of their section, which two spots of one section "
-        "cannot have: several sections are taken for one, and spots would be neighbours across them. "
+        f"cannot have: several sections are taken for one, and {then[0]}. "
     )
     if found:
         columns = f"obs[{found[0]!r}] tells" if len(found) == 1 else f"The columns {_check.listing(found, 5)} of obs tell"
-        return found, f"{said}{columns} them apart: pass library_key={found[0]!r}, or take one section at a time"
+        return found, f"{said}{columns} them apart: pass library_key={found[0]!r}{then[1]}, or take one section at a time"
     return found, (
         f"{said}No column of obs tells them apart: add one with the section of each spot, as anndata.concat(..., label='library_id') does, "
-        "and pass it as library_key, or take one section at a time. Remove spots that are there twice"
+        f"and pass it as library_key{then[1]}, or take one section at a time. Remove spots that are there twice"
     )
 
 
@@ -167,9 +201,9 @@ def _parting(adata: AnnData, places: pd.DataFrame) -> list[str]:
     for column, values in adata.obs.items():
         if pd.api.types.is_float_dtype(values.dtype) or values.isna().any():
             continue
-        codes, levels = pd.factorize(values.astype(str))
+        codes, levels = pd.factorize(values.iloc[places.index].astype(str))
         # A column with nearly as many levels as spots, such as a number of molecules, parts any two of them.
-        most = min(adata.n_obs // 3, _MOST_SECTIONS if pd.api.types.is_numeric_dtype(values.dtype) else adata.n_obs)
+        most = min(len(places) // 3, _MOST_SECTIONS if pd.api.types.is_numeric_dtype(values.dtype) else len(places))
         if 1 < len(levels) <= most and not places.assign(level=codes).duplicated().any():
             found[str(column)] = len(levels)
     return sorted(found, key=lambda column: found[column])
@@ -183,7 +217,7 @@ def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS
     if coord_type == "generic":
         check_coordinates(adata, sections.codes, coordinates)
         _warn_of_small_sections(sections, n_neighs)
-        return Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs), None)
+        return _by_position(adata, Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs), None), coordinates)
     if coordinates.shape[1] == 3:
         raise ValueError("coord_type='grid' is for positions in two dimensions, adata.obsm['spatial'] has 3; pass coord_type='generic'")
     if n_neighs not in _ON_A_GRID:
@@ -193,8 +227,10 @@ def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS
         )
     if array is None:
         check_coordinates(adata, sections.codes, coordinates)
-        return Neighbours(*_graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square"), "measured")
-    check_array(adata, sections.codes, array)
+        found = _graph.neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square")
+        return _by_position(adata, Neighbours(*found, "measured"), coordinates)
+    if (problem := _one_place(adata, sections.codes, array, _ARRAY)) is not None:
+        raise ValueError(problem[1])
     lattice = "hexagonal" if _is_hexagonal(array) else "square"
     if lattice == "hexagonal" and n_neighs != 6:
         raise ValueError(
@@ -202,6 +238,13 @@ def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS
             f"spot has 6 neighbours; pass n_neighs=6, or coord_type='generic' for the {n_neighs} nearest spots"
         )
     return Neighbours(*_graph.neighbours(array, sections.codes, n_neighs=n_neighs, lattice=lattice, spacing=1.0), lattice)
+
+
+def _by_position(adata: AnnData, found: Neighbours, coordinates: np.ndarray) -> Neighbours:
+    """The neighbours, where none are of two sections by the array. Sections far from one another are told apart by that, or by depth."""
+    if coordinates.shape[1] == 2:
+        check_array(adata, connected_components(found.connectivities, directed=False)[1])
+    return found
 
 
 def _is_grid(adata: AnnData, coordinates: np.ndarray, array: np.ndarray | None, sections: Sections) -> bool:
@@ -260,13 +303,11 @@ def read_rings(adata: AnnData, n_rings: int, sections: Sections | None = None, k
 def _warn_of_a_graph_across(adata: AnnData, graph: sp.csr_matrix, key: str) -> None:
     """Say so where a graph leads from a spot to another that cannot be of the same section."""
     try:
-        coordinates, array = read_coordinates(adata), read_array(adata)
+        coordinates = read_coordinates(adata)
     except (KeyError, TypeError, ValueError):
         return  # a graph that is there needs no positions
     _, joined = connected_components(graph, directed=False)
-    problem = None
-    if array is not None and coordinates.shape[1] == 2:
-        problem = _one_place(adata, joined, array, "row and column of the array")
+    problem = _one_place_of_the_array(adata, joined) if coordinates.shape[1] == 2 else None
     problem = problem or _one_place(adata, joined, coordinates, "position", at_least=_AT_ONE_PLACE)
     if problem is not None:
         _check.warn(f"adata.obsp[{_keys.connectivities(key)!r}] joins spots of several sections: {problem[1]}")

@@ -289,6 +289,19 @@ def test_centred_genes_have_a_scale_too(cohort, train):
         tl.apply(query, path, layer="hidden")
 
 
+@pytest.mark.parametrize("n_known", [0, 1])
+def test_samples_known_by_covariates_alone(cohort, train, n_known):
+    """Of no value, or of one, nobody can say on which scale it is."""
+    path, query = train(cohort[:60].copy(), categorical_covariates="tissue"), cohort[60:64].copy()
+    query.layers["hidden"] = np.full(query.shape, np.nan, np.float32)
+    query.layers["hidden"][0, :n_known] = 2 * np.nanmax(cohort.layers["hidden"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tl.apply(query, path, layer="hidden", key_added="found")
+    assert ["from their covariates alone" in str(each.message) for each in caught] == [True]
+    assert np.isfinite(query.layers["found"]).all()
+
+
 def test_a_complete_query_is_said(cohort, train, method):
     path, query = train(cohort[:60].copy()), cohort[60:].copy()
     with pytest.warns(UserWarning, match="no value is missing") as caught:

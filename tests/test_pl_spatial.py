@@ -310,3 +310,24 @@ def test_clusters_faults(adata, refused, options, error, message):
     if "ax" in options:
         options["ax"] = plt.figure().subplots()
     refused(adata, lambda a: pl.clusters(a, **options), error, message)
+
+
+@pytest.mark.parametrize("figure", ["spatial", "clusters"])
+@pytest.mark.parametrize("by", ["position", "array"])
+def test_joined_sections_are_not_drawn_over_one_another(adata, figure, by):
+    """As after anndata.concat, which drops uns."""
+    del adata.uns["spatial"]
+    draw = {
+        "spatial": lambda **w: pl.spatial(adata, "gene0", show=False, **w),
+        "clusters": lambda **w: pl.clusters(adata, columns="band", show=False, **w),
+    }
+    row, column = np.divmod(np.arange(2 * SIDE**2) % SIDE**2, SIDE)
+    second = np.arange(2 * SIDE**2) >= SIDE**2
+    if by == "array":
+        adata.obs["array_row"], adata.obs["array_col"] = row, column
+        adata.obsm["spatial"] = adata.obsm["spatial"] + np.outer(second, [137, 41])
+    with pytest.raises(ValueError, match="drawn over one another.*pass library_key='section' and the one to show as library_id"):
+        draw[figure]()
+    assert draw[figure](library_key="section", library_id="s1")
+    adata.obsm["spatial"] = adata.obsm["spatial"] + np.outer(second, [950, 0])
+    assert draw[figure]()

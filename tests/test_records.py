@@ -13,6 +13,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 import scimpute
+from scimpute import _fingerprint
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -161,6 +162,33 @@ def test_counts_are_found_where_they_are(imputed, how, stored, tmp_path):
         adata = ad.read_h5ad(tmp_path / "file.h5ad")
     again = _replay.read(adata, "began", None, None, 0, "cpu")
     np.testing.assert_array_equal(again.counts.toarray(), adata.obsm["truth"][:, adata.varm["place"][:, 0]])
+
+
+@pytest.mark.parametrize("n_left", [1300, 5])
+def test_parts_of_zeros_and_ones_are_not_taken_for_the_whole(n_left):
+    """The hash of a cell of zeros and ones says only how many ones there are: many cells of the parts have that of a cell of the whole."""
+    rng = np.random.default_rng(0)
+    adata = ad.AnnData((rng.random((1500, 60)) < rng.beta(2, 6, (1500, 1))).astype(np.float32))
+    scimpute.pp.thin(adata)
+    adata.layers["counts"] = adata.X.copy()
+    adata.uns["began"] = {"method": "began", "params": {"layer": "X"}, "source": _fingerprint.of(sp.csr_matrix(adata.X))}
+    some = rng.permutation(1500)
+    adata = adata[some[adata.X[some].any(axis=1)][:n_left]].copy()
+    sc.pp.normalize_total(adata)
+    assert scimpute._adata.find_counts(adata, "began")[0] == "counts"
+
+
+def test_values_that_changed_places_are_other_counts():
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(2, (50, 20)).astype(np.float32))
+    known, rng = _fingerprint.of(counts), np.random.default_rng(1)
+    shuffled = sp.csr_matrix(rng.permuted(counts.toarray(), axis=1))
+    assert not _fingerprint.same(shuffled, known)
+    assert not _fingerprint.same(sp.csr_matrix(rng.permuted(counts.toarray(), axis=0)), known)
+    assert _fingerprint.same(counts[rng.permutation(50)][:, rng.permutation(20)], known)
+    assert _fingerprint.same(counts[[3, 1]], known)
+    assert not _fingerprint.same(counts[[3, 3]], known)
+    assert _fingerprint.same(counts[:, :4], known)
+    assert _fingerprint.same(counts[:4, :4], known) is None
 
 
 def test_where_they_are_read_is_said_once(imputed, monkeypatch):

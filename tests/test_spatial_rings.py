@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,14 @@ def lattice(rows: int = 6, columns: int = 6, **obs: Any) -> ad.AnnData:
     return adata
 
 
+def interleaved(adata: ad.AnnData, change: Callable[[pd.Series], pd.Series] = lambda values: values) -> ad.AnnData:
+    """The second of two joined samples lies between the spots of the first."""
+    for name in ("array_row", "array_col"):
+        adata.obs[name] = change(adata.obs[name])
+    adata.obsm["spatial"] = adata.obsm["spatial"] + np.outer(np.arange(84) >= 42, [7.3, 5.1])
+    return adata
+
+
 def without_array(adata: ad.AnnData) -> ad.AnnData:
     del adata.obs["array_row"]
     return adata
@@ -395,6 +404,12 @@ JOINED = {
     "by their array": (lambda a: None, "42 of 84 spots have the same row and column of the array"),
     "by a few of them": (lambda a: a[a.obs["library_id"].eq("S1") | a.obs["array_row"].eq(0)].copy(), "6 of 48 spots"),
     "by their positions": (without_array, "42 of 84 spots have the same position"),
+    "interleaved, in text": (lambda a: interleaved(a, lambda values: values.astype(str)), "42 of 84 spots have the same row"),
+    "interleaved, in categories": (lambda a: interleaved(a, lambda values: values.astype("category")), "42 of 84 spots have the same row"),
+    "interleaved, with a gap": (
+        lambda a: interleaved(a, lambda values: values.mask(np.arange(84) == 3)),
+        "41 of 84 spots have the same row",
+    ),
     "elsewhere in the image": (lambda a: a.obsm.__setitem__("spatial", a.obsm["spatial"] + np.arange(84)[:, None] / 10), "of the array"),
 }
 
@@ -405,6 +420,12 @@ def test_samples_joined_at_the_same_places(row, call, edited, refused):
     edit, message = JOINED[row]
     calls = {"rings": pp.spatial_rings, "spatial": tl.spatial, "nmf": tl.nmf}
     refused(edited(joined(), edit), calls[call], ValueError, f"{message}.*pass library_key='library_id'")
+
+
+def test_samples_joined_at_the_same_places_of_the_array_have_no_nearest_spots_together(refused):
+    message = "42 of 84 spots have the same row and column of the array.*pass library_key='library_id'"
+    refused(interleaved(joined()), lambda a: pp.spatial_rings(a, coord_type="generic"), ValueError, message)
+    pp.spatial_rings(interleaved(joined()), coord_type="generic", library_key="library_id")
 
 
 def test_the_column_that_tells_joined_samples_apart(refused):

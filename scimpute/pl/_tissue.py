@@ -47,6 +47,8 @@ def read(adata: AnnData, image_key: str | None, library_key: str | None, library
     if spot_size is not None:
         _check.number("spot_size", spot_size, 0, open_low=True)
     entries = _tissue.stored(adata)
+    if library_key is None and len(entries) < 2:
+        _spatial.check_drawn(adata)
     library_id, spots = _spots(adata, entries, library_key, library_id)
     entry = _entry(entries, library_id, image_key)
     xy = _spatial.read_coordinates(adata)[spots, :2]

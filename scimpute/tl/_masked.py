@@ -35,6 +35,8 @@ _HIGHEST, _MANY = 0.99, 200
 """Quantile of the values that is compared, and genes from which it can be trusted alone."""
 _FAR = 3.0
 """Standard deviations from the mean at which half of the genes of a cohort are not by chance."""
+_TELLS = 50
+"""Observed values by which another scale is told from chance, at least."""
 _LOGS = {"natural logs": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
 """What a natural log is divided by."""
 _CLOSE = 0.1
@@ -156,7 +158,7 @@ def _nonempty_genes(adata: AnnData, values: np.ndarray, left: np.ndarray, empty_
 
 
 def _warn_of_level(values: np.ndarray) -> None:
-    top = float(np.nanmax(values))
+    top = float(np.fmax.reduce(values, axis=None))
     if top > _LOGGED:
         _check.warn(f"values up to {top:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first")
 
@@ -185,11 +187,13 @@ def _warn_of_complete(values: np.ndarray, *, saved: bool) -> None:
 
 def _other_scale(values: np.ndarray, scale: Scale) -> str | None:
     """What seems wrong where the values of a query are on another scale than those of the training."""
-    some = ~np.isnan(values).all(axis=0)
-    mean, known, spread = np.nanmean(values[:, some], axis=0, dtype=np.float64), scale.mean[some], scale.sd[some]
-    lowest = float(np.nanmin(values))
+    lowest = float(np.fmin.reduce(values, axis=None))
     if lowest < 0 <= scale.lowest[0]:
         return f"there are negative values here (min {lowest:g}) and were none in the training: these values look scaled or centred"
+    if np.isfinite(values).sum() < _TELLS:
+        return None
+    some = ~np.isnan(values).all(axis=0)
+    mean, known, spread = np.nanmean(values[:, some], axis=0, dtype=np.float64), scale.mean[some], scale.sd[some]
     if np.sqrt(np.square(known).mean()) < spread.mean():
         # Centred genes: a factor could not be told from chance.
         away = float(np.median(np.abs(mean - known) / spread))

@@ -103,7 +103,7 @@ def read_side(
     if "position" in modalities:
         coordinates = _spatial.read_coordinates(adata)
         if coordinates.shape[1] == 2:
-            _spatial.check_array(adata, sections.codes, _spatial.read_array(adata))
+            _spatial.check_array(adata, sections.codes)
         _spatial.check_coordinates(adata, sections.codes, coordinates)
         extents = _side.extents(coordinates, sections.codes)
         of_spots = extents[sections.codes]
