@@ -157,6 +157,16 @@ def test_imputed_of_others_is_scaled_by_its_own_totals(adata, store):
         pl.imputed(adata, "gene1", layer="half", show=False)
 
 
+@pytest.mark.parametrize("total", [1e4, None])
+def test_imputed_shows_a_layer_that_was_normalised_since(adata, total):
+    values = adata.layers["began"].copy()
+    values[3] = 0  # a cell without molecules stays so
+    totals = values.sum(1)
+    adata.layers["began"] = (total or np.median(totals)) * values / np.maximum(totals, 1)[:, None]
+    shown = drawn(pl.imputed(adata, "gene1", show=False)[1])
+    np.testing.assert_allclose(shown, expected(adata, values, np.maximum(totals, 1), "gene1"), rtol=1e-5)
+
+
 def test_imputed_reads_a_table_of_some_genes(adata):
     want = drawn(pl.imputed(adata, "gene3", show=False)[1])
     adata.obsm["began"] = pd.DataFrame(adata.layers["began"][:, [3, 5]], index=adata.obs_names, columns=["gene3", "gene5"])

@@ -351,18 +351,24 @@ def test_warns_of_a_layer_on_another_scale(adata):
     pp.hide(adata)
     rate = adata.layers["rate"] / adata.layers["rate"].sum(axis=1, keepdims=True)
     metrics.recovery(adata, "rate")
-    # Lower totals are right: the hidden molecules are not there.
+    # Somewhat lower totals are right: the hidden molecules are not there.
     adata.layers["low"] = adata.layers["rate"] * 0.3
     metrics.recovery(adata, "low")
-    # So are equal ones where they are near: a method may say the same of all cells.
-    adata.layers["same"] = rate * np.median(np.asarray(adata.X.sum(axis=1)))
+    # A method may say the same of all cells, or fill the hidden entries alone.
+    adata.layers["same"] = np.broadcast_to(adata.X.toarray().mean(axis=0), adata.shape).copy()
     metrics.recovery(adata, "same")
-    adata.layers["other"] = rate * 1e4
-    with pytest.warns(UserWarning, match="layer 'other' does not look like expected counts: every cell of it has the same total, 10000, "):
-        metrics.recovery(adata, "other")
-    adata.layers["other"] = adata.layers["rate"] * 9
-    with pytest.warns(UserWarning, match="the totals of its cells are .* times those of the counts .median."):
-        metrics.recovery(adata, "other")
+    adata.layers["alone"] = np.where(adata.layers["hidden_mask"].toarray(), adata.layers["rate"] * 0.1, 0)
+    metrics.recovery(adata, "alone")
+    for total in (1e4, np.median(np.asarray(adata.X.sum(axis=1))), 1):
+        adata.layers["other"] = rate * total
+        with pytest.warns(
+            UserWarning, match=f"'other' does not look like expected counts: every cell of it has the same total, {total:g}, "
+        ):
+            metrics.recovery(adata, "other")
+    for times in (9, 0.05):
+        adata.layers["other"] = adata.layers["rate"] * times
+        with pytest.warns(UserWarning, match="the totals of its cells are .* times those of the counts .median."):
+            metrics.recovery(adata, "other")
     adata.X = adata.X.toarray() + 0.5
     pp.hide(adata, of="all")
     metrics.recovery(adata, "other")

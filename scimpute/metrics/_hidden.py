@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+_LEAST = 0.5
+"""Share of the visible molecules that the total of an imputation may have, as the hidden ones are not there."""
+
+
 @dataclass(frozen=True)
 class Hidden:
     """The hidden entries, and what the visible ones say of every gene and of every gene in a group."""
@@ -32,6 +36,7 @@ class Hidden:
     known: np.ndarray
     group_mean: np.ndarray
     totals: np.ndarray
+    visible: np.ndarray
     observed: np.ndarray
     counts: bool
 
@@ -76,7 +81,7 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
     n_groups, counts = 1 if label is None else len(label.levels), of == "nonzero"
     n, mean, squares = np.zeros((3, adata.n_vars))
     total, number = np.zeros((2, n_groups, adata.n_vars))
-    totals, observed = np.zeros((2, adata.n_obs))
+    totals, shown_totals, observed = np.zeros((3, adata.n_obs))
     for rows in chunks(*adata.shape):
         x, hid, shown = _dense(truth, rows), _dense(mask, rows, bool), _dense(visible, rows)
         same = (x == shown) | (np.isnan(x) & np.isnan(shown))
@@ -94,6 +99,7 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
         counts = counts and bool(np.all((x >= 0) & (x == np.rint(x))))
         totals[rows] = x.sum(axis=1)
         x[~seen] = 0
+        shown_totals[rows] = x.sum(axis=1)
         member = sp.csr_matrix((np.ones(len(x)), (codes[rows], np.arange(len(x)))), shape=(n_groups, len(x)))
         total, number = total + member @ x, number + member @ seen.astype(np.float64)
         # Mean and sum of squares of the chunk are joined with those so far (Chan et al.): exact for genes far from zero.
@@ -103,7 +109,9 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
         squares += np.where(seen, np.square(x - middle), 0).sum(axis=0) + np.square(step) * n * here / both
         mean, n = mean + step * here / both, n + here
     group_mean = np.where(number > 0, total / np.maximum(number, 1), mean)
-    return Hidden(adata, key, truth, mask, codes, mean, squares / np.maximum(n, 1), n > 0, group_mean, totals, observed, counts)
+    return Hidden(
+        adata, key, truth, mask, codes, mean, squares / np.maximum(n, 1), n > 0, group_mean, totals, shown_totals, observed, counts
+    )
 
 
 def _require(adata: AnnData, key: str) -> tuple[str | None, str]:
@@ -134,9 +142,7 @@ def _of_layer(hidden: Hidden, name: str) -> Predict:
     matrix = _in_rows(_adata.read_layer(hidden.adata, name, require_output="counts" if hidden.counts else None))
     _seen.warn_of_leak(hidden.adata, name, hidden.key, "the hidden entries")
     if hidden.counts:
-        totals = np.concatenate([np.nansum(_dense(matrix, rows), axis=1) for rows in chunks(*hidden.adata.shape)])
-        # Lower totals are right: some molecules are hidden, and a method may fill the hidden entries alone.
-        _scale.warn_of_scale(f"layer {name!r}", totals, hidden.totals, "the counts", lower=True)
+        _warn_of_scale(hidden, name, matrix)
 
     def read(entries: Entries) -> np.ndarray:
         found = _dense(matrix, entries.rows)[entries.row, entries.gene]
@@ -147,6 +153,19 @@ def _of_layer(hidden: Hidden, name: str) -> Predict:
         return found
 
     return read
+
+
+def _warn_of_scale(hidden: Hidden, name: str, matrix: Any) -> None:
+    totals, one_for_all, alone = np.zeros(hidden.adata.n_obs), True, True
+    first = _dense(matrix, slice(0, 1))
+    for rows in chunks(*hidden.adata.shape):
+        part = _dense(matrix, rows)
+        totals[rows] = np.nansum(part, axis=1)
+        one_for_all = one_for_all and np.array_equal(part, np.broadcast_to(first, part.shape), equal_nan=True)
+        alone = alone and not np.nan_to_num(part[~_dense(hidden.mask, rows, bool)]).any()
+    # Where a method says the same of all cells, or fills the hidden entries alone, totals tell nothing.
+    if not (one_for_all or alone):
+        _scale.warn_of_scale(f"layer {name!r}", totals, hidden.totals, "the counts", least=hidden.visible * _LEAST)
 
 
 def _neighbour_mean(hidden: Hidden, graph: sp.csr_matrix) -> Predict:

@@ -12,20 +12,34 @@ _FAR = 1.5
 _EQUAL = 1e-3
 
 
-def warn_of_scale(what: str, totals: np.ndarray, depth: np.ndarray, where: str, hint: str = "", *, lower: bool = False) -> None:
+def are_equal(totals: np.ndarray, depth: np.ndarray) -> bool:
+    """Whether the totals of all cells are the same, as after a normalisation, and the depths are not."""
+    some = (depth > 0) & (totals > 0)
+    totals, depth = totals[some], depth[some]
+    return bool(some.any() and np.ptp(totals) <= _EQUAL * totals.mean() and np.ptp(depth) > _EQUAL * depth.mean())
+
+
+def warn_of_scale(
+    what: str,
+    totals: np.ndarray,
+    depth: np.ndarray,
+    where: str,
+    hint: str = "",
+    *,
+    least: np.ndarray | None = None,
+) -> None:
     """Say so where totals of cells, ``(n,)``, are not their depths, or are all the same and the depths are not.
 
-    ``hint`` is what else can be done. With ``lower``, totals below the depths are right, and the same for all cells near them.
+    ``hint`` is what else can be done. Where ``least`` is given, totals from there to the depths are right.
     """
     some = (depth > 0) & (totals > 0)
     if not some.any():
         return
-    totals, depth = totals[some], depth[some]
+    totals, depth, least = totals[some], depth[some], depth[some] if least is None else least[some]
     times = totals / depth
-    off = np.log(np.maximum(times, 1) if lower else times)
-    equal = np.ptp(totals) <= _EQUAL * totals.mean() and np.ptp(depth) > _EQUAL * depth.mean()
-    far = np.median(np.abs(off)) > np.log(_FAR)
-    if not far and (lower or not equal):
+    off = np.log(totals / np.clip(totals, least, depth))
+    equal = are_equal(totals, depth)
+    if not equal and np.median(np.abs(off)) <= np.log(_FAR):
         return
     if equal:
         found = f"every cell of it has the same total, {totals.mean():.6g}, as after a normalisation"

@@ -10,7 +10,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .. import _adata, _annotations, _check, _keys
-from .._counts import TARGET
+from .._counts import TARGET, row_sums
+from ..metrics import _scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,9 +55,11 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
         return before, result
     if scale == "rate":
         return before, np.log1p(result * TARGET)
-    if not params and key in _adata.layer_names(adata):
-        # Of another package: molecules, or 10,000 a cell, or a million. Their own totals say which.
-        totals = np.asarray(_adata.read_layer(adata, key, require_output="counts").sum(axis=1), dtype=float).ravel()
+    totals = None
+    if key in _adata.layer_names(adata):
+        totals = np.asarray(_adata.read_layer(adata, key, require_output=None if params else "counts").sum(axis=1), dtype=float).ravel()
+    if totals is not None and (not params or _scale.are_equal(totals, row_sums(counts))):
+        # Of another package, or normalised since: molecules, or 10,000 a cell, or a million. Their own totals say which.
         per_molecule = TARGET / np.where(totals > 0, totals, 1)[:, None]
     elif params and size_key is None and layer is not None:
         # Imputed counts are at the depth of the counts they were made from; where these are gone, ``layer`` is what there is.
