@@ -38,7 +38,8 @@ def adata() -> ad.AnnData:
     row, column = np.divmod(np.arange(2 * SIDE**2) % SIDE**2, SIDE)
     band = np.minimum(row // 3, 2)
     share = np.exp(rng.normal(size=(3, 30)))[band]
-    rate = 200 * share / share.sum(1, keepdims=True)
+    depth = 200 + 2 * (np.arange(2 * SIDE**2) % 5)
+    rate = depth[:, None] * share / share.sum(1, keepdims=True)
     obs = pd.DataFrame({"section": np.repeat(["s1", "s2"], SIDE**2), "band": LABELS[band]})
     obs.index = [f"spot{i}" for i in range(len(obs))]
     return ad.AnnData(
