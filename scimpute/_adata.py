@@ -632,7 +632,7 @@ def write(
                 logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
         logg.info(f"    adata.uns[{key!r}] with parameters and history")
     if unsaved is not None:
-        _check.warn(
+        _check.tell(
             f"the result is in the object, but its model could not be saved: {' '.join(str(unsaved).split()) or type(unsaved).__name__}. "
             "Mend this and train again for the model; with the same random_state it is the same",
             _check.NotSavedWarning,

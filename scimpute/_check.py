@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -123,6 +124,17 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def tell(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning after the work is done. Where the user makes errors of warnings it goes to the log: the result is not lost for it."""
+    try:
+        warn(message, category)
+    except Warning:
+        from scanpy import logging as logg  # takes seconds to import, and the help of the command line needs this module
+
+        with contextlib.suppress(Exception):
+            logg.error(message)
 
 
 def key_name(name: str, value: Any) -> str:

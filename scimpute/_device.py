@@ -50,22 +50,28 @@ class _Threads:
 
     def begin(self) -> None:
         with self.lock:
+            depth = getattr(self.here, "depth", 0)
+            found = torch.get_num_threads()
             if not self.runs:
-                self.before = torch.get_num_threads()
+                self.before = found
                 self.blas = threadpool_limits(1, user_api="blas")
+            if not depth:
+                # A new thread finds the 1 that a run elsewhere has set for the process.
+                self.here.before = self.before if self.runs and found == 1 else found
             self.runs += 1
-            self.here.depth = getattr(self.here, "depth", 0) + 1
+            self.here.depth = depth + 1
             _one_thread()
 
     def end(self) -> None:
         with self.lock:
             self.runs -= 1
             self.here.depth -= 1
-            # The number belongs to a thread of Python: this one gets back what it had, once none of its runs goes on.
-            if not self.here.depth:
-                torch.set_num_threads(self.before)
             if not self.runs and self.blas is not None:
                 self.blas.restore_original_limits()
+            # The number belongs to a thread of Python: this one gets back what it had, once none of its runs goes on. This comes last:
+            # a BLAS may have the same threads.
+            if not self.here.depth:
+                torch.set_num_threads(self.here.before)
 
 
 _threads = _Threads()
@@ -74,6 +80,8 @@ _threads = _Threads()
 def _after_fork() -> None:
     # In the parent another thread may have held the lock, or have been in a run: neither exists in the child.
     global _threads
+    if _threads.runs and _threads.blas is not None:
+        _threads.blas.restore_original_limits()
     _threads = _Threads()
 
 

@@ -111,7 +111,7 @@ def narrow(result: Rates, dtype: str, names: Sequence[str]) -> str:
     for what, whole in (("value", rates.mean), ("standard deviation", rates.squares)):
         highest = np.zeros(1) if whole is None else whole.max(axis=0)
         if highest.max() > HALF:
-            _check.warn(
+            _check.tell(
                 f"dtype='float16' holds nothing above {HALF:g}, and gene {names[int(highest.argmax())]!r} has a {what} of "
                 f"{highest.max():g}: the result is written as float32"
             )

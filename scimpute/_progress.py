@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sys
 import threading
 import time
@@ -61,6 +63,31 @@ class _Safe:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+@functools.cache
+def _bar_class() -> Any:
+    """A bar of tqdm with a lock of its own.
+
+    The lock of tqdm is shared with child processes: one that is killed while it draws leaves it taken, and all others wait for ever.
+    """
+    # Imported here: at import it warns in a notebook without ipywidgets.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread that would outlive a fork
+
+        @classmethod
+        def renew(cls) -> None:
+            cls.set_lock(threading.RLock())
+
+    Bar.renew()
+    if hasattr(os, "register_at_fork"):
+        # In the parent another thread may have been drawing; it does not exist in the child.
+        os.register_at_fork(after_in_child=Bar.renew)
+    return Bar
 
 
 _outer: ContextVar[Progress | None] = ContextVar("outer", default=None)
@@ -139,14 +166,11 @@ class Progress:
             self._draw(lambda: self.bar.update(more))
 
     def _open(self) -> None:
-        # Imported here: at import it warns in a notebook without ipywidgets.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm
+        bar = _bar_class()
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
         stream = None if _in_notebook() else _Safe(sys.stderr)
-        tqdm.write(self.title, file=stream or sys.stdout)
-        self.bar = tqdm(total=100, desc=self.name, bar_format=form, file=stream, leave=True)
+        bar.write(self.title, file=stream or sys.stdout)
+        self.bar = bar(total=100, desc=self.name, bar_format=form, file=stream, leave=True)
 
     def _draw(self, action: Any) -> None:
         try:

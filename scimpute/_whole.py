@@ -42,7 +42,7 @@ def rounded(values: np.ndarray, how: str, rng: np.random.Generator) -> np.ndarra
     """Whole numbers: the nearest, or at random one of the two around a value, so that the mean is the value."""
     if how == "nearest":
         return np.rint(values)
-    low = np.floor(values)
+    low = np.floor(np.maximum(values, 0))  # rounding errors may be below 0
     return low + (rng.random(values.shape, dtype=np.float32) < values - low)
 
 

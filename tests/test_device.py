@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import scimpute
 from scimpute import _device
@@ -70,6 +71,52 @@ def test_threads_of_another_python_thread_are_left(three_threads):
     go_on.set()
     thread.join(30)
     assert found == [1, 3]
+
+
+def test_each_python_thread_gets_back_its_own_number(three_threads):
+    found, inside, go_on = [], threading.Event(), threading.Event()
+
+    def run(number):
+        if number:
+            torch.set_num_threads(number)
+        with _device.session(CPU):
+            inside.set()
+            go_on.wait(30)
+        found.append(torch.get_num_threads())
+
+    for number, expected in ((2, 2), (None, 3)):
+        inside.clear()
+        go_on.clear()
+        thread = threading.Thread(target=run, args=(number,))
+        with _device.session(CPU):
+            thread.start()
+            assert inside.wait(30)
+        go_on.set()
+        thread.join(30)
+        assert found.pop() == expected
+        assert torch.get_num_threads() == 3
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_forked_in_a_run_has_the_threads_of_before():
+    def threads_of_blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    def in_child(queue):
+        queue.put(threads_of_blas())
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    with threadpool_limits(2, user_api="blas"):
+        expected = threads_of_blas()
+        with _device.session(CPU):
+            child = context.Process(target=in_child, args=(queue,))
+            child.start()
+            found = queue.get(timeout=30)
+            child.join(30)
+            assert set(threads_of_blas()) == {1}
+    assert found == expected
 
 
 def test_a_default_device_of_the_user_is_set_aside():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import sys
 import threading
+import time
 
 import pytest
 import scanpy as sc
@@ -118,3 +120,72 @@ def test_steps_of_several_threads_add_up():
         for thread in threads:
             thread.join()
         assert bar.done == pytest.approx(80)
+
+
+class Slow(Terminal):
+    """A terminal behind a slow line; ``drawing`` is set once something is on its way."""
+
+    def __init__(self, drawing, seconds):
+        super().__init__()
+        self.drawing, self.seconds = drawing, seconds
+
+    def write(self, text):
+        self.drawing.set()
+        time.sleep(self.seconds)
+        return len(text)
+
+
+def draw():
+    with _progress.Progress("a run: of a test", show=True) as progress:
+        progress.phase("a", 1.0, 1)
+        progress.step()
+
+
+FORK = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+FORKED = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+
+
+@FORK
+@FORKED
+def test_a_child_that_is_killed_while_it_draws_holds_nobody(monkeypatch):
+    context = multiprocessing.get_context("fork")
+    drawing = context.Event()
+    monkeypatch.setattr(sys, "stderr", Slow(threading.Event(), 0))
+    draw()  # what is made once is there before the fork
+
+    def in_child():
+        sys.stderr = Slow(drawing, 60)
+        draw()
+
+    child = context.Process(target=in_child)
+    child.start()
+    assert drawing.wait(30)
+    child.kill()
+    child.join(30)
+    thread = threading.Thread(target=draw, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@FORK
+@FORKED
+def test_a_child_forked_while_a_bar_is_drawn_draws_its_own(monkeypatch):
+    context = multiprocessing.get_context("fork")
+    drawing = threading.Event()
+    monkeypatch.setattr(sys, "stderr", Slow(drawing, 0.3))
+    thread = threading.Thread(target=draw)
+    thread.start()
+    assert drawing.wait(30)
+
+    def in_child():
+        sys.stderr = Slow(threading.Event(), 0)
+        draw()
+
+    child = context.Process(target=in_child)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    child.kill()
+    thread.join(60)
+    assert not thread.is_alive()

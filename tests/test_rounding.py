@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 import scimpute
-from scimpute import _whole
+from scimpute import _adata, _whole
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -167,6 +167,14 @@ def test_random_rounding_is_unbiased_and_next_to_the_value():
     assert (np.abs(found - values) < 1).all()
     np.testing.assert_array_equal(found, np.rint(found))
     np.testing.assert_allclose(found.reshape(5, -1).mean(axis=1), [0.1, 1.5, 2.0, 7.75, 0.0], atol=0.01)
+
+
+@pytest.mark.parametrize("how", _whole.OPTIONS)
+def test_rounding_errors_below_0_are_no_counts_below_0(how):
+    values = soup(toy())
+    values[toy() == 0] = -0.009
+    counts = _adata.read_counts(of(values), None, how, np.random.default_rng(0))
+    assert counts.data.min() > 0
 
 
 @pytest.mark.parametrize("how", _whole.OPTIONS)

@@ -268,6 +268,20 @@ def test_a_model_that_cannot_be_saved_costs_no_result(tmp_path, monkeypatch, met
     assert left == ([] if fault is full else ["model.safetensors"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_result_is_not_lost_where_warnings_are_errors(tmp_path, monkeypatch):
+    """The two warnings that come after the work: of a model that cannot be saved, and of a training that went wrong."""
+    monkeypatch.setattr("scimpute._save.save_file", full)
+    monkeypatch.setattr("scimpute.tl._began._FLAT", np.inf)
+    said: list[str] = []
+    monkeypatch.setattr("scanpy.logging.error", said.append)
+    done = scimpute.tl.began(MAKE["began"](), save=tmp_path / "model.safetensors", copy=True, **QUICK["began"])
+    assert "began" in done.layers
+    profile, model = said
+    assert "every cell the same profile" in profile
+    assert "No space left" in model
+
+
 def test_a_closed_log_makes_no_failure_of_a_result(monkeypatch):
     def closed(message):
         if "written by" in message:

@@ -357,12 +357,12 @@ def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: 
 
 def _warn_of_a_failed_fit(result: Result) -> None:
     if result.variation < _FLAT:
-        _check.warn(
+        _check.tell(
             f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
             "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?"
         )
     elif result.heldout["network"] > result.heldout["gene_mean"] + _WORSE:
-        _check.warn(
+        _check.tell(
             f"the generator predicts held-out molecules worse than the gene mean ({result.heldout['network']:.3f} against "
             f"{result.heldout['gene_mean']:.3f} nats per molecule); do not rely on the result. Is adversarial_weight or learning_rate "
             "too large?"
