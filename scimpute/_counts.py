@@ -93,7 +93,8 @@ def expected_log1p(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     top = 64.0
     roots = np.linspace(0.0, np.sqrt(top), 321)
     support = np.arange(int(top + 10 * np.sqrt(top)) + 1)
-    weights = poisson.pmf(support[None, :], roots[:, None] ** 2)
+    with np.errstate(under="ignore"):  # far from the mean the chance is 0
+        weights = poisson.pmf(support[None, :], roots[:, None] ** 2)
     table = np.log1p(np.asarray(scale, dtype=np.float64)[:, None] * support) @ weights.T
     result = np.empty(mean.shape, dtype=np.float32)
     for i, row in enumerate(np.asarray(mean, dtype=np.float64)):

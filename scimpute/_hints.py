@@ -39,13 +39,16 @@ def warn(adata: AnnData, counts: sp.csr_matrix, layer: str | None, size_key: str
     """One warning for each of these that is found."""
     if size_key is None:
         _warn_of_cut_genes(adata, counts, layer)
-    _warn_of_genes_in_rows(adata)
+    warn_of_genes_in_rows(adata)
     _warn_of_controls(adata)
 
 
 def _warn_of_cut_genes(adata: AnnData, counts: sp.csr_matrix, layer: str | None) -> None:
-    if any(layer == _keys.train(key) and _adata.written_by(adata, key) == "thin" for key in adata.uns):
-        return
+    # Library sizes of the whole would tell what was taken out.
+    for key in adata.uns:
+        parts: dict[str | None, list[str]] = {"thin": [_keys.train(key), _keys.test(key)], "hide": [key]}
+        if layer in parts.get(_adata.written_by(adata, key), []):
+            return
     sums = row_sums(counts)
     for column in _TOTALS:
         values = adata.obs.get(column)
@@ -74,7 +77,7 @@ def _n_common(names: Iterable[str]) -> int:
     return len({str(name).upper() for name in names} & _COMMON)
 
 
-def _warn_of_genes_in_rows(adata: AnnData) -> None:
+def warn_of_genes_in_rows(adata: AnnData) -> None:
     by_barcode = _share(_BARCODE, adata.var_names) > 0.5 and _share(_BARCODE, adata.obs_names) < 0.5
     by_number = _share(_ENSEMBL, adata.obs_names) > 0.5 and _share(_ENSEMBL, adata.var_names) < 0.5
     by_name = _n_common(adata.obs_names) >= 3 and _n_common(adata.var_names) == 0

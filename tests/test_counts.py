@@ -132,3 +132,8 @@ def test_expected_log1p_rises_with_the_mean():
     mean = np.linspace(0, 80, 4001, dtype=np.float32)[None, :]
     for scale in (0.1, 10.0, 1000.0):
         assert (np.diff(expected_log1p(mean, np.array([scale]))) > -1e-4).all()
+
+
+def test_expected_log1p_where_numpy_raises():
+    with np.errstate(all="raise"):
+        assert np.isfinite(expected_log1p(MEANS[None, :].astype(np.float32), np.array([1.0]))).all()

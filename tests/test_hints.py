@@ -47,11 +47,15 @@ def test_a_column_of_another_meaning_is_no_hint():
     assert said(adata) == []
 
 
-def test_the_training_part_is_not_cut():
+def test_a_part_of_the_molecules_is_not_cut():
+    """The library sizes of all molecules would tell what was taken out."""
     adata = toy()
     adata.obs["total_counts"] = np.asarray(adata.X.sum(axis=1)).ravel()
     scimpute.pp.thin(adata, 0.4)
-    assert said(adata, layer="thin_train") == []
+    scimpute.pp.thin(adata, 0.5, key_added="a")
+    scimpute.pp.hide(adata, 0.5)
+    for layer in ("thin_train", "a_train", "a_test", "hidden"):
+        assert said(adata, layer=layer, key_added="found") == []
 
 
 def test_raw_of_more_genes():
@@ -140,3 +144,20 @@ def test_control_probes_by_type():
     (message,) = said(adata)
     assert message.startswith("3 of the 40 genes are control probes")
     assert eval(message.split("Drop them: adata = ")[1], {"adata": adata}).n_vars == 37
+
+
+@pytest.mark.parametrize("method", ["pmi", "gain"])
+def test_genes_in_rows_of_bulk_expression(method, tmp_path):
+    """As the files of GTEx have them."""
+    adata = scimpute.datasets.toy_bulk(30, 20)
+    adata.var_names = [f"ENSG{i:011}.1" for i in range(20)]
+    adata.X[::3, ::2] = np.nan
+    quick: dict[str, Any] = {"n_models": 1, "n_hidden": 4, "max_epochs": 1, "save": tmp_path / "model.safetensors"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(scimpute.tl, method)(adata, **quick)
+    turned = ad.AnnData(adata.X.T.copy(), obs=adata.var[[]], var=adata.obs[[]])
+    with pytest.warns(UserWarning, match="genes seem to be in rows"):
+        getattr(scimpute.tl, method)(turned.copy(), **quick | {"save": None})
+    with pytest.warns(UserWarning, match="genes seem to be in rows"), pytest.raises(ValueError, match="none of the 20 genes"):
+        scimpute.tl.apply(turned, quick["save"])

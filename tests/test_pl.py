@@ -271,6 +271,20 @@ def test_a_figure_that_fails_is_closed_and_others_stay(adata, tmp_path, name):
     assert plt.fignum_exists(mine.number)
 
 
+@pytest.mark.filterwarnings("ignore:.*was made from")
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_name_of_a_file(adata, tmp_path, name, monkeypatch):
+    adata.obsm["spatial"] = adata.obsm["X_umap"]
+    adata.uns["pmi"] = {"method": "pmi", "embeddings": {"tissue": pd.DataFrame(np.eye(3))}}
+    pp.hide(adata)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="save: the directory '.*file/folder' cannot be made: "):
+        FIGURES[name](adata, show=False, save=tmp_path / "file" / "folder" / "a.png")
+    monkeypatch.setattr(plt, "figure", None)  # nothing is drawn
+    with pytest.raises(TypeError, match="save must be the path of a file or True, got 3 of type int"):
+        FIGURES[name](adata, show=False, save=3)
+
+
 def test_every_figure_is_tried_above():
     assert set(FIGURES) == set(pl.__all__)
 

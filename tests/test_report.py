@@ -786,3 +786,12 @@ def test_command_refuses(imputed, save, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert source.read_bytes() == before
     assert not save.exists()
+
+
+def test_states_of_numpy_and_torch_do_not_matter(imputed, save, default_dtype):
+    expected = quick(imputed, save, random_state=2**33)
+    default_dtype(torch.float64)
+    with np.errstate(all="raise"):
+        found = quick(imputed, save, random_state=2**33)
+    pd.testing.assert_frame_equal(found["heldout"], expected["heldout"])
+    pd.testing.assert_frame_equal(found["gene_trust"], expected["gene_trust"])

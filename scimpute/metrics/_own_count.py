@@ -29,7 +29,7 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
     def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
         for rows in chunks(len(ratio), len(share), CACHED):
             seen, mean, hidden = map(torch.from_numpy, (inner.raw(rows), inner.gene_mean(rows), target[rows].toarray()))
-            yield seen, mean, hidden, torch.from_numpy(ratio[rows]), torch.ones(len(seen))
+            yield seen, mean, hidden, torch.from_numpy(ratio[rows]), torch.ones(len(seen), dtype=torch.float32)
 
     reference = share * max(float(np.median(inner.depth)), 1.0)
     with _device.session(torch.device("cpu")):
@@ -38,6 +38,6 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
     def read(rows: slice) -> np.ndarray:
         seen, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))
         with _device.session(torch.device("cpu")):
-            return posterior.mean_and_variance(seen, mean, prior, torch.zeros(()))[0].numpy()
+            return posterior.mean_and_variance(seen, mean, prior, torch.zeros((), dtype=torch.float32))[0].numpy()
 
     return read

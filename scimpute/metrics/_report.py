@@ -138,8 +138,9 @@ def report(
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
     show = _progress.shown(progress)
     rng = _random.generator(random_state)
-    whole = isinstance(random_state, int | np.integer)
-    seed, state = (int(random_state), int(random_state)) if whole else (_random.seed(rng), rng)  # type: ignore[arg-type]
+    state = int(random_state) if isinstance(random_state, int | np.integer) else rng
+    # Other libraries take no longer seed.
+    seed = state if isinstance(state, int) and state < 2**32 else _random.seed(rng)
     imputation = _replay.read(adata, key, layer, model, seed, str(_device.resolve(device)))
     label = imputation.takes_label and n_labelled > 0
     testable = n_splits > 0 and _report_numbers.untestable(imputation) is None

@@ -24,10 +24,16 @@ Result = TypeVar("Result")
 
 
 def closed_on_failure(function: Callable[Options, Result]) -> Callable[Options, Result]:
-    """A function that closes the figures it has made where it fails: pyplot would keep them, and show them with the next one."""
+    """A function that closes the figures it has made where it fails: pyplot would keep them, and show them with the next one.
+
+    What cannot be the name of a file is refused before anything is drawn.
+    """
 
     @functools.wraps(function)
     def call(*positional: Options.args, **named: Options.kwargs) -> Result:
+        save = named.get("save")
+        if save is not None and not isinstance(save, str | os.PathLike | bool):
+            raise TypeError(f"save must be the path of a file or True, got {save!r} of type {type(save).__name__}")
         before = plt.get_fignums()
         try:
             return function(*positional, **named)
@@ -61,10 +67,13 @@ def plain(text: str) -> str:
 def finish(used: list[Axes], name: str, show: bool | None, save: str | os.PathLike[str] | bool | None) -> list[Axes] | None:
     """Save and show; the axes where they are not shown."""
     if save:
-        path = settings.figdir / f"{name}.{settings.file_format_figs}" if save is True else Path(os.fspath(save))
+        path = settings.figdir / f"{name}.{settings.file_format_figs}" if save is True else Path(save)
         if not path.suffix:
             path = path.with_name(f"{path.name}.{mpl.rcParams['savefig.format']}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"save: the directory {str(path.parent)!r} cannot be made: {error.strerror}") from error
         figure = used[0].figure.canvas.figure
         _files.replace_file(_files.target("save", path), lambda temporary: figure.savefig(temporary, bbox_inches="tight"))
     if settings.autoshow if show is None else show:

@@ -12,7 +12,7 @@ import pandas as pd
 from scanpy import logging as logg
 from scipy.stats import norm
 
-from .. import _adata, _annotations, _bulk, _check, _device, _genes, _keys, _progress, _random
+from .. import _adata, _annotations, _bulk, _check, _device, _genes, _hints, _keys, _progress, _random
 from .._linear import FEW, Scale, Table
 from .._save import save_model
 from .._version import __version__
@@ -67,6 +67,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     if adata.n_obs < MIN_SAMPLES:
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
     _check.memory(8 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
+    _hints.warn_of_genes_in_rows(adata)
     values = read_values(adata, asked["layer"], asked["mask_layer"], asked["missing"])
     covariates = _annotations.read_covariates(adata, asked["categorical_covariates"], asked["continuous_covariates"])
     left = np.isnan(values).mean(axis=0) > max_missing
@@ -281,6 +282,7 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     genes = pd.Index(metadata["genes"])
     places = adata.var_names.astype(str).get_indexer(genes)
     found = places >= 0
+    _hints.warn_of_genes_in_rows(adata)
     _check_genes(adata, metadata["genes"])
     if options.rounding is not None:
         raise ValueError(
