@@ -500,7 +500,7 @@ def warn_of_empty_cells(counts: sp.csr_matrix, size: np.ndarray) -> None:
         _check.warn(f"{empty.sum()} cells have no molecules; they are imputed {known}")
 
 
-_IMPUTE = ("began", "spatial", "nmf", "pmi", "gain")
+IMPUTE = ("began", "spatial", "nmf", "pmi", "gain")
 
 
 def _check_key(
@@ -522,17 +522,16 @@ def _check_key(
         # What is called like standard deviations beside a result without them is the user's.
         names, beside = [] if has_sd(adata, key) else [_keys.sd(key)], {}
     names = [n for n in names if sd or n != _keys.sd(key)]
-    joined = [n for n in names if n in layer_names(adata)]
-    if method in _IMPUTE and key in joined and _keys.sd(key) in joined and key not in adata.uns:
-        raise ValueError(
-            f"key_added={key!r}: layers {_check.listing(joined)} exist, and uns[{key!r}] does not say what wrote them. Results of samples "
-            f"that were imputed apart are joined so, as anndata.concat drops uns. Choose another key, or delete them first: "
-            f"{'; '.join(f'del adata.layers[{n!r}]' for n in joined)}"
-        )
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
     taken += [f"{slot}[{n!r}]" for slot in beside for n in beside[slot] if n in getattr(adata, slot)]
     taken += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
+    if method in IMPUTE and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(taken):
+        raise ValueError(
+            f"key_added={key!r}: {', '.join(taken)} exist, and uns[{key!r}] does not say what wrote them. Results of samples "
+            f"that were imputed apart are joined so, as anndata.concat drops uns. Choose another key, or delete them first: "
+            f"{'; '.join(f'del adata.{place}' for place in taken)}"
+        )
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
 

@@ -253,3 +253,28 @@ def test_results_that_were_joined_are_explained(spots):
     known = ad.concat(parts, uns_merge="first")
     scimpute.tl.began(known, **QUICK)
     np.testing.assert_array_equal(known.layers["began"], joined.layers["began"])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "deleted"),
+    [
+        ("began", {"sd": False}, ["adata.layers['began']"]),
+        ("began", {"genes": 3}, ["adata.obsm['began']", "adata.obsm['began_sd']"]),
+        ("nmf", {}, ["adata.layers['nmf']", "adata.layers['nmf_sd']", "adata.obsm['X_nmf']"]),
+        ("nmf", {"genes": 3, "sd": False}, ["adata.obsm['nmf']", "adata.obsm['X_nmf']"]),
+    ],
+)
+def test_all_of_a_joined_result_is_explained_at_once(spots, method, options, deleted):
+    quick = {"began": QUICK, "nmf": {"max_epochs": 1, "penalty": 1.0, "spatial_weight": 0}}[method]
+    if "genes" in options:
+        options = options | {"genes": list(spots.var_names[: options["genes"]])}
+    run, parts = getattr(scimpute.tl, method), [spots[:30].copy(), spots[30:].copy()]
+    for part in parts:
+        run(part, **quick | options)
+    adata = ad.concat(parts)
+    with pytest.raises(ValueError, match=r"concat drops uns.*delete them first: ") as caught:
+        run(adata, **quick | options)
+    lines = str(caught.value).split("first: ")[1]
+    assert lines == "; ".join(f"del {place}" for place in deleted)
+    exec(lines, {"adata": adata})
+    run(adata, **quick | options)

@@ -10,11 +10,10 @@ from .. import _adata, _check, _keys
 from .._counts import chunks, column_sums
 from .._keywords import helpful
 from . import _again, _replay, _thinned
+from ._heldout import EPSILON
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-_EPSILON = 1e-6
 
 
 @helpful
@@ -129,7 +128,7 @@ def of_layer(adata: AnnData, name: str, thin: str, *, rescale: bool = False, own
     null, gain, squares = np.zeros((3, len(parts.kept)))
     for rows in chunks(*parts.test.shape):
         y = parts.test[rows].toarray().astype(np.float64)
-        m, q = (np.maximum(part(rows) * parts.ratio, _EPSILON) for part in (parts.gene_mean, read))
+        m, q = (np.maximum(part(rows) * parts.ratio, EPSILON) for part in (parts.gene_mean, read))
         null += 2 * (xlogy(y, y / m) - y + m).sum(axis=0)
         # Half the difference of the deviances, of every cell.
         gained = y * np.log(q / m) - q + m

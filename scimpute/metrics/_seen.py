@@ -15,8 +15,6 @@ from . import _replay
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_METHODS = ("began", "spatial", "nmf", "pmi", "gain")
-
 
 def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool = False) -> None:
     """Say so where one of our functions made the layer ``name`` from more than the layer ``kept``; ``hidden`` is what it has seen.
@@ -24,7 +22,7 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
     ``run`` says whether the score takes ``run=True``.
     """
     method = _adata.written_by(adata, name)
-    if method not in _METHODS:
+    if method not in _adata.IMPUTE:
         return
     params = adata.uns[name].get("params", {})
     source = _keys.layer_of(params)

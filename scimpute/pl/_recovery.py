@@ -10,6 +10,7 @@ from .. import _adata, _annotations, _check
 from .._keywords import helpful
 from ..metrics._recovery import BASELINES, add_up
 from . import _figure
+from ._palette import OKABE_ITO
 
 if TYPE_CHECKING:
     import os
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
     from ..metrics._recovery import Sums
 
-# Greys for the baselines; for the layers the colours of Okabe and Ito, told apart by all.
+# Greys for the baselines; for the layers colours told apart by all.
 _GREYS = {"group_mean": "#8C8C8C", "neighbour_mean": "#C8C8C8"}
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 # Another number of markers than of colours: no two of the first 35 look the same.
 _MARKERS = "os^Dv"
 # That fit into an inch of tick labels; more are turned.
@@ -102,7 +102,7 @@ def recovery(
     methods = [name for name in sums.methods if name != "gene_mean"]
     if not methods:
         raise ValueError("layers is empty and there is no baseline to draw but the gene mean; name a layer, or give groupby")
-    colors = {name: _GREYS.get(name) or _COLORS[names.index(name) % len(_COLORS)] for name in methods}
+    colors = {name: _GREYS.get(name) or OKABE_ITO[names.index(name) % len(OKABE_ITO)] for name in methods}
     groups = {} if label is None else {level: label.levels.index(level) for level in sorted(label.levels)}
     used = _axes(ax, len(methods), len(groups), 0 if places is None else len(places))
     _curves(used[0], sums, colors, beside=ax is None)

@@ -92,8 +92,8 @@ def impute(
     names = list(map(str, adata.var_names[columns]))
     earlier = _earlier(adata, method, key_added, chosen) if factors else None
     alone = factors and not asked["spatial_weight"]
-    # Without neighbours it is the same in which section a spot is.
     check_dtype(dtype, output, counts, columns, names)
+    # Without neighbours it is the same in which section a spot is.
     sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
     _adata.check_memory(
         adata,
