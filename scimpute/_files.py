@@ -23,6 +23,7 @@ except ImportError:  # not a Unix system; there, nothing is taken for left behin
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".scimpute-lock"
+_OUR_LOCK = re.compile(rf"(\..+\.[0-9a-f]{{8}}){re.escape(_LOCK)}", re.DOTALL)
 _KEPT = 40
 """Letters of a file's name that its temporary name keeps: a long name has to stay legal."""
 _PROOF = 4096
@@ -180,9 +181,14 @@ def _remove_what_killed_runs_left(path: Path) -> None:
     with contextlib.suppress(OSError):
         names = os.listdir(path.parent)
         for name in names:
-            if name.endswith(_LOCK) and name.startswith("."):
+            # Other names may be those of files that are not ours.
+            found = _OUR_LOCK.fullmatch(name)
+            if found:
+                # As in _temporary: the same name, with the ending of the file or without.
+                file = re.compile(rf"{re.escape(found[1])}(\.[^.]{{0,19}})?")
+                beside = [path.with_name(other) for other in names if file.fullmatch(other) and other != name]
                 with contextlib.suppress(OSError):
-                    _remove_if_left(path.parent / name, names)
+                    _remove_if_left(path.parent / name, beside)
         # Earlier versions had no lock.
         old = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
         for name in filter(old.fullmatch, names):
@@ -192,9 +198,7 @@ def _remove_what_killed_runs_left(path: Path) -> None:
                     path.with_name(name).unlink()
 
 
-def _remove_if_left(lock: Path, names: list[str]) -> None:
-    stem = lock.name.removesuffix(_LOCK)
-    beside = [lock.with_name(name) for name in names if name.startswith(stem) and not name.endswith(_LOCK)]
+def _remove_if_left(lock: Path, beside: list[Path]) -> None:
     descriptor = os.open(lock, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     try:
         # A lock need not be seen on another machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -280,6 +281,26 @@ def test_files_of_others_stay(tmp_path, monkeypatch):
     age(tmp_path / ".out.h5ad.22222222.h5ad", 3600 * 100)
     target("OUT", tmp_path / "out.h5ad")
     assert set(names(tmp_path)) == set(hours) - gone
+
+
+@pytest.mark.parametrize("lock", [".scimpute-lock", ".a.scimpute-lock", ".a.b.scimpute-lock", "..11111111.scimpute-lock"])
+@pytest.mark.parametrize("host", [socket.gethostname(), ""])
+def test_a_lock_that_no_run_made_removes_nothing(tmp_path, lock, host):
+    for name in (".a", ".a.b", ".a.py", ".abc", ".bashrc", "..11111111", "..11111111.h5ad", "thesis.txt", lock):
+        (tmp_path / name).write_text(host if name == lock else "years of work")
+        age(tmp_path / name, 3600 * 100)
+    before = names(tmp_path)
+    target("OUT", tmp_path / "out.h5ad")
+    assert names(tmp_path) == before
+
+
+def test_beside_a_lock_that_was_left_only_its_own_file_goes(tmp_path):
+    stem = ".out.h5ad.11111111"
+    own, others = {stem + ".scimpute-lock", stem + ".h5ad"}, {stem + "2.h5ad", stem + ".tar.gz", stem + "~", ".out.h5ad", "x" + stem}
+    for name in own | others:
+        (tmp_path / name).write_text(socket.gethostname())
+    target("OUT", tmp_path / "out.h5ad")
+    assert set(names(tmp_path)) == others
 
 
 def test_where_there_are_no_locks_nothing_is_taken_for_left_behind(tmp_path, monkeypatch):
