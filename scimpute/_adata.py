@@ -188,8 +188,9 @@ def _with_values(csr: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
 
 
 def _entry(csr: sp.csr_matrix, adata: ad.AnnData, place: int) -> str:
-    """How messages call the entry at a place of the data."""
-    return entry_name(adata, int(np.searchsorted(csr.indptr, place, side="right") - 1), int(csr.indices[place]))
+    """How messages call the entry at a place of the data, which may be that of raw with all its genes."""
+    row, column = int(np.searchsorted(csr.indptr, place, side="right") - 1), int(csr.indices[place])
+    return entry_name(adata if csr.shape[1] == adata.n_vars else adata.raw, row, column)
 
 
 def _problem(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
@@ -383,7 +384,7 @@ def source_name(adata: ad.AnnData, layer: str | None) -> str:
     return "adata.X" if layer is None else "adata.raw" if is_raw(adata, layer) else f"adata.layers[{layer!r}]"
 
 
-def entry_name(adata: ad.AnnData, row: int, column: int) -> str:
+def entry_name(adata: ad.AnnData | ad.Raw, row: int, column: int) -> str:
     """How messages call an entry."""
     return f"cell {adata.obs_names[row]!r}, gene {adata.var_names[column]!r}"
 
@@ -464,7 +465,10 @@ def model_file(adata: ad.AnnData, save: str | os.PathLike[str] | None) -> Path |
         raise ValueError(
             "save: adata.var_names are not unique, and a model knows its genes by name; call adata.var_names_make_unique() first"
         )
-    if adata.filename is not None and isinstance(save, str | os.PathLike) and os.path.realpath(save) == os.path.realpath(adata.filename):
+    backing = False
+    with contextlib.suppress(TypeError, ValueError):  # what is no path is refused below
+        backing = adata.filename is not None and os.path.realpath(save) == os.path.realpath(adata.filename)
+    if backing:
         raise FileExistsError(f"save: {os.fspath(save)!r} is the file that backs adata; give the model a file of its own")
     return _save.model_target(save)
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import docstring_parser
 import numpy as np
@@ -52,6 +52,7 @@ _COMMANDS = {
     "report": "judge an imputation of counts on one HTML page",
 }
 _READ = "h5ad, zarr, 10x h5, a 10x folder with matrix.mtx, or csv or tsv with a row for each cell"
+_10X = ("matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv")
 _PRINT_CONFIG = "--print_config"
 _BAD_INPUT = (
     argparse.ArgumentError,
@@ -73,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     unsaved = []
 
     def tell(message: object, category: type[Warning], *_: object, **__: object) -> None:
-        print(f"scimpute: warning: {_one_line(message)}", file=sys.stderr)
         if issubclass(category, _check.NotSavedWarning):
             unsaved.append(message)
+        _tell(f"scimpute: warning: {_one_line(message)}")
 
     try:
         with warnings.catch_warnings():
@@ -98,11 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in argv:
-            traceback.print_exc()
+            _tell(traceback.format_exc().rstrip())
         if isinstance(error, KeyboardInterrupt):
-            print("scimpute: interrupted", file=sys.stderr)
+            _tell("scimpute: interrupted")
             return 130
-        print(f"scimpute: error: {_one_line(error, _command(argv))}", file=sys.stderr)
+        _tell(f"scimpute: error: {_one_line(error, _command(argv))}")
         return 2 if isinstance(error, _BAD_INPUT) else 1
 
 
@@ -114,11 +115,7 @@ def _lines_for_phases(progress: bool | None) -> Iterator[None]:
         return
     from . import _progress
 
-    def say(line: str) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(f"scimpute: {line}", file=sys.stderr, flush=True)
-
-    before, _progress.say = _progress.say, say
+    before, _progress.say = _progress.say, lambda line: _tell(f"scimpute: {line}")
     try:
         yield
     finally:
@@ -128,17 +125,27 @@ def _lines_for_phases(progress: bool | None) -> Iterator[None]:
 @contextlib.contextmanager
 def _as_private_as(path: str) -> Iterator[None]:
     """New files are open to nobody who may not read the input."""
-    status = os.stat(path)
-    closed = ~stat.S_IMODE(status.st_mode) & 0o066
-    if hasattr(os, "getegid") and status.st_gid != os.getegid():
-        # The group of a new file is another one: to it, what is closed to others is closed.
-        closed |= (closed & 0o006) << 3
+    closed = 0
+    for status in map(os.stat, _parts(path)):
+        closed |= ~stat.S_IMODE(status.st_mode) & 0o066
+        if hasattr(os, "getegid") and status.st_gid != os.getegid():
+            # The group of a new file is another one: to it, what is closed to others is closed.
+            closed |= (closed & 0o006) << 3
     before = os.umask(0o077)
     os.umask(before | closed)
     try:
         yield
     finally:
         os.umask(before)
+
+
+def _parts(path: str) -> Iterator[str]:
+    """The file, or the folder and what is read of it."""
+    yield path
+    if _is_10x(path):
+        yield from (os.path.join(path, name) for name in os.listdir(path) if name.removesuffix(".gz").endswith(_10X))
+    elif os.path.isdir(path):
+        yield from (os.path.join(folder, name) for folder, folders, files in os.walk(path) for name in [*folders, *files])
 
 
 def demo(out_dir: str = ".", random_state: int = 0) -> None:
@@ -154,13 +161,13 @@ def demo(out_dir: str = ".", random_state: int = 0) -> None:
     from . import datasets, metrics, pp, tl
 
     table, picture = (Path(out_dir, f"scimpute_demo.{kind}") for kind in ("h5ad", "png"))
-    targets = _output(table), _output(picture)
+    targets = _Output(table), _Output(picture, "png")
     adata = datasets.pbmc68k()
     pp.thin(adata, random_state=random_state)
     tl.began(adata, layer="thin_train", size_key="n_counts", key_added="began", random_state=random_state)
     scores = metrics.heldout(adata, ["began"])
-    _files.replace_file(targets[1], lambda path: _draw(adata, scores, path))
-    _files.replace_file(targets[0], adata.write_h5ad)
+    targets[1].write(lambda path: _draw(adata, scores, path))
+    targets[0].write(adata.write_h5ad)
     _say(
         f"{adata.n_obs} cells x {adata.n_vars} genes (Zheng et al. 2017), imputed from nine tenths of their molecules, scored on the rest:",
         scores.to_string(float_format="{:.4f}".format),
@@ -200,10 +207,10 @@ def _draw(adata: AnnData, scores: pd.DataFrame, path: Path) -> None:
 def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
     from . import tl
 
-    target = _output(out_file)
     save = options.get("save")
-    if save is not None and os.path.realpath(save) in (os.path.realpath(in_file), str(target)):
+    if save is not None and os.path.realpath(save) in map(os.path.realpath, (in_file, out_file)):
         raise ValueError(f"--save {save!r} is the input or the output; give the model a file of its own")
+    target = _Output(out_file)
     genes = options.get("genes")
     if isinstance(genes, str) and genes.startswith("["):
         # A list in which the parser has seen numbers, and not names.
@@ -211,7 +218,7 @@ def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
     adata = _read(in_file)
     with _as_private_as(in_file):
         getattr(tl, name)(adata, **options)
-        _files.replace_file(target, adata.write_h5ad)
+        target.write(adata.write_h5ad)
     _report(adata, options["key_added"], out_file)
 
 
@@ -220,14 +227,14 @@ def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     from ._save import load_metadata
     from .tl._apply import default_key
 
-    target = _output(out_file)
-    if os.path.realpath(model) in (os.path.realpath(in_file), str(target)):
+    if os.path.realpath(model) in map(os.path.realpath, (in_file, out_file)):
         raise ValueError(f"MODEL: {model!r} is the input or the output; give the file that was written with --save")
+    target = _Output(out_file)
     method = str(load_metadata(model).get("method"))
     adata = _read(in_file)
     tl.apply(adata, model, **options)
     with _as_private_as(in_file):
-        _files.replace_file(target, adata.write_h5ad)
+        target.write(adata.write_h5ad)
     _report(adata, options["key_added"] or default_key(method), out_file)
 
 
@@ -275,7 +282,7 @@ def _reader(path: str) -> Callable[[str], AnnData] | None:
 
     if os.path.isdir(path):
         found = os.listdir(path)
-        if any(name.endswith(("matrix.mtx", "matrix.mtx.gz")) for name in found):
+        if _is_10x(path):
             return _with_unique_names(scanpy.read_10x_mtx, prefix=_prefix(found))
         return anndata.io.read_zarr if {".zgroup", ".zattrs", "zarr.json"} & set(found) else None
     if not os.path.isfile(path):
@@ -291,6 +298,10 @@ def _reader(path: str) -> Callable[[str], AnnData] | None:
     if name.endswith((".tsv", ".txt", ".tab")):
         return functools.partial(anndata.io.read_csv, delimiter="\t")
     return None
+
+
+def _is_10x(path: str) -> bool:
+    return os.path.isdir(path) and any(name.endswith(("matrix.mtx", "matrix.mtx.gz")) for name in os.listdir(path))
 
 
 def _prefix(names: list[str]) -> str | None:
@@ -312,9 +323,26 @@ def _with_unique_names(read: Callable[..., AnnData], **options: Any) -> Callable
     return reader
 
 
-def _output(path: str | Path) -> Path:
-    """Where to write, links followed; whether it can be written is found out before any work is done."""
-    return _files.target("OUT", path)
+class _Output:
+    """Where a file is to be written, links followed; found out before any work is done. Replaced is only a file of the same kind."""
+
+    def __init__(self, path: str | Path, kind: str = "h5ad") -> None:
+        self.rule: dict[str, Any] = {"ours": functools.partial(_is_of, kind), "else_it": f"is not {'an' if kind == 'h5ad' else 'a'} {kind} file"}
+        self.path = _files.target("OUT", path, **self.rule)
+
+    def write(self, write: Callable[[Path], object]) -> None:
+        _files.replace_file(self.path, write, **self.rule)
+
+
+def _is_of(kind: str, path: Path) -> bool:
+    """Whether a file looks like one, or is empty."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if kind == "png":
+        return start in (b"", b"\x89PNG\r\n\x1a\n")
+    import h5py
+
+    return not start or bool(h5py.is_hdf5(path))
 
 
 def _declared(module: str, name: str) -> Callable[..., Any]:
@@ -452,12 +480,29 @@ def _one_line(error: object, command: str | None = None) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def _tell(text: str) -> None:
+    """A line on stderr; lost where nobody can read it, which is no reason to lose the run."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _give_up(sys.stderr)
+    except ValueError:  # closed
+        pass
+
+
+def _give_up(stream: TextIO) -> None:
+    """Lose what is left of a stream that cannot be written: nor may the flush at exit complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _say(*lines: str) -> None:
     """Print, quietly where the reader of our output has gone away (``| head``): the work is done by then."""
     try:
         print("".join(f"{line}\n" for line in lines), end="", flush=True)
     except BrokenPipeError:
-        # Nor may the flush at exit complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
     except (OSError, ValueError):  # a full disk; closed
         pass

@@ -91,7 +91,11 @@ def _refuse_what_is_there(name: str, path: Path, ours: Callable[[Path], bool] | 
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{name}: {str(path)!r} is a directory; give a file name")
-    if ours is not None and not (stat.S_ISREG(mode) and ours(path)):
+    try:
+        replaceable = ours is None or (stat.S_ISREG(mode) and ours(path))
+    except PermissionError as error:
+        raise PermissionError(f"{name}: {str(path)!r} exists and may not be read by you, so it is left; choose another name") from error
+    if not replaceable:
         raise FileExistsError(f"{name}: {str(path)!r} exists and {else_it}; choose another name or delete it")
     if not stat.S_ISREG(mode):
         raise ValueError(f"{name}: {str(path)!r} is not a regular file; give the name of a file")

@@ -28,11 +28,23 @@ _LONGEST_HEADER = 100_000_000
 
 def model_target(path: str | os.PathLike[str]) -> Path:
     """Where a model is to be saved; found out before any work is done (see :func:`._files.target`)."""
-    return _files.target("save", path, ours=is_model, else_it=_NO_MODEL)
+    found = _files.target("save", path, ours=is_model, else_it=_NO_MODEL)
+    if not _is_utf8(found):
+        raise ValueError(f"save: {str(found)!r} has letters that are no UTF-8, which a model cannot be called by; choose another name")
+    return found
+
+
+def _is_utf8(path: str | os.PathLike[str]) -> bool:
+    """Whether safetensors writes to this path, and not to another."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_model(path: Path) -> bool:
-    """Whether a file is one of our models, whole or damaged, of this or another version."""
+    """Whether a file is one of our models, of this or another version; it may be cut or damaged behind its header."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= _LONGEST_HEADER else b""
@@ -71,10 +83,10 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
 
     Raises
     ------
-    TypeError, FileNotFoundError, IsADirectoryError
-        There is no such file.
+    TypeError, FileNotFoundError, IsADirectoryError, PermissionError
+        There is no such file, or it may not be read.
     ValueError
-        The file is a pickle, no safetensors, cut short, damaged, not ours, or of a newer version.
+        The file is no regular one, a pickle, no safetensors, cut short, damaged, not ours, or of a newer version.
     """
     with _opened(path) as (file, metadata):
         name, keys = repr(os.fspath(path)), file.keys()
@@ -151,18 +163,27 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[safe_open, dict[str, Any]]]:
     """The file, of which the header was read and compared with the length, and its metadata."""
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"model must be the path of a file written with save=..., got {path!r} of type {type(path).__name__}")
     name = repr(os.fspath(path))
+    if not _is_utf8(path):
+        raise ValueError(f"model: {name} has letters that are no UTF-8; rename the file")
     if not os.path.exists(path):
         raise FileNotFoundError(f"model: {name} does not exist; give the file that was written with save=...")
     if os.path.isdir(path):
         raise IsADirectoryError(f"model: {name} is a directory; give the file that was written with save=...")
+    # Who opens a pipe waits for a writer.
+    if not os.path.isfile(path):
+        raise ValueError(f"model: {name} is not a regular file; give the file that was written with save=...")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(f"model: {name} may not be read by you; ask its owner, or allow it with chmod u+r")
     try:
         with safe_open(path, "pt") as file:
             yield file, _read_metadata(name, file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"model: {name} {_damage(Path(path))}") from error
+    except OSError as error:
+        raise ValueError(f"model: {name} cannot be read: {error}") from error
 
 
 def _read_metadata(name: str, text: Mapping[str, str]) -> dict[str, Any]:
@@ -171,7 +192,7 @@ def _read_metadata(name: str, text: Mapping[str, str]) -> dict[str, Any]:
         version = int(metadata["format"])
         if version < 1:
             raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"model: {name} has no metadata of scimpute; give a file that was written with save=...") from error
     if version > int(FORMAT):
         raise ValueError(

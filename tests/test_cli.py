@@ -344,14 +344,66 @@ def test_what_is_written_is_no_more_open_than_the_input(source, tmp_path, before
         os.umask(mask)
 
 
+@pytest.mark.parametrize("kind", ["10x folder", "zarr"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+def test_private_files_in_an_open_folder(kind, tmp_path):
+    name, write = FORMATS[kind]
+    folder, out = tmp_path / name, tmp_path / "out.h5ad"
+    mask = os.umask(0o022)
+    try:
+        write(folder, datasets.toy_counts())
+        (folder / "notes.txt").touch(0o600)
+        with _cli._as_private_as(str(folder)):
+            out.touch()
+        assert out.stat().st_mode & 0o777 == (0o644 if kind == "10x folder" else 0o600)
+        out.unlink()
+        private = folder / "matrix.mtx.gz" if kind == "10x folder" else next(p for p in folder.rglob("*") if p.parent != folder)
+        private.chmod(0o700 if private.is_dir() else 0o600)
+        with _cli._as_private_as(str(folder)):
+            out.touch()
+        assert out.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(mask)
+
+
 def test_a_write_protected_output_is_refused(source, tmp_path, fails, no_training):
     out = tmp_path / "out.h5ad"
-    out.write_bytes(b"precious")
+    out.write_bytes(Path(source).read_bytes())
     out.chmod(0o444)
     code, line = fails("began", source, str(out))
     assert code == 2
     assert "is write-protected" in line
-    assert out.read_bytes() == b"precious"
+    assert out.read_bytes() == Path(source).read_bytes()
+
+
+def test_an_output_replaces_a_file_of_its_kind_only(source, model, tmp_path, fails, no_training, monkeypatch):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("three years of work")
+    before = Path(model).read_bytes()
+    for out in (str(notes), model):
+        code, line = fails("began", source, out)
+        assert code == 2
+        assert f"OUT: {out!r} exists and is not an h5ad file" in line
+    (tmp_path / "scimpute_demo.png").write_text("three years of work")
+    assert "scimpute_demo.png' exists and is not a png file" in fails("demo", "--out-dir", str(tmp_path))[1]
+    assert notes.read_text() == (tmp_path / "scimpute_demo.png").read_text() == "three years of work"
+    assert Path(model).read_bytes() == before
+
+
+def test_what_others_put_in_the_place_of_the_output_meanwhile_stays(source, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.h5ad"
+
+    @wraps(tl.began)
+    def began(adata, **options):
+        out.write_text("three years of work")
+        adata.layers["began"] = adata.X
+
+    monkeypatch.setattr(tl, "began", began)
+    out.touch()
+    assert _cli.main(["began", source, str(out)]) == 2
+    assert "exists and is not an h5ad file" in capsys.readouterr().err
+    assert out.read_text() == "three years of work"
 
 
 def test_save_replaces_models_only(source, tmp_path, fails):
@@ -471,7 +523,7 @@ def test_bad_files_are_found_before_the_work(fails, source, tmp_path, no_trainin
         ((str(hdf5), out), "cannot be read as h5ad"),
         ((source, str(tmp_path)), "is a directory"),
         ((source, str(tmp_path / "no" / "out.h5ad")), "does not exist"),
-        ((source, os.devnull), "is not a regular file"),
+        ((source, os.devnull), "exists and is not an h5ad file"),
         ((source, out, "--save", source), "a file of its own"),
     ):
         code, line = fails("began", *pair)
@@ -504,7 +556,7 @@ def full(*args):
 @pytest.mark.parametrize(("failure", "code"), [(full, 1), (interrupt, 130)])
 def test_a_failure_in_writing_leaves_what_was_there(source, tmp_path, monkeypatch, capsys, failure, code):
     out = tmp_path / "out.h5ad"
-    out.write_bytes(b"precious")
+    out.write_bytes(Path(source).read_bytes())
 
     def write(self, path):
         path.write_bytes(b"half of it")
@@ -512,7 +564,7 @@ def test_a_failure_in_writing_leaves_what_was_there(source, tmp_path, monkeypatc
 
     monkeypatch.setattr(ad.AnnData, "write_h5ad", write)
     assert _cli.main(["began", source, str(out), *QUICK]) == code
-    assert out.read_bytes() == b"precious"
+    assert out.read_bytes() == Path(source).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
     assert capsys.readouterr().err.splitlines()[-1] in ("scimpute: error: no space left on device", "scimpute: interrupted")
 
@@ -532,6 +584,42 @@ def test_a_closed_pipe_is_no_failure(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdout", pipe)
         assert _cli.main(["--version"]) == 0
         _cli._say("more")
+
+
+STUB = """
+import sys, warnings
+from functools import wraps
+from scimpute import _check, _cli, tl
+@wraps(tl.began)
+def began(adata, **options):
+    from scimpute import _progress
+    warnings.warn("look out", _check.NotSavedWarning)
+    _progress.say("training")
+    adata.layers["began"] = adata.X
+tl.began = began
+sys.exit(_cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("stderr", ["closed", "full", "broken"])
+def test_a_stderr_that_takes_nothing_costs_no_run(source, tmp_path, stderr):
+    if stderr == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no such file")
+    out, script = tmp_path / "out.h5ad", tmp_path / "stub.py"
+    script.write_text(STUB)
+    read, broken = os.pipe()
+    os.close(read)
+    call = '"$0" "$@" ' + {"closed": "2>&-", "full": "2>/dev/full", "broken": ""}[stderr]
+
+    def run(*argv):
+        done = subprocess.run(["bash", "-c", call, sys.executable, script, *argv], stdout=subprocess.PIPE, stderr=broken, text=True)
+        return done.stdout, done.returncode
+
+    # 1: the model was not saved
+    assert run("began", source, out) == (f"Wrote layers['began'] (60 x 40) and uns['began'] to {out}\n", 1)
+    assert "began" in ad.read_h5ad(out).layers
+    assert run("--debug", "began", "none", out) == ("", 2)
+    os.close(broken)
 
 
 def test_warnings_are_told_in_one_line(source, monkeypatch, capsys):

@@ -123,6 +123,15 @@ def test_only_ours_are_replaced(tmp_path):
         target("save", "/dev/null", ours=ours)
 
 
+def test_what_may_not_be_read_is_left(tmp_path):
+    def locked(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "name").write_text("theirs")
+    with pytest.raises(PermissionError, match="save: '.*name' exists and may not be read by you"):
+        target("save", tmp_path / "name", ours=locked)
+
+
 def test_links_are_followed(tmp_path):
     (tmp_path / "deep").mkdir()
     link, file = tmp_path / "link", tmp_path / "deep" / "file"

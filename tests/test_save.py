@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 from types import SimpleNamespace
 
@@ -89,6 +90,61 @@ def test_models_of_before_the_checksum_are_read(tmp_path):
     save_file({"a": torch.ones(3)}, path, metadata={**text, "format": '"2"'})
     with pytest.raises(ValueError, match="does not agree with its checksum"):
         load_model(path)
+
+
+def refused_model(path, error, message):
+    """By whatever reads a model."""
+    for read in (load_metadata, load_model, lambda path: scimpute.tl.apply(scimpute.datasets.toy_counts(), path)):
+        with pytest.raises(error, match=message) as caught:
+            read(path)
+        assert caught.type is error
+
+
+def test_what_is_no_file_to_read(tmp_path, monkeypatch):
+    """A pipe would be waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        refused_model(path, ValueError, "^model: '.*' is not a regular file")
+    refused_model("model\udcff.safetensors", ValueError, "^model: .* has letters that are no UTF-8")
+    refused_model(b"model", TypeError, "model must be the path of a file")
+    path = tmp_path / "model.safetensors"
+    save_model(path, {"a": torch.ones(3)}, {"method": "began"})
+    with monkeypatch.context() as patched:
+        patched.setattr("scimpute._save.os.access", lambda *_: False)
+        refused_model(path, PermissionError, "^model: '.*' may not be read by you")
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("scimpute._save.safe_open", broken)
+    refused_model(path, ValueError, "^model: '.*' cannot be read: .*Input/output error")
+
+
+@pytest.mark.parametrize("genes", ["[" * 100_000, '{"a":' * 100_000])
+def test_metadata_that_are_nested_too_deep(tmp_path, genes):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(3)}, path, metadata={"format": '"1"', "genes": genes})
+    refused_model(path, ValueError, "^model: '.*' has no metadata of scimpute")
+
+
+@pytest.mark.parametrize("method", [["began"], {}, 3, None, "magic"])
+def test_a_method_that_is_none_of_ours(tmp_path, method):
+    path = tmp_path / "model.safetensors"
+    save_model(path, {"a": torch.ones(3)}, {"method": method})
+    with pytest.raises(ValueError, match="is of method .*; this version applies models of"):
+        scimpute.tl.apply(scimpute.datasets.toy_counts(), path)
+
+
+def test_where_no_model_can_be_saved(tmp_path, refused):
+    """The format writes to another name than the one given; half a file is taken for none of ours."""
+    (tmp_path / "folder\udcff").mkdir()
+    for path in (tmp_path / "model\udcff", tmp_path / "folder\udcff" / "model"):
+        refused(MAKE["began"](), lambda adata, path=path: run("began", adata, path), ValueError, "save: .* has letters that are no UTF-8")
+    scimpute.datasets.toy_counts().write_h5ad(tmp_path / "data.h5ad")
+    backed = ad.read_h5ad(tmp_path / "data.h5ad", backed="r")
+    with pytest.warns(UserWarning, match="the result is in memory only"):
+        refused(backed, lambda adata: run("began", adata, "a\0"), ValueError, "save: .* cannot be the name of a file: it has a NUL")
+    backed.file.close()
 
 
 @pytest.mark.parametrize("case", NO_MODEL)

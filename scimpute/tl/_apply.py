@@ -93,8 +93,8 @@ def apply(
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
-        There is no such file.
+    FileNotFoundError, IsADirectoryError, PermissionError
+        There is no such file, or it may not be read.
     TypeError, KeyError, ValueError
         The file is not a whole model, or it does not fit the object; the message says what does. Nothing was written.
     MemoryError
@@ -119,7 +119,7 @@ def apply(
     shown = _progress.shown(progress)
     tensors, metadata = load_model(model)
     method = metadata.get("method")
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise ValueError(f"model: {str(model)!r} is of method {method!r}; this version applies models of {_check.listing(_METHODS)}")
     key = default_key(method) if key_added is None else key_added
     with_sd, stored_as = _stored(method, metadata, sd, dtype)
