@@ -271,7 +271,9 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
     are where they were recorded, as long as counts are there, or else in the only other place with counts.
     """
     entry = adata.uns[key]
-    params, known = entry.get("params", {}), entry.get(_keys.SOURCE)
+    params, known = params_of(adata, key), entry.get(_keys.SOURCE)
+    if not (isinstance(known, Mapping) and {"molecules", "cells", "genes"} <= known.keys()):
+        known = None  # others may have written it
     rounding, rng = _recorded_rounding(params)
     recorded = _keys.layer_of(params)
     perhaps: list[tuple[str | None, sp.csr_matrix]] = []
@@ -321,7 +323,7 @@ def _equal(a: sp.csr_matrix, b: sp.csr_matrix) -> bool:
 
 def read_counts_of(adata: ad.AnnData, key: str, layer: str | None) -> sp.csr_matrix:
     """The counts that an imputation of ours was made from; of a layer, where it is given."""
-    params = adata.uns[key].get("params", {})
+    params = params_of(adata, key)
     recorded = _keys.layer_of(params)
     if layer is not None:
         return read_counts(adata, layer, *_recorded_rounding(params))
@@ -347,7 +349,7 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
     Refused where one of our functions wrote it on another scale than the one required, or where counts have been logged since.
     """
     matrix = _matrix(adata, layer)
-    params = adata.uns[layer].get("params", {}) if written_by(adata, layer) else {}
+    params = params_of(adata, layer) if written_by(adata, layer) else {}
     scale = params.get("output")
     if require_output and scale and scale != require_output:
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
@@ -480,12 +482,15 @@ def check_memory(
 
     ``own``: rates in the cell's own batch are held beside those of another one. ``work`` is passed to :func:`._memory.of_counts`.
     """
-    # A view becomes an object of its own as soon as it is written to.
-    copied = _bytes_of(adata) if copy or adata.is_view else 0
     arrays = 1 + sd + own
-    needed = _memory.of_counts(adata.n_obs, k, counts.nnz, arrays=arrays, half=dtype == "float16", copied=copied, **work)
+    needed = _memory.of_counts(adata.n_obs, k, counts.nnz, arrays=arrays, half=dtype == "float16", copied=copied(adata, copy=copy), **work)
     ways = [*(["pass sd=False"] if sd else []), *(["pass copy=False"] if copy else []), hint]
     _check.memory(needed, ", or ".join(ways))
+
+
+def copied(adata: ad.AnnData, *, copy: bool) -> int:
+    """Bytes of the object, where a result goes to a copy: a view becomes an object of its own as soon as it is written to."""
+    return _bytes_of(adata) if copy or adata.is_view else 0
 
 
 def _bytes_of(adata: ad.AnnData) -> int:
@@ -561,7 +566,14 @@ def written_by(adata: ad.AnnData, key: str) -> str | None:
 
 def has_sd(adata: ad.AnnData, key: str) -> bool:
     """Whether the function that wrote ``uns[key]`` wrote standard deviations too, if it is one that can do without."""
-    return bool(adata.uns[key].get("params", {}).get("sd", True))
+    return bool(params_of(adata, key).get("sd", True))
+
+
+def params_of(adata: ad.AnnData, key: str) -> Mapping[str, Any]:
+    """``uns[key]["params"]``; none where others have written something else there."""
+    entry = adata.uns[key]
+    params = entry.get("params") if isinstance(entry, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
 
 
 def without_sd(adata: ad.AnnData, name: str) -> KeyError | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +80,21 @@ def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
     return Label(column, [str(n) for n in names], codes.astype(np.int64))
 
 
+def _as_numbers(values: pd.Series) -> np.ndarray:
+    """Floats; NaN for what is no real number, nor text that is one, such as dates."""
+    dtype = values.cat.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
+    if dtype.kind in "mMc":
+        return np.full(len(values), np.nan)
+    if dtype.kind == "O":
+        values = values.astype(object)
+        values = values.where(values.map(lambda value: isinstance(value, str | Real | Decimal) and not _is_beyond_floats(value)))
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _is_beyond_floats(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) > sys.float_info.max
+
+
 def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, rounding: str | None = None) -> np.ndarray:
     """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes.
 
@@ -86,7 +104,7 @@ def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, round
     if size_key is None:
         return totals
     stored = read_column(adata.obs, size_key, "size_key")
-    size = pd.to_numeric(stored, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    size = _as_numbers(stored)
     wrong = ~(np.isfinite(size) & (size > 0))
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
@@ -122,10 +140,12 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
             raise ValueError(
                 f"genes={genes!r}: these genes become columns, and their names are not unique; call adata.var_names_make_unique() first"
             )
-        _check_columns(adata.var_names[places])
         return places
-    if not isinstance(genes, Iterable):
+    if not isinstance(genes, Iterable) or isinstance(genes, bytes) or (isinstance(genes, np.ndarray) and genes.ndim != 1):
         raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")
+    genes = list(genes)
+    if genes and all(isinstance(gene, bool | np.bool_) for gene in genes):
+        raise TypeError("genes is a mask of True and False; pass names, adata.var_names[mask], or the name of a boolean column of var")
     wanted = [str(g) for g in genes]
     if not wanted:
         raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
@@ -140,15 +160,25 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
         close = _check.closest(unknown[0], adata.var_names)
         hint = f"; did you mean {close!r}?" if close else ""
         raise KeyError(f"{len(unknown)} of {len(wanted)} genes not found in adata.var_names: {_check.listing(unknown, 5)}{hint}")
-    _check_columns(adata.var_names[places])
     return places
 
 
-def _check_columns(names: pd.Index) -> None:
-    """Refuse names of genes that cannot be those of columns in a file."""
-    wrong = [name for name in names if name in (".", "..", "_index")]
+def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
+    """Refuse names of genes that cannot be those of columns, in a file, of a table with a row for each cell."""
+    names = list(map(str, names))
+    wrong = [name for name in names if name in ("", ".", "..", "_index") or name.startswith((".z", "/"))]
     if wrong:
         raise ValueError(f"genes become columns of a table, and {_check.listing(wrong)} have a meaning of their own in files; rename them")
+    if adata.obs_names.name in names:
+        raise ValueError(
+            f"genes become columns of a table, in which {adata.obs_names.name!r} is what the names of the cells are called; "
+            "set adata.obs_names.name = None first"
+        )
+    parts = [name for name in names if "/" in name]
+    if set(names) & {name.rpartition("/")[0] for name in parts}:
+        raise ValueError(f"genes become columns of a table, and {_check.listing(parts)} would be parts of others in files; rename them")
+    if parts:
+        _check.warn(f"{_check.listing(parts)} become columns of a table with a '/' in their names: h5ad files take them, zarr does not")
 
 
 @dataclass(frozen=True)
@@ -228,13 +258,14 @@ def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str)
 
 def _numbers(adata: AnnData, column: str) -> np.ndarray:
     given = read_column(adata.obs, column, "continuous_covariates")
-    values = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    values = _as_numbers(given)
     wrong = ~np.isfinite(values)
     text = np.isnan(values) & given.notna().to_numpy()
     if text.any():
         kinds = given[text].astype(str).unique()
+        what = "text that is no number" if any(isinstance(value, str) for value in given) else "values that are no numbers"
         raise ValueError(
-            f"continuous_covariates={column!r} holds text that is no number in {text.sum()} samples: {_check.listing(kinds, 5)}; "
+            f"continuous_covariates={column!r} holds {what} in {text.sum()} samples: {_check.listing(kinds, 5)}; "
             f"pass it as categorical_covariates={column!r}, or make numbers of it"
         )
     if wrong.any():

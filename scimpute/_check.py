@@ -19,6 +19,8 @@ import numpy as np
 from . import _memory
 
 GIB = 2**30
+HIGHEST = 2**63 - 1
+"""Whole numbers that h5ad and zarr can hold."""
 _CLOSE = 0.74
 """Share of letters that are the same: one slip in four letters, two in eight."""
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -77,7 +79,10 @@ def number(
     edges = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number in {edges}, got {value!r} of type {type(value).__name__}")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be in {edges}, got a whole number of more than 300 digits") from None
     below = value <= low if open_low else value < low
     above = value >= high if open_high else value > high
     if not math.isfinite(value) or below or above:
@@ -86,12 +91,14 @@ def number(
 
 
 def integer(name: str, value: Any, low: int = 1) -> int:
-    """A whole number not below ``low``; a float is refused even where it is whole."""
+    """A whole number not below ``low``, of 64 bits as files have it; a float is refused even where it is whole."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         kind = ValueError if isinstance(value, float | np.floating) else TypeError
         raise kind(f"{name} must be a whole number of at least {low}, got {value!r} of type {type(value).__name__}")
+    if value > HIGHEST:
+        raise ValueError(f"{name} must be at most 2^63 - 1")
     if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value!r}")
+        raise ValueError(f"{name} must be at least {low}, got {value if value >= -HIGHEST else 'less than -2^63'}")
     return int(value)
 
 

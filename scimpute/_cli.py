@@ -53,6 +53,11 @@ _COMMANDS = {
 }
 _READ = "h5ad, zarr, 10x h5, a 10x folder with matrix.mtx, or csv or tsv with a row for each cell"
 _10X = ("matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv")
+_TABLES = (".csv", ".tsv", ".txt", ".tab")
+_WAYS = {
+    ".h5mu": "; write a modality as h5ad: mudata.read_h5mu(file)['rna'].write_h5ad(new_file)",
+    ".loom": "; write it as h5ad: anndata.io.read_loom(file).write_h5ad(new_file)",
+}
 _PRINT_CONFIG = "--print_config"
 _BAD_INPUT = (
     argparse.ArgumentError,
@@ -62,6 +67,7 @@ _BAD_INPUT = (
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
+    NotADirectoryError,
     PermissionError,
 )
 
@@ -267,10 +273,13 @@ def _read(path: str) -> AnnData:
         reader = _reader(path)
         adata = None if reader is None else reader(path)
     except Exception as error:
+        if isinstance(error, IndexError) and path.removesuffix(".gz").endswith(_TABLES):
+            raise ValueError(f"IN: {path!r} has no row of numbers under a row of names") from error
         kind = "h5ad" if path.endswith(".h5ad") else "what it seems to be"
         raise ValueError(f"IN: {path!r} cannot be read as {kind}: {error}") from error
     if adata is None:
-        raise ValueError(f"IN: {path!r} is not an h5ad file, and none of the others that are read ({_READ})")
+        way = _WAYS.get(Path(path).suffix, "")
+        raise ValueError(f"IN: {path!r} is not an h5ad file, and none of the others that are read ({_READ}){way}")
     return adata
 
 
@@ -291,11 +300,12 @@ def _reader(path: str) -> Callable[[str], AnnData] | None:
         with h5py.File(path) as file:
             # 10x has a group "matrix", or in earlier versions one for each genome.
             tenx = "X" not in file and "obs" not in file and any("barcodes" in group for group in file.values() if hasattr(group, "keys"))
-        return _with_unique_names(scanpy.read_10x_h5) if tenx else anndata.read_h5ad
+            ours = {"obs", "var"} <= file.keys() and "mod" not in file
+        return _with_unique_names(scanpy.read_10x_h5) if tenx else anndata.read_h5ad if ours else None
     name = path.removesuffix(".gz")
     if name.endswith(".csv"):
         return anndata.io.read_csv
-    if name.endswith((".tsv", ".txt", ".tab")):
+    if name.endswith(_TABLES):
         return functools.partial(anndata.io.read_csv, delimiter="\t")
     return None
 
@@ -327,7 +337,10 @@ class _Output:
     """Where a file is to be written, links followed; found out before any work is done. Replaced is only a file of the same kind."""
 
     def __init__(self, path: str | Path, kind: str = "h5ad") -> None:
-        self.rule: dict[str, Any] = {"ours": functools.partial(_is_of, kind), "else_it": f"is not {'an' if kind == 'h5ad' else 'a'} {kind} file"}
+        self.rule: dict[str, Any] = {
+            "ours": functools.partial(_is_of, kind),
+            "else_it": {"h5ad": "is not an h5ad file", "png": "is not a png file"}[kind],
+        }
         self.path = _files.target("OUT", path, **self.rule)
 
     def write(self, write: Callable[[Path], object]) -> None:
@@ -475,6 +488,7 @@ def _one_line(error: object, command: str | None = None) -> str:
     bad = re.search(r'Parser key "(?:\w+\.)?(\w+)".*?(?:Given|Got) value: (.*)', text, re.DOTALL)
     if bad:
         text = f"argument --{bad[1].replace('_', '-')}: invalid value {bad[2]!r}{_allowed(command, bad[1])}; see --help"
+    text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda found: f"argument --{found[1].replace('_', '-')}:", text)
     text = re.sub(r"\b\w+\.(in|out)_file\b", lambda found: f"{found[1].upper()}.h5ad", text)
     text = re.sub(r"\bapply\.model\b", "MODEL", text)
     return " ".join(text.split()) or type(error).__name__

@@ -51,8 +51,9 @@ def target(name: str, path: str | os.PathLike[str], *, ours: Callable[[Path], bo
     ------
     TypeError, ValueError
         It is no path, or no legal one; it is a device, a pipe or the like.
-    IsADirectoryError, FileNotFoundError, FileExistsError, PermissionError, OSError
-        It is a directory; its directory does not exist; something that may not be replaced is there; nothing can be written there.
+    IsADirectoryError, FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError, OSError
+        It is a directory; its directory does not exist, or is a file; something that may not be replaced is there; nothing can be
+        written there.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"{name} must be the path of a file, got {path!r} of type {type(path).__name__}")
@@ -66,10 +67,12 @@ def target(name: str, path: str | os.PathLike[str], *, ours: Callable[[Path], bo
         if found.is_dir() or text.endswith(("/", os.sep)):
             raise IsADirectoryError(f"{name}: {text!r} is a directory; give a file name")
         for folder in (Path(text).parent, found.parent):
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(f"{name}: {str(folder)!r} is a file, not a directory")
             if not folder.is_dir():
                 raise FileNotFoundError(f"{name}: the directory {str(folder)!r} does not exist")
         _refuse_what_is_there(name, found, ours, else_it)
-    except (FileNotFoundError, IsADirectoryError, FileExistsError, PermissionError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError):
         raise
     except (OSError, UnicodeError) as error:  # too long; letters that no file name has
         raise ValueError(f"{name}: {text!r} cannot be the name of a file: {getattr(error, 'strerror', None) or error}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import _check
+
 
 def generator(random_state: int | np.random.Generator | None) -> np.random.Generator:
     """The generator a run draws everything from."""
@@ -13,8 +15,11 @@ def generator(random_state: int | np.random.Generator | None) -> np.random.Gener
         raise TypeError(
             f"random_state must be an int, a numpy.random.Generator or None, got {random_state!r} of type {type(random_state).__name__}"
         )
+    if random_state > _check.HIGHEST:
+        # It is recorded in the result, which files could not hold.
+        raise ValueError("random_state must be at most 2^63 - 1; pass numpy.random.default_rng(seed) for a seed with more digits")
     if random_state < 0:
-        raise ValueError(f"random_state must not be negative, got {random_state}")
+        raise ValueError(f"random_state must not be negative, got {random_state if random_state >= -_check.HIGHEST else 'less than -2^63'}")
     return np.random.default_rng(int(random_state))
 
 

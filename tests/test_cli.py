@@ -503,6 +503,8 @@ def test_version_and_help(capsys):
         (["began", "a", "b", "--output", "x"], "argument --output: invalid value 'x'"),
         (["began", "a", "b", "--random-state", "x"], "argument --random-state: invalid value 'x'"),
         (["demo", "--out-dir", "/does/not/exist"], "'/does/not/exist' does not exist"),
+        (["demo", "--out-dir", __file__], "test_cli.py' is a file, not a directory"),
+        (["began", "a", "b", "--config", "missing.yaml"], "argument --config: File does not exist: '"),
     ],
 )
 def test_bad_usage(fails, argv, message):
@@ -530,6 +532,24 @@ def test_bad_files_are_found_before_the_work(fails, source, tmp_path, no_trainin
         assert code == 2
         assert message in line
     assert not os.path.exists(out)
+
+
+def test_files_of_other_programs(fails, tmp_path, no_training):
+    groups = {"x.loom": ("matrix", "row_attrs", "col_attrs", "layers"), "x.h5mu": ("obs", "var", "mod")}
+    for name, inside in groups.items():
+        with h5py.File(tmp_path / name, "w") as file:
+            for group in inside:
+                file.create_group(group)
+    for name, text in (("empty.csv", ""), ("blank.tsv", "\n\n"), ("names.csv", "a,b\n")):
+        (tmp_path / name).write_text(text)
+    for name, message in (
+        ("x.loom", "is not an h5ad file, .*; write it as h5ad: anndata.io.read_loom"),
+        ("x.h5mu", "is not an h5ad file, .*; write a modality as h5ad: mudata"),
+        *((name, "has no row of numbers under a row of names") for name in ("empty.csv", "blank.tsv", "names.csv")),
+    ):
+        code, line = fails("began", str(tmp_path / name), str(tmp_path / "out.h5ad"))
+        assert code == 2
+        assert re.search(message, line), line
 
 
 def test_a_key_error_is_told_without_quotes_around_it(fails, source, tmp_path):

@@ -50,6 +50,7 @@ def umask():
         ("a/" * 3000, ValueError, "cannot be the name of a file: File name too long"),
         (".", IsADirectoryError, "'.' is a directory; give a file name"),
         ("new/", IsADirectoryError, "'new/' is a directory; give a file name"),
+        ("pipe/name", NotADirectoryError, "OUT: 'pipe' is a file, not a directory"),
         ("no/folder/name", FileNotFoundError, "OUT: the directory 'no/folder' does not exist"),
         ("/dev/null", ValueError, "'/dev/null' is not a regular file"),
         ("loop", ValueError, "loop' is not a regular file"),

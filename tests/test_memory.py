@@ -213,3 +213,17 @@ def test_the_message_says_what_would_help(refused, monkeypatch, method, options,
     adata = scimpute.datasets.toy_visium(5, 5, 30)
     monkeypatch.setattr("scimpute._check._available_memory", lambda: 2**20)
     refused(adata, lambda adata: getattr(scimpute.tl, method)(adata, **options), MemoryError, f"available; {ways} fewer genes with genes=")
+
+
+@pytest.mark.parametrize("method", ["pmi", "gain"])
+@pytest.mark.filterwarnings("ignore:adata is a view")
+def test_a_copy_of_bulk_data_counts_as_well(refused, monkeypatch, method):
+    adata = scimpute.datasets.toy_bulk(30, 20)
+    adata.X[::3, 5] = np.nan
+    adata.layers["more"] = np.zeros(adata.shape)
+    needed = 8 * 4 * adata.n_obs * adata.n_vars
+    monkeypatch.setattr("scimpute._check._available_memory", lambda: needed)
+    options = {"n_models": 1, "n_hidden": 8, "max_epochs": 1}
+    getattr(scimpute.tl, method)(adata, **options)
+    for other, more, ways in ((adata, {"copy": True}, "pass copy=False, or impute"), (adata[:], {}, "available; impute")):
+        refused(other, lambda a, more=more: getattr(scimpute.tl, method)(a, key_added="other", **more), MemoryError, f"{ways} fewer genes")

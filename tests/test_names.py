@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import inspect
 import warnings
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 
 import scimpute
-from scimpute import _check
+from scimpute import _annotations, _check
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
 
@@ -55,12 +57,114 @@ def test_levels_that_files_cannot_hold(spots, letter, refused):
         refused(spots, call, ValueError, rf"{argument}='label': level: \['a.*cannot be written to a file")
 
 
-@pytest.mark.parametrize("gene", [".", "_index"])
-def test_genes_that_cannot_be_columns(spots, gene):
+@pytest.mark.parametrize("gene", [".", "_index", "", ".zattrs", "/HLA"])
+def test_genes_that_cannot_be_columns(spots, gene, refused):
     spots.var_names = [gene, *spots.var_names[1:]]
-    with pytest.raises(ValueError, match="have a meaning of their own in files"):
-        scimpute.tl.began(spots, genes=[gene])
-    scimpute.tl.began(spots, **QUICK)
+    spots.var["marked"] = np.arange(spots.n_vars) < 2
+    for genes in ([gene], "marked"):
+        refused(spots, lambda adata, genes=genes: IMPUTE["began"](adata, genes=genes), ValueError, "have a meaning of their own in files")
+    refused(spots, lambda adata: IMPUTE["nmf"](adata, genes=[gene]), ValueError, "have a meaning of their own in files")
+
+
+def test_a_gene_that_is_called_as_the_names_of_the_cells(spots, refused):
+    spots.obs_names.name = "gene3"
+    refused(spots, lambda adata: IMPUTE["began"](adata, genes=["gene1", "gene3"]), ValueError, "set adata.obs_names.name = None first")
+
+
+@pytest.mark.filterwarnings("ignore:the generator")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_genes_with_a_slash(spots, refused, tmp_path):
+    spots.var_names = ["HLA/B", "HLA", *spots.var_names[2:]]
+    with pytest.warns(UserWarning, match=r"\['HLA/B'\] become columns of a table with a '/' .*zarr does not"):
+        scimpute.tl.began(spots, genes=["HLA/B", "gene2"], **QUICK)
+    spots.write_h5ad(tmp_path / "file.h5ad")
+    assert list(ad.read_h5ad(tmp_path / "file.h5ad").obsm["began"]) == ["HLA/B", "gene2"]
+    refused(spots, lambda adata: IMPUTE["began"](adata, genes=["HLA/B", "HLA"]), ValueError, "would be parts of others in files")
+
+
+def test_genes_of_a_model_that_cannot_be_columns(spots, refused, tmp_path):
+    spots.var_names = ["_index", *spots.var_names[1:]]
+    path = tmp_path / "model.safetensors"
+    scimpute.tl.began(spots, save=path, **QUICK)
+    scimpute.tl.apply(spots, path)
+    spots.var_names = [*spots.var_names[:-1], "another"]
+    with pytest.warns(UserWarning, match="genes of the model are not in"):
+        refused(spots, lambda adata: scimpute.tl.apply(adata, path), ValueError, "have a meaning of their own in files")
+
+
+def test_genes_whose_index_is_called_as_a_column(spots, tmp_path):
+    spots.var_names.name = "r2"
+    spots.X = np.log1p(spots.X.toarray())
+    spots.X[::3, 5] = np.nan
+    scimpute.tl.pmi(spots, n_models=1, n_hidden=8, max_epochs=1)
+    spots.write_h5ad(tmp_path / "file.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("genes", "error", "message"),
+    [
+        (np.arange(40) < 3, TypeError, "genes is a mask of True and False; pass names"),
+        ([True, False], TypeError, "genes is a mask of True and False; pass names"),
+        (np.array("gene1"), TypeError, "genes must be gene names"),
+        (np.array([["gene1"]]), TypeError, "genes must be gene names"),
+        (b"gene1", TypeError, "genes must be gene names"),
+    ],
+)
+def test_genes_that_are_no_list_of_names(spots, genes, error, message, refused):
+    refused(spots, lambda adata: IMPUTE["began"](adata, genes=genes), error, message)
+
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize("name", ["random_state", "block_size", "batch_size", "n_context", "max_epochs"])
+def test_whole_numbers_that_files_cannot_hold(spots, name, refused):
+    for value in (HUGE, 10**5000, np.uint64(2**63)):
+        refused(spots, lambda adata, value=value: IMPUTE["began"](adata, **{name: value}), ValueError, rf"{name} must be at most 2\^63 - 1")
+    refused(spots, lambda adata: IMPUTE["began"](adata, **{name: -(10**5000)}), ValueError, f"{name} must .*less than -2")
+
+
+def test_the_highest_seed_can_be_written(spots, tmp_path):
+    scimpute.tl.began(spots, random_state=2**63 - 1, **QUICK)
+    spots.write_h5ad(tmp_path / "file.h5ad")
+    assert ad.read_h5ad(tmp_path / "file.h5ad").uns["began"]["params"]["random_state"] == 2**63 - 1
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000], ids=["high", "low", "long"])
+def test_numbers_beyond_floats(spots, value, refused):
+    refused(spots, lambda adata: IMPUTE["began"](adata, gamma=value), ValueError, r"gamma must be in \[0, 1\], got a whole number of more")
+
+
+NO_NUMBERS = {
+    "dates": pd.to_datetime(["2020-01-01"] * 60),
+    "categories of dates": pd.Categorical(pd.to_datetime(["2020-01-01"] * 60)),
+    "date objects": np.array([dt.date(2020, 1, 1)] * 60, dtype=object),
+    "spans of time": pd.to_timedelta(["1 day"] * 60),
+    "complex": np.full(60, 1e6 + 1j),
+    "complex objects": np.array([1e6 + 1j] * 60, dtype=object),
+    "whole numbers beyond floats": pd.Index([10**400] * 60, dtype=object),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_columns_that_are_no_numbers(spots, kind, refused):
+    spots.obs["column"] = pd.Series(NO_NUMBERS[kind], spots.obs_names)
+    refused(spots, lambda adata: IMPUTE["began"](adata, size_key="column"), ValueError, "size_key='column' is not a positive number in 60")
+    message = "continuous_covariates='column' holds values that are no numbers in 60 samples"
+    refused(spots, lambda adata: IMPUTE["pmi"](adata, continuous_covariates="column"), ValueError, message)
+
+
+@pytest.mark.parametrize("kind", ["text", "category", "decimal", "object", "Int64", "float16"])
+def test_columns_that_are_numbers(spots, kind):
+    numbers = np.arange(1000, 1060)
+    made = {
+        "text": numbers.astype(str),
+        "category": pd.Categorical(numbers),
+        "decimal": np.array([decimal.Decimal(int(number)) for number in numbers], dtype=object),
+        "object": numbers.astype(object),
+    }
+    spots.obs["column"] = made[kind] if kind in made else pd.array(numbers, dtype=kind)
+    np.testing.assert_array_equal(_annotations._numbers(spots, "column"), np.float16(numbers) if kind == "float16" else numbers)
 
 
 def test_columns_of_which_there_are_two(spots, monkeypatch):

@@ -13,7 +13,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 import scimpute
-from scimpute import _fingerprint
+from scimpute import _adata, _fingerprint
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -271,6 +271,36 @@ def test_counts_in_raw_are_named(cellxgene):
         scimpute.tl.began(cellxgene)
     with pytest.raises(KeyError, match=r"available: \['rate', 'raw'\]"):
         scimpute.tl.began(cellxgene, layer="rat_")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 2.0**60])
+def test_raw_of_more_genes_with_a_value_that_is_no_count(cellxgene, value):
+    raw = cellxgene.raw.to_adata()
+    raw.X = raw.X.toarray()
+    raw.X[5, -1] = value
+    cellxgene.raw = raw
+    adata = cellxgene[:, :10].copy()
+    with pytest.raises(ValueError, match="adata.X has .*no layer of this object holds counts"):
+        scimpute.tl.began(adata)
+    with pytest.raises(ValueError, match=r"adata.raw has 1 values .*\(first: cell 'cell5', gene 'gene39'"):
+        scimpute.tl.began(cellxgene, layer="raw")
+
+
+@pytest.mark.parametrize("params", [None, [1, 2], "text", {"layer": "X"}])
+@pytest.mark.parametrize("source", [None, {}, {"cells": [1]}, "text"])
+def test_what_others_wrote_under_our_name(params, source):
+    """Nothing is known of the counts: they are where they would be looked for."""
+    adata = scimpute.datasets.toy_counts()
+    scimpute.tl.began(adata, **QUICK)
+    adata.uns["began"] = {"method": "began", "params": params, "source": source}
+    layer, counts = _adata.find_counts(adata, "began")
+    assert layer is None
+    assert (counts != adata.X).nnz == 0
+    assert _adata.has_sd(adata, "began")
+    adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
+    scimpute.pl.imputed(adata, ["gene1"], show=False)
+    scimpute.tl.began(adata, **QUICK)
+    assert adata.uns["began"]["params"]["layer"] == "X"
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["all genes", "some genes"])

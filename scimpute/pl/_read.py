@@ -44,7 +44,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     places = _annotations.read_genes(adata, genes)
     result = _result(adata, genes, places, key)
     entry = adata.uns.get(key)
-    params: Mapping[str, Any] = entry.get("params", {}) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
+    params: Mapping[str, Any] = _adata.params_of(adata, key) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
     size_key = params.get("size_key")
 

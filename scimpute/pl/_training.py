@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
+from .. import _adata
 from .._keywords import helpful
 from . import _figure, _read
 
@@ -80,7 +81,7 @@ def training(
     """
     history = _read.history(adata, key)
     # Those of the bulk methods count models, not repeats.
-    squared = adata.uns[key].get("params", {}).get("likelihood") == "squared"
+    squared = _adata.params_of(adata, key).get("likelihood") == "squared"
     shown = panels(history, squared=squared) if "repeat" in history else []
     if not shown:
         raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")

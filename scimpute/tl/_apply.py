@@ -219,6 +219,8 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     found = list(names if whole else pd.Index(model.imputed)[pd.Index(model.imputed).isin(names)])
     if not found:
         raise ValueError(f"none of the genes that the model imputes is in adata.var_names: {_check.listing(model.imputed, 5)}")
+    if not whole:
+        _annotations.check_columns(adata, found)
     labels = _codes(adata, model, options.unseen)
     rounding = model.params.get("rounding") if options.rounding is None else options.rounding
     state = model.params.get("random_state")

@@ -258,6 +258,8 @@ def began(
         raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
     size = _annotations.read_size(adata, size_key, counts, rounding)
     chosen_genes = _annotations.read_genes(adata, genes)
+    if chosen_genes is not None:
+        _annotations.check_columns(adata, adata.var_names[chosen_genes])
     columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     names = list(map(str, adata.var_names[columns]))
     check_dtype(dtype, output, counts, columns, names)

@@ -66,7 +66,8 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
 
     if adata.n_obs < MIN_SAMPLES:
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
-    _check.memory(8 * 4 * adata.n_obs * adata.n_vars, "impute fewer genes, e.g. adata[:, genes].copy()")
+    needed = 8 * 4 * adata.n_obs * adata.n_vars + _adata.copied(adata, copy=copy)
+    _check.memory(needed, f"{'pass copy=False, or ' if copy else ''}impute fewer genes, e.g. adata[:, genes].copy()")
     _hints.warn_of_genes_in_rows(adata)
     values = read_values(adata, asked["layer"], asked["mask_layer"], asked["missing"])
     covariates = _annotations.read_covariates(adata, asked["categorical_covariates"], asked["continuous_covariates"])
@@ -100,7 +101,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
         "params": params,
         **fitted.record,
         "history": pd.DataFrame(fitted.record["history"]),
-        "r2": pd.DataFrame({"r2": fitted.r2}, index=genes),
+        "r2": pd.DataFrame({"r2": fitted.r2}, index=list(genes)),
         "calibration": fitted.calibration,
         "version": __version__,
         "seconds": time.perf_counter() - start,
@@ -289,7 +290,9 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
             f"rounding={options.rounding!r} is for counts, and a model of tl.{metadata['method']} takes expression; leave it out"
         )
     params = dict(metadata["params"])
-    _check.memory(8 * 4 * adata.n_obs * len(genes), "apply it to fewer samples at a time")
+    if not (found.all() and len(genes) == adata.n_vars):
+        _annotations.check_columns(adata, genes)
+    _check.memory(8 * 4 * adata.n_obs * len(genes) + _adata.copied(adata, copy=options.copy), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")
     if own_mask is not None and own_mask not in adata.layers:
         _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers does not have; only NaN is missing here")

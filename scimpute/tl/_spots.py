@@ -88,6 +88,8 @@ def impute(
         raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
     size = _annotations.read_size(adata, size_key, counts, rounding)
     chosen = _annotations.read_genes(adata, genes)
+    if chosen is not None:
+        _annotations.check_columns(adata, adata.var_names[chosen])
     columns = np.arange(adata.n_vars) if chosen is None else chosen
     names = list(map(str, adata.var_names[columns]))
     earlier = _earlier(adata, method, key_added, chosen) if factors else None
@@ -182,7 +184,7 @@ def _earlier(adata: AnnData, method: str, key: str, genes: np.ndarray | None) ->
     """Where an earlier result lies that the new one is not written over: in layers, or with some genes in obsm, beside the factors."""
     if _adata.written_by(adata, key) != method:
         return None
-    before, now = ("obsm" if some else "layers" for some in ("genes" in adata.uns[key].get("params", {}), genes is not None))
+    before, now = ("obsm" if some else "layers" for some in ("genes" in _adata.params_of(adata, key), genes is not None))
     if before == now:
         return None
     taken = [f"{now}[{name!r}]" for name in (key, _keys.sd(key)) if name in getattr(adata, now)]
