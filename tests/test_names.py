@@ -148,7 +148,7 @@ NO_NUMBERS = {
 
 @pytest.mark.parametrize("kind", NO_NUMBERS)
 def test_columns_that_are_no_numbers(spots, kind, refused):
-    spots.obs["column"] = pd.Series(NO_NUMBERS[kind], spots.obs_names)
+    spots.obs["column"] = pd.Series(NO_NUMBERS[kind], spots.obs_names, dtype=NO_NUMBERS[kind].dtype)
     refused(spots, lambda adata: IMPUTE["began"](adata, size_key="column"), ValueError, "size_key='column' is not a positive number in 60")
     message = "continuous_covariates='column' holds values that are no numbers in 60 samples"
     refused(spots, lambda adata: IMPUTE["pmi"](adata, continuous_covariates="column"), ValueError, message)
