@@ -252,26 +252,26 @@ def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str)
                 "Pass unseen='average' to take them as unknown"
             )
         codes.append(code.astype(np.int64))
-    numbers = [_numbers(adata, column) for column in known["continuous"]]
+    numbers = [_numbers(adata, column, known=True) for column in known["continuous"]]
     return _joined(dict(known["categorical"]), list(known["continuous"]), codes, numbers, adata.n_obs)
 
 
-def _numbers(adata: AnnData, column: str) -> np.ndarray:
-    given = read_column(adata.obs, column, "continuous_covariates")
+def _numbers(adata: AnnData, column: str, *, known: bool = False) -> np.ndarray:
+    """A continuous covariate; with ``known`` it is a trained model's, and cannot become a categorical one."""
+    given = read_column(adata.obs, column, "the model's covariate" if known else "continuous_covariates")
+    name = f"covariate {column!r}" if known else f"continuous_covariates={column!r}"
+    instead = "make numbers of it, as in the training" if known else f"pass it as categorical_covariates={column!r}, or make numbers of it"
     values = _as_numbers(given)
     wrong = ~np.isfinite(values)
     text = np.isnan(values) & given.notna().to_numpy()
     if text.any():
         kinds = given[text].astype(str).unique()
         what = "text that is no number" if any(isinstance(value, str) for value in given) else "values that are no numbers"
-        raise ValueError(
-            f"continuous_covariates={column!r} holds {what} in {text.sum()} samples: {_check.listing(kinds, 5)}; "
-            f"pass it as categorical_covariates={column!r}, or make numbers of it"
-        )
+        raise ValueError(f"{name} holds {what} in {text.sum()} samples: {_check.listing(kinds, 5)}; {instead}")
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(
-            f"continuous_covariates={column!r} is missing or not a finite number in {wrong.sum()} samples (first: {first!r}); "
+            f"{name} is missing or not a finite number in {wrong.sum()} samples (first: {first!r}); "
             "fill it, e.g. with the median, or drop the samples"
         )
     return values

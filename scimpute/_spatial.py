@@ -188,10 +188,10 @@ def _one_place(
     )
     if found:
         columns = f"obs[{found[0]!r}] tells" if len(found) == 1 else f"The columns {_check.listing(found, 5)} of obs tell"
-        return found, f"{said}{columns} them apart: pass library_key={found[0]!r}{then[1]}, or take one section at a time"
+        return found, f"{said}{columns} them apart: pass library_key={found[0]!r}{then[1]}, or take one section at a time (as for tl.apply)"
     return found, (
         f"{said}No column of obs tells them apart: add one with the section of each spot, as anndata.concat(..., label='library_id') does, "
-        f"and pass it as library_key{then[1]}, or take one section at a time. Remove spots that are there twice"
+        f"and pass it as library_key{then[1]}, or take one section at a time (as for tl.apply). Remove spots that are there twice"
     )
 
 

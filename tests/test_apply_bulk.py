@@ -404,3 +404,14 @@ def test_damaged_models_are_refused(tmp_path, method, fingerprint):
     assert fingerprint(adata) == before
     path.write_bytes(whole)
     tl.apply(adata, path)
+
+
+def test_what_is_said_of_covariates_when_a_model_is_applied(cohort, train, method):
+    cohort.obs["age"] = np.linspace(20, 80, len(cohort))
+    trained, query = cohort[:60].copy(), cohort[60:].copy()
+    path = train(trained, categorical_covariates="tissue", continuous_covariates="age")
+    tl.apply(query, path, layer="hidden", key_added="found")
+    pd.testing.assert_frame_equal(query.uns["found"]["embeddings"]["tissue"], trained.uns["trained"]["embeddings"]["tissue"], rtol=1e-4)
+    query.obs["age"] = "old"
+    with pytest.raises(ValueError, match="^covariate 'age' holds text that is no number in .* make numbers of it, as in the training$"):
+        tl.apply(query, path, layer="hidden", key_added="found")

@@ -265,3 +265,11 @@ def test_what_the_data_have_decided_is_recorded(method, variant):
     params = adata.uns[method]["params"]
     assert "auto" not in params.values()
     assert params["max_epochs"] == adata.uns[method]["history"].groupby("model").size().iloc[0]
+
+
+def test_complete_genes_beside_genes_that_are_left_alone():
+    adata = scimpute.datasets.toy_bulk(30, 20)
+    adata.X[0, :2] = np.nan
+    message = "no value is missing in the 18 genes that are filled, and 2 genes are left as they are: there is nothing to fill"
+    with pytest.warns(UserWarning, match=message):
+        scimpute.tl.pmi(adata, max_missing=0, n_models=1, n_hidden=4, max_epochs=1)

@@ -179,3 +179,12 @@ def test_refused(adata, refused, key, thin, error, message):
     adata.layers["negative"], adata.layers["logs"] = -adata.layers["truth"], adata.layers["truth"].copy()
     adata.uns["logs"] = {"method": "began", "params": {"output": "log1p"}}
     refused(adata, lambda a: scimpute.metrics.gene_trust(a, key, thin=thin), error, message)
+
+
+def test_a_table_of_some_genes_is_called_one():
+    adata = scimpute.datasets.toy_counts()
+    scimpute.pp.thin(adata)
+    adata.obsm["mine"] = pd.DataFrame(adata.X.toarray()[:, :2], index=adata.obs_names)
+    for score in (scimpute.metrics.gene_trust, scimpute.metrics.heldout):
+        with pytest.raises(KeyError, match="'mine' is a table of some genes in adata.obsm, and no layer"):
+            score(adata, "mine")

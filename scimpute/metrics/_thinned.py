@@ -68,6 +68,11 @@ class Thinned:
         ``rescale`` brings every cell to its depth. With ``own`` the layer is of a second run made here, and on the right scale, though
         it may have some genes only.
         """
+        if name not in _adata.layer_names(adata) and name in adata.obsm:
+            raise KeyError(
+                f"{name!r} is a table of some genes in adata.obsm, and no layer; score it with "
+                f"scimpute.metrics.gene_trust(adata, {name!r}, run=True), or impute all genes"
+            )
         matrix = _adata.read_layer(adata, name, require_output="counts")
         _seen.warn_of_leak(adata, name, _keys.train(self.key), "the held-out molecules", run=True)
 

@@ -89,7 +89,7 @@ def apply(
     ``adata.uns[key_added]``
         ``params`` of the training with ``applied`` (True), the path of the ``model``, the ``layer`` read, ``unseen`` and ``device``,
         and without ``size_key`` or ``mask_layer`` where the object has none; ``conditioned_on``, or of ``tl.pmi`` and ``tl.gain`` the
-        ``covariates`` of the model; ``version``; ``seconds``.
+        ``covariates`` of the model and the ``embeddings`` of the categorical ones; ``version``; ``seconds``.
 
     Raises
     ------

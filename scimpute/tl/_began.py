@@ -111,7 +111,7 @@ def began(
         Name of the result.
     output
         ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: their share of the library size; the shares of a cell sum
-        to about 1, not exactly, over all genes. ``"log1p"``: the
+        to about 1 over all genes, with ``posterior=False`` exactly. ``"log1p"``: the
         expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of a mean's log.
     fill
         ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
@@ -122,9 +122,9 @@ def began(
     sd
         Write the standard deviations too. False halves the memory and the file; the imputed values are the same.
     dtype
-        In what the result is stored. ``"float16"`` halves the memory and the file, and keeps three digits. Numbers above 65504 and those of
-        ``output="rate"`` do not fit: counts that large are refused, and where only an imputed value is, the result stays float32, with a
-        warning. It is for storage: compute with ``adata.layers[key_added].astype("float32")``, also in scanpy.
+        In what the result is stored. ``"float16"`` halves the memory and the file, and keeps three digits of values above 1e-4. Numbers
+        above 65504 and those of ``output="rate"`` do not fit: counts that large are refused, and where only an imputed value is, the result
+        stays float32, with a warning. It is for storage: compute with ``adata.layers[key_added].astype("float32")``, also in scanpy.
     target_batch
         Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
         What the context says of the batch stays: in ``tutorials/04_batches`` a medium effect was halved (share of variance .28 to .15), a

@@ -76,7 +76,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     known = values[:, kept]
     _warn_of_level(known)
     _warn_of_blanks(known, adata)
-    _warn_of_complete(known, saved=path is not None)
+    _warn_of_complete(known, saved=path is not None, n_others=adata.n_vars - len(kept))
     table = Table(known, covariates.codes, tuple(map(len, covariates.levels.values())), covariates.numbers)
 
     what = f"tl.{method}: {adata.n_obs:,} samples x {len(kept):,} genes, {settings.n_models} networks, {device}"
@@ -106,11 +106,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
-    if covariates.levels:
-        uns["embeddings"] = {
-            column: pd.DataFrame(where, index=levels, columns=[f"dim{i + 1}" for i in range(where.shape[1])])
-            for (column, levels), where in zip(covariates.levels.items(), fitted.embeddings(), strict=True)
-        }
+    uns |= _embeddings(fitted, covariates)
     if left.any():
         uns["left_out"] = list(adata.var_names[left].astype(str))
         logg.info(
@@ -120,6 +116,18 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     if "chosen" in uns:
         uns["chosen"] = {**uns["chosen"], "candidates": pd.DataFrame(uns["chosen"]["candidates"])}
     return _adata.write(adata, key, method, layers=layers, uns=uns, copy=copy, save=save_as)
+
+
+def _embeddings(fitted: _bulk.Fitted, covariates: _annotations.Covariates) -> dict[str, Any]:
+    """What ``uns`` has of the levels of categorical covariates, where there are any."""
+    if not covariates.levels:
+        return {}
+    return {
+        "embeddings": {
+            column: pd.DataFrame(where, index=levels, columns=[f"dim{i + 1}" for i in range(where.shape[1])])
+            for (column, levels), where in zip(covariates.levels.items(), fitted.embeddings(), strict=True)
+        }
+    }
 
 
 def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -174,13 +182,16 @@ def _warn_of_blanks(values: np.ndarray, adata: AnnData) -> None:
         )
 
 
-def _warn_of_complete(values: np.ndarray, *, saved: bool) -> None:
-    """Say so where nothing is missing; a model for other samples may be trained on that."""
+def _warn_of_complete(values: np.ndarray, *, saved: bool, n_others: int = 0) -> None:
+    """Say so where nothing is missing; a model for other samples may be trained on that. ``n_others`` genes are left as they are."""
     if np.isnan(values).any():
         return
     zeros = int((values == 0).sum())
     ways = f"; {zeros} values are 0, which missing='zero' takes for missing" if zeros else ""
-    message = f"no value is missing: there is nothing to fill, and the result is the input. Missing is NaN, or False in mask_layer{ways}"
+    which = f" in the {values.shape[1]} genes that are filled, and {n_others} genes are left as they are" if n_others else ""
+    message = (
+        f"no value is missing{which}: there is nothing to fill, and the result is the input. Missing is NaN, or False in mask_layer{ways}"
+    )
     if saved:
         logg.info(message)
     else:
@@ -312,7 +323,7 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
         _warn_of_level(values)
     filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
     results = {options.key: filled, _keys.sd(options.key): spread}
-    written: dict[str, Any] = {"params": params, "uns": {"covariates": metadata["covariates"]}}
+    written: dict[str, Any] = {"params": params, "uns": {"covariates": metadata["covariates"], **_embeddings(fitted, covariates)}}
     if found.all() and len(genes) == adata.n_vars:
         order = genes.get_indexer(adata.var_names.astype(str))
         return written | {"layers": {name: part[:, order] for name, part in results.items()}}

@@ -108,7 +108,7 @@ def nmf(
         Vectors of the spots, ``n_obs`` x ``n_factors``, and of the genes, ``n_vars`` x ``n_factors``; float32.
     ``adata.uns[key_added]``
         ``params``, ``history``, ``chosen``, ``heldout``, ``sizes``, ``size_slope``, ``size_spread``, ``stopped``,
-        ``conditioned_on`` (empty), ``version`` and ``seconds`` as in :func:`scimpute.tl.spatial`.
+        ``conditioned_on`` (empty), ``version``, ``seconds`` and ``source`` as in :func:`scimpute.tl.spatial`.
 
     Raises
     ------

@@ -129,7 +129,7 @@ def spatial(
         ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
         held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
         the logs of held-out entries, as then in ``heldout``, which has no posterior); ``history``, ``chosen``, ``heldout``, ``sizes``,
-        ``size_slope``, ``size_spread``, ``stopped``, ``version`` and ``seconds`` as in :func:`scimpute.tl.began`;
+        ``size_slope``, ``size_spread``, ``stopped``, ``version``, ``seconds`` and ``source`` as in :func:`scimpute.tl.began`;
         ``conditioned_on``, the sections.
 
     Raises
