@@ -270,10 +270,7 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
     They are known by their fingerprint. Where nothing can be compared (results of earlier versions, cells and genes both cut) they
     are where they were recorded, as long as counts are there, or else in the only other place with counts.
     """
-    entry = adata.uns[key]
-    params, known = params_of(adata, key), entry.get(_keys.SOURCE)
-    if not (isinstance(known, Mapping) and {"molecules", "cells", "genes"} <= known.keys()):
-        known = None  # others may have written it
+    params, known = params_of(adata, key), fingerprint_of(adata, key)
     rounding, rng = _recorded_rounding(params)
     recorded = _keys.layer_of(params)
     perhaps: list[tuple[str | None, sp.csr_matrix]] = []
@@ -304,7 +301,7 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
 
 def read_counts_beside(adata: ad.AnnData, keys: Sequence[str], layer: str | None) -> sp.csr_matrix:
     """The counts of a layer; where None those of ``X``, and where it holds none those that the first of ``keys`` was imputed from."""
-    ours = [key for key in keys if written_by(adata, key) is not None and _keys.SOURCE in adata.uns[key]]
+    ours = [key for key in keys if written_by(adata, key) is not None and fingerprint_of(adata, key)]
     if layer is None and ours and (adata.X is None or not _holds_counts(adata, adata.X)):
         return read_counts_of(adata, ours[0], None)
     return read_counts(adata, layer)
@@ -571,9 +568,16 @@ def has_sd(adata: ad.AnnData, key: str) -> bool:
 
 def params_of(adata: ad.AnnData, key: str) -> Mapping[str, Any]:
     """``uns[key]["params"]``; none where others have written something else there."""
-    entry = adata.uns[key]
+    entry = adata.uns.get(key)
     params = entry.get("params") if isinstance(entry, Mapping) else None
     return params if isinstance(params, Mapping) else {}
+
+
+def fingerprint_of(adata: ad.AnnData, key: str) -> Mapping[str, Any] | None:
+    """That of the counts an imputation was made from; None where there is none, or others have written something else there."""
+    entry = adata.uns.get(key)
+    found = entry.get(_keys.SOURCE) if isinstance(entry, Mapping) else None
+    return found if isinstance(found, Mapping) and {"molecules", "cells", "genes"} <= found.keys() else None
 
 
 def without_sd(adata: ad.AnnData, name: str) -> KeyError | None:

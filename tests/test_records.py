@@ -299,6 +299,11 @@ def test_what_others_wrote_under_our_name(params, source):
     assert _adata.has_sd(adata, "began")
     adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
     scimpute.pl.imputed(adata, ["gene1"], show=False)
+    scimpute.metrics.cluster_agreement(adata, "began", "cell_type")
+    scimpute.pp.thin(adata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scimpute.metrics.heldout(adata, "began")
     scimpute.tl.began(adata, **QUICK)
     assert adata.uns["began"]["params"]["layer"] == "X"
 

@@ -119,8 +119,8 @@ def _require(adata: AnnData, key: str) -> tuple[str | None, str]:
     if _adata.written_by(adata, key) != "hide" or not {key, _keys.mask(key)} <= set(_adata.layer_names(adata)):
         found = _check.listing(name for name in adata.uns if _adata.written_by(adata, name) == "hide")
         raise KeyError(f"key={key!r} has no hidden entries; call scimpute.pp.hide(adata, key_added={key!r}) first. Keys that have: {found}")
-    params = adata.uns[key]["params"]
-    return _keys.layer_of(params), str(params["of"])
+    params = _adata.params_of(adata, key)
+    return _keys.layer_of(params), str(params.get("of"))
 
 
 def _in_rows(matrix: Any) -> Any:

@@ -90,7 +90,7 @@ def _written_output(adata: AnnData, name: str) -> str | None:
     """The scale that one of our functions recorded for its layer."""
     if _adata.written_by(adata, name) is None:
         return None
-    found = adata.uns[name].get("params", {}).get("output")
+    found = _adata.params_of(adata, name).get("output")
     return None if found is None else _check.option(f"uns[{name!r}]['params']['output']", found, _OUTPUTS)
 
 

@@ -151,7 +151,7 @@ def read(
     """
     method = _method(adata, key)
     entry = adata.uns[key]
-    params = {str(name): _plain(value) for name, value in entry.get("params", {}).items()}
+    params = {str(name): _plain(value) for name, value in _adata.params_of(adata, key).items()}
     counts = _adata.read_counts_of(adata, key, layer)
     conditioned = entry.get("conditioned_on", {})
     columns = {str(name): str(label["column"]) for name, label in conditioned.items()}

@@ -24,7 +24,7 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
     method = _adata.written_by(adata, name)
     if method not in _adata.IMPUTE:
         return
-    params = adata.uns[name].get("params", {})
+    params = _adata.params_of(adata, name)
     source = _keys.layer_of(params)
     if source == kept or not _made_from_more(adata, name, source, kept):
         return
@@ -38,14 +38,14 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
 
 def _made_from_more(adata: AnnData, name: str, source: str | None, kept: str) -> bool:
     """Whether what a layer was made from, wherever that lies now, is anywhere above what was kept."""
-    entry = adata.uns[name]
-    if _keys.SOURCE not in entry:
+    known = _adata.fingerprint_of(adata, name)
+    if known is None:
         try:
             whole = _adata.read_matrix(adata, source)
         except (KeyError, TypeError, ValueError):
             return True  # it is gone, and was another
-        return _has_more(adata, whole, entry.get("params", {}).get("mask_layer"), kept)
-    if _fingerprint.same(_adata.read_finite(adata, kept), entry[_keys.SOURCE]):
+        return _has_more(adata, whole, _adata.params_of(adata, name).get("mask_layer"), kept)
+    if _fingerprint.same(_adata.read_finite(adata, kept), known):
         return False
     found = _adata.find_counts(adata, name)
     return found is None or _has_more(adata, found[1], None, kept)

@@ -156,8 +156,7 @@ def _check_free(adata: AnnData, key: str, n_rings: int, earlier: set[str], given
 
 def _check_settings(adata: AnnData, key: str, n_neighs: int, coord_type: str | None) -> None:
     """Refuse settings that the graph which is there does not have: they would have no effect."""
-    entry = adata.uns.get(_keys.neighbors(key), {})
-    made_with = entry.get("params", {}) if hasattr(entry, "get") else {}
+    made_with = _adata.params_of(adata, _keys.neighbors(key))
     wanted = []
     if n_neighs not in (_spatial.N_NEIGHS, made_with.get("n_neighbors")):
         wanted.append(f"n_neighs={n_neighs}")
