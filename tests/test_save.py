@@ -324,7 +324,7 @@ def test_a_model_that_cannot_be_saved_costs_no_result(tmp_path, monkeypatch, met
     assert left == ([] if fault is full else ["model.safetensors"])
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_result_is_not_lost_where_warnings_are_errors(tmp_path, monkeypatch):
     """The two warnings that come after the work: of a model that cannot be saved, and of a training that went wrong."""
     monkeypatch.setattr("scimpute._save.save_file", full)
