@@ -179,8 +179,8 @@ def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
         raise ValueError(f"genes become columns of a table, and {_check.listing(parts)} would be parts of others in files; rename them")
     if parts:
         _check.warn(
-            f"{_check.listing(parts)} become columns of a table with a '/' in their names, which zarr and anndata 0.13 do not write; rename "
-            "the genes, or the columns before you write a file"
+            f"{_check.listing(parts)} become columns of a table with a '/' in their names, which zarr and anndata 0.13 do not write: "
+            "rename the genes, or the columns before you write a file"
         )
 
 

@@ -77,7 +77,8 @@ def test_genes_with_a_slash(spots, refused, tmp_path):
     spots.var_names = ["HLA/B", "HLA", *spots.var_names[2:]]
     with pytest.warns(UserWarning, match=r"\['HLA/B'\] become columns of a table with a '/' .*rename"):
         scimpute.tl.began(spots, genes=["HLA/B", "gene2"], **QUICK)
-    spots.obsm["began"].columns = ["HLA_B", "gene2"]
+    for table in spots.obsm["began"], spots.obsm["began_sd"]:
+        table.columns = ["HLA_B", "gene2"]
     spots.write_h5ad(tmp_path / "file.h5ad")
     assert list(ad.read_h5ad(tmp_path / "file.h5ad").obsm["began"]) == ["HLA_B", "gene2"]
     refused(spots, lambda adata: IMPUTE["began"](adata, genes=["HLA/B", "HLA"]), ValueError, "would be parts of others in files")
