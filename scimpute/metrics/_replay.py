@@ -141,8 +141,11 @@ def read(
     model: str | os.PathLike[str] | None,
     seed: int,
     device: str,
+    progress: bool = False,
 ) -> Imputation:
     """The imputation under a key, everything checked that it needs to be run again.
+
+    ``progress``: each run draws a bar of its own, where it is no step of another one.
 
     Raises
     ------
@@ -160,11 +163,11 @@ def read(
         if column not in adata.obs and not (params.get("applied") and name == "library_key"):
             raise _check.missing(f"uns[{key!r}]['params'][{name!r}]: obs column", column, adata.obs.columns)
     if params.get("applied"):
-        arguments = _of_model(params, model) | {"device": device, "progress": False}
+        arguments = _of_model(params, model) | {"device": device, "progress": progress}
     elif model is not None:
         raise ValueError(f"model: {key!r} was trained on this object, not applied from a file; leave model out")
     else:
-        arguments = _of_training(method, params, entry) | {"device": device, "progress": False}
+        arguments = _of_training(method, params, entry) | {"device": device, "progress": progress}
         arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
     genes = None
     if key in _adata.layer_names(adata):
