@@ -196,6 +196,8 @@ def _remove_what_killed_runs_left(path: Path) -> None:
                 beside = [path.with_name(other) for other in names if file.fullmatch(other) and other != name]
                 with contextlib.suppress(OSError):
                     _remove_if_left(path.parent / name, beside)
+        if not path.suffix:
+            return  # such a name might be anybody's
         # Earlier versions had no lock.
         old = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
         for name in filter(old.fullmatch, names):

@@ -267,6 +267,15 @@ def age(path: Path, seconds: float) -> None:
     os.utime(path, (time.time() - seconds,) * 2)
 
 
+def test_hidden_files_beside_a_name_without_an_ending_stay(tmp_path):
+    """Of old temporary files the name alone says what they are."""
+    theirs = tmp_path / ".model.settings"
+    theirs.write_text("mine")
+    age(theirs, 3600 * 100)
+    target("OUT", tmp_path / "model")
+    assert theirs.read_text() == "mine"
+
+
 def test_files_of_others_stay(tmp_path, monkeypatch):
     """Also those of a run on another machine, of which no lock is seen."""
     hours = {
