@@ -534,7 +534,7 @@ def _check_key(
     taken += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
     if method in IMPUTE and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(taken):
         raise ValueError(
-            f"key_added={key!r}: {', '.join(taken)} exist, and uns[{key!r}] does not say what wrote them. Results of samples "
+            f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method} as far as uns says. Results of samples "
             f"that were imputed apart are joined so, as anndata.concat drops uns. Choose another key, or delete them first: "
             f"{'; '.join(f'del adata.{place}' for place in taken)}"
         )
