@@ -166,7 +166,7 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
 def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
     """Refuse names of genes that cannot be those of columns, in a file, of a table with a row for each cell."""
     names = list(map(str, names))
-    wrong = [name for name in names if name in ("", ".", "..", "_index") or name.startswith((".z", "/"))]
+    wrong = [name for name in names if not name or name.startswith("/") or _check.has_own_meaning(name)]
     if wrong:
         raise ValueError(f"genes become columns of a table, and {_check.listing(wrong)} have a meaning of their own in files; rename them")
     if adata.obs_names.name in names:

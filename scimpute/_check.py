@@ -144,13 +144,18 @@ def tell(message: str, category: type[Warning] = UserWarning) -> None:
             logg.error(message)
 
 
+def has_own_meaning(name: str) -> bool:
+    """Whether h5ad or zarr files keep something of their own under a name."""
+    return name in (".", "..", "_index") or name.startswith(".z")
+
+
 def key_name(name: str, value: Any) -> str:
     """A key that can be written to h5ad and zarr and read again (a '/' makes a group that anndata does not read)."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {value!r} of type {type(value).__name__}")
     if not value or "/" in value:
         raise ValueError(f"{name} must be a non-empty string without '/', got {value!r}")
-    if value in (".", "..", "_index") or value.startswith(".z"):
+    if has_own_meaning(value):
         raise ValueError(f"{name}={value!r} has a meaning of its own in h5ad or zarr files; choose another name")
     storable(name, [value])
     return value

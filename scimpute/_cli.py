@@ -52,6 +52,7 @@ _COMMANDS = {
     "report": "judge an imputation of counts on one HTML page",
 }
 _READ = "h5ad, zarr, 10x h5, a 10x folder with matrix.mtx, or csv or tsv with a row for each cell"
+_MATRIX = ("matrix.mtx", "matrix.mtx.gz")
 _10X = ("matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv")
 _TABLES = (".csv", ".tsv", ".txt", ".tab")
 _WAYS = {
@@ -311,12 +312,12 @@ def _reader(path: str) -> Callable[[str], AnnData] | None:
 
 
 def _is_10x(path: str) -> bool:
-    return os.path.isdir(path) and any(name.endswith(("matrix.mtx", "matrix.mtx.gz")) for name in os.listdir(path))
+    return os.path.isdir(path) and any(name.endswith(_MATRIX) for name in os.listdir(path))
 
 
 def _prefix(names: list[str]) -> str | None:
     """What is put before the three names of a 10x folder, as GEO has it."""
-    name = next(name for name in names if name.endswith(("matrix.mtx", "matrix.mtx.gz")))
+    name = next(name for name in names if name.endswith(_MATRIX))
     return name.split("matrix.mtx")[0] or None
 
 

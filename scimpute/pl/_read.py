@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .. import _adata, _annotations, _check, _keys
+from .. import _adata, _annotations, _check
 from .._counts import TARGET, row_sums
 from ..metrics import _scale
 
@@ -42,9 +42,9 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     """log1p(CP10k) of some genes as counted and as imputed, both ``(n, genes)``."""
     _check.name_of("key", key, "an imputation")
     places = _annotations.read_genes(adata, genes)
-    result = _result(adata, genes, places, key)
-    entry = adata.uns.get(key)
-    params: Mapping[str, Any] = _adata.params_of(adata, key) if isinstance(entry, Mapping) and _keys.METHOD in entry else {}
+    params: Mapping[str, Any] = _adata.params_of(adata, key) if _adata.written_by(adata, key) else {}
+    matrix = _adata.read_layer(adata, key, require_output=None if params else "counts") if key in _adata.layer_names(adata) else None
+    result = _of_table(adata, genes, key) if matrix is None else _dense(matrix[:, places])
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
     size_key = params.get("size_key")
 
@@ -55,9 +55,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
         return before, result
     if scale == "rate":
         return before, np.log1p(result * TARGET)
-    totals = None
-    if key in _adata.layer_names(adata):
-        totals = np.asarray(_adata.read_layer(adata, key, require_output=None if params else "counts").sum(axis=1), dtype=float).ravel()
+    totals = None if matrix is None else np.asarray(matrix.sum(axis=1), dtype=float).ravel()
     if totals is not None and (not params or _scale.are_equal(totals, row_sums(counts))):
         # Of another package, or normalised since: molecules, or 10,000 a cell, or a million. Their own totals say which.
         per_molecule = TARGET / np.where(totals > 0, totals, 1)[:, None]
@@ -69,12 +67,13 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     return before, np.log1p(result * per_molecule)
 
 
-def _result(adata: AnnData, genes: Sequence[str], places: Any, key: str) -> np.ndarray:
-    """Imputed values of some genes, from a layer or from the table in obsm that holds only the genes asked for."""
-    if key in _adata.layer_names(adata):
-        part = _adata.read_layer(adata, key)[:, places]
-        part = part.compute() if hasattr(part, "compute") else part
-        return np.asarray(part.toarray() if sp.issparse(part) else part, dtype=float)
+def _dense(part: Any) -> np.ndarray:
+    part = part.compute() if hasattr(part, "compute") else part
+    return np.asarray(part.toarray() if sp.issparse(part) else part, dtype=float)
+
+
+def _of_table(adata: AnnData, genes: Sequence[str], key: str) -> np.ndarray:
+    """Imputed values of some genes, from the table in obsm that holds only the genes asked for."""
     if key in adata.obsm and isinstance(adata.obsm[key], pd.DataFrame):
         table = adata.obsm[key]
         for gene in genes:
