@@ -78,9 +78,7 @@ def order(labels: Iterable[str]) -> list[str]:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Scores without the zero before the point; seconds and the like, of fewer digits, with it."""
-    shown = f"{round(value, digits) + 0.0:.{digits}f}"  # not -0.000
-    return shown.replace("0.", ".", 1) if digits > 2 and abs(value) < 1 else shown
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # not -0.000
 
 
 def cell(values: pd.Series, digits: int = 4) -> str:
@@ -141,18 +139,24 @@ def accuracy_settings() -> str:
 
 
 def readme() -> str:
+    """A row for each method: peers at the best of their defaults, ours with the posterior step and without."""
     frame = read("accuracy")
-    # Each method as its own users have it: at the best of its defaults, ours with the posterior step that is its default.
     frame = frame[~frame["tuned"] & (frame["options"] != ZEROS) & (frame["method"] != "raw")]
-    frame = frame[frame["posterior"] == (frame["method"] == "began")]
-    medians = frame.groupby(["data", "method", "label"], sort=False)["poisson"].median().groupby(["data", "method"]).min()
-    methods = [name for name in ("gene_mean", "knn", "svd", "alra", "magic", "scvi", "began") if name in set(frame["method"])]
-    rows = []
-    for data in DATA:
-        found = medians[data]
-        shown = {name: number(value) for name, value in found.items()} | {found.idxmin(): f"**{number(found.min())}**"}
-        rows.append([data, *(shown.get(name, "") for name in methods)])
-    return markdown(["", *(NAMES[name].strip("*") for name in methods)], rows)
+    rows = {"with_step": "**scimpute** (default)", "began": "scimpute, `posterior=False`"}
+    frame = frame[~frame["posterior"] | (frame["method"] == "began")]
+    frame["row"] = frame["method"].where(~frame["posterior"], "with_step")
+    medians = frame.groupby(["data", "row", "label"], sort=False)["poisson"].median().reset_index()
+    medians = medians.pivot_table(index="row", columns="data", values="poisson", aggfunc="min")
+    best = medians.idxmin()
+    names = [name for name in ("gene_mean", "knn", "svd", "alra", "magic", "scvi", "began", "with_step") if name in medians.index]
+    cells = {(name, data): number(medians.loc[name, data]) for name in names for data in DATA}
+    return markdown(
+        ["method", *DATA],
+        [
+            [rows.get(name) or NAMES[name], *(f"**{cells[name, data]}**" if best[data] == name else cells[name, data] for data in DATA)]
+            for name in names
+        ],
+    )
 
 
 def speed() -> str:
@@ -191,7 +195,7 @@ def adversary() -> str:
     rows = []
     for weight, row in frame.iterrows():
         default = " (default)" if weight == 0.1 else ""
-        rows.append([f"{weight:g}{default}", *(f"{row[name]:.{digits}f}".replace("0.", ".", 1) for name, digits in names.items())])
+        rows.append([f"{weight:g}{default}", *(number(row[name], digits) for name, digits in names.items())])
     return markdown(["adversarial_weight", "held-out Poisson", "sd of log rates over cells", "error of zeros", "permuted genes"], rows)
 
 
