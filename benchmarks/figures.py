@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
-from tables import DATA, NAMES, ROOT, ZEROS, order, read
+from results import DATA, NAMES, ROOT, ZEROS, order, read
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "scimpute"

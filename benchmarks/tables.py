@@ -9,35 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pandas as pd
+from figures import draw
+from results import DATA, NAMES, ROOT, ZEROS, order, read
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/benchmarks.md")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-DATA = ("pbmc3k", "cellmix_2tech", "zeisel_ercc", "rnamix_celseq2")
 NULL = ("pbmc68k", "pbmc3k", "cellmix_2tech")
-NAMES = {
-    "raw": "no imputation",
-    "gene_mean": "gene mean",
-    "pooled": "pooled by the true mixture",
-    "svd": "SVD",
-    "knn": "kNN",
-    "magic": "MAGIC",
-    "alra": "ALRA",
-    "scvi": "scVI",
-    "began": "**scimpute**",
-}
-ZEROS = "fill=expressed"
-OPTIONS = {
-    ZEROS: '`fill="expressed"`',
-    "norm=sqrt": "square root",
-    "norm=log": "log",
-    "norm=linear": "linear",
-    "max_epochs=100": "",  # the default of scVI on pbmc3k, as the page says
-    "max_epochs=40": "40 epochs",
-}
+PLAIN = f"{NAMES['began']}, `posterior=False`"
 ABLATIONS = {
     "": "default",
     "adversarial_weight=0": "without the adversary",
@@ -52,29 +32,6 @@ ABLATIONS = {
     "architecture=conv, n_repeats=1": "convolutional, one repeat",
     "n_context=30, penalty=200, width=32, max_epochs=14, n_repeats=1": "dense of the same complexity, one repeat",
 }
-
-
-def read(name: str) -> pd.DataFrame:
-    """A CSV with a column ``label`` for the method and its variant; FileNotFoundError where it was not run."""
-    frame = pd.read_csv(ROOT / "docs" / "benchmarks" / f"{name}.csv", dtype={"options": str})
-    if "failed" in frame:
-        frame = frame[frame["failed"].isna()]
-    if "method" in frame:
-        frame["options"] = frame["options"].fillna("") if "options" in frame else ""
-        tuned = frame["tuned"] if "tuned" in frame else pd.Series(data=False, index=frame.index)
-        frame["label"] = [_label(*row) for row in zip(frame["method"], frame["options"], tuned)]
-    return frame
-
-
-def _label(method: str, options: str, tuned: bool) -> str:
-    return ", ".join(filter(None, [NAMES.get(method, method), "tuned" if tuned else OPTIONS.get(options, options)]))
-
-
-def order(labels: Iterable[str]) -> list[str]:
-    """Methods in the order of :data:`NAMES`, variants as they come, tuned ones after them."""
-    names = list(NAMES.values())
-    found = list(dict.fromkeys(labels))
-    return sorted(found, key=lambda label: (names.index(label.split(", ")[0]), label.endswith("tuned"), found.index(label)))
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -115,13 +72,17 @@ def steps(frame: pd.DataFrame, column: str, digits: int) -> str:
 
 
 def accuracy() -> str:
-    frame = read("accuracy")
-    return by_data(frame[~frame["posterior"]], lambda part: cell(part["poisson"]))
+    frame = _accuracy(posterior=False)
+    return by_data(frame.assign(label=frame["label"].replace(NAMES["began"], PLAIN)), lambda part: cell(part["poisson"]))
 
 
 def accuracy_posterior() -> str:
+    return by_data(_accuracy(posterior=True), lambda part: cell(part["poisson"]))
+
+
+def _accuracy(*, posterior: bool) -> pd.DataFrame:
     frame = read("accuracy")
-    return by_data(frame[frame["posterior"]], lambda part: cell(part["poisson"]))
+    return frame[frame["posterior"] == posterior]
 
 
 def accuracy_log() -> str:
@@ -139,24 +100,18 @@ def accuracy_settings() -> str:
 
 
 def readme() -> str:
-    """A row for each method: peers at the best of their defaults, ours with the posterior step and without."""
+    """Every method at the best of its defaults: peers without the posterior step, ours with it and without."""
     frame = read("accuracy")
     frame = frame[~frame["tuned"] & (frame["options"] != ZEROS) & (frame["method"] != "raw")]
-    rows = {"with_step": "**scimpute** (default)", "began": "scimpute, `posterior=False`"}
-    frame = frame[~frame["posterior"] | (frame["method"] == "began")]
-    frame["row"] = frame["method"].where(~frame["posterior"], "with_step")
-    medians = frame.groupby(["data", "row", "label"], sort=False)["poisson"].median().reset_index()
-    medians = medians.pivot_table(index="row", columns="data", values="poisson", aggfunc="min")
-    best = medians.idxmin()
-    names = [name for name in ("gene_mean", "knn", "svd", "alra", "magic", "scvi", "began", "with_step") if name in medians.index]
-    cells = {(name, data): number(medians.loc[name, data]) for name in names for data in DATA}
-    return markdown(
-        ["method", *DATA],
-        [
-            [rows.get(name) or NAMES[name], *(f"**{cells[name, data]}**" if best[data] == name else cells[name, data] for data in DATA)]
-            for name in names
-        ],
-    )
+    ours, default = frame["method"] == "began", f"{NAMES['began']} (default)"
+    row = frame["method"].map(NAMES).mask(ours, PLAIN).mask(ours & frame["posterior"], default)
+    frame = frame[ours | ~frame["posterior"]].assign(row=row)
+    best = frame.groupby(["data", "row", "label"])["poisson"].median().groupby(["data", "row"]).min()
+    rows = []
+    for name in ("gene mean", "kNN", "SVD", "ALRA", "MAGIC", "scVI", PLAIN, default):
+        scores = {data: number(best[data, name]) for data in DATA}
+        rows.append([name, *(f"**{score}**" if best[data].idxmin() == name else score for data, score in scores.items())])
+    return markdown(["method", *DATA], rows)
 
 
 def speed() -> str:
@@ -313,8 +268,6 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    from figures import draw
-
     for name in PAGES:
         page = (ROOT / name).read_text()
         (ROOT / name).write_text(filled(page))

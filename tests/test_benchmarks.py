@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import anndata as ad
@@ -45,6 +48,38 @@ def test_a_number_changed_by_hand_is_written_over() -> None:
 
     text = (ROOT / "README.md").read_text()
     assert tables.filled(text.replace("**0.", "**0.9", 1)) == text
+
+
+def test_numbers_below_one_have_their_zero() -> None:
+    import tables
+
+    tables_of_readme = "".join(found[3] for found in tables.MARKED.finditer((ROOT / "README.md").read_text()))
+    for text in (tables_of_readme, (ROOT / "docs" / "benchmarks.md").read_text()):
+        assert re.findall(r"(?<![\w.])-?\.\d.*", text) == []
+
+
+def test_readme_has_ours_without_the_posterior_step_beside_peers_that_have_none() -> None:
+    import results
+    import tables
+
+    frame = results.read("accuracy")
+    plain = frame[(frame["method"] == "began") & ~frame["posterior"]].groupby("data")["poisson"].median()
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {tables.PLAIN} |"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [f"{plain[data]:.4f}" for data in results.DATA]
+
+
+def test_no_script_imports_one_that_imports_it() -> None:
+    """Imports inside functions too; ``static_order`` raises CycleError and names the circle."""
+    scripts = {path.stem: path for path in BENCHMARKS.glob("*.py")}
+    imports: dict[str, set[str]] = {name: set() for name in scripts}
+    for name, path in scripts.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                imports[name].add(str(node.module))
+            elif isinstance(node, ast.Import):
+                imports[name] |= {alias.name for alias in node.names}
+        imports[name] &= set(scripts)
+    assert set(TopologicalSorter(imports).static_order()) == set(scripts)
 
 
 @pytest.fixture
