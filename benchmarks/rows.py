@@ -1,6 +1,9 @@
 """The rows of a table: which methods there are, how one row is imputed, and how rows are run, each in a process of its own.
 
 A CSV in docs/benchmarks grows with its rows. A row that is there is not run again, unless its code has changed or ``--again`` is given.
+
+    python benchmarks/rows.py renew EARLIER    after a change of code that changes no number: rows that were made by the code of the
+                                               checkout EARLIER get the fingerprint of the code here; all other rows stay as they are
 """
 
 from __future__ import annotations
@@ -83,18 +86,32 @@ def text(options: dict[str, Any]) -> str:
 def code(method: str) -> str:
     """Fingerprint of the code that makes a prediction, without comments and docstrings. Metrics and versions of peers are not in it.
 
-    It is another one in another version of Python: rows that are added to must be run by the version that began them.
+    The code is ``tl.began``, or ``tuning.py`` and the peer, with every module of the package that these import, directly or through
+    others. The fingerprint differs between versions of Python: add rows to a table with the version that made the first.
     """
-    package = ROOT / "scimpute"
-    if method == "began":
-        # The engine is private modules and models; what is beside it imputes nothing.
-        paths = [*sorted(package.glob("_[a-z]*.py")), *sorted((package / "models").glob("*.py")), package / "tl" / "_began.py"]
-        sources = [path.read_text() for path in paths if path.name not in ("_cli.py", "_version.py")]
-    else:
-        paths = [Path(__file__).with_name("tuning.py"), package / "models" / "posterior.py", package / "models" / "sizes.py"]
-        sources = [path.read_text() for path in paths] + ([inspect.getsource(PEERS[method])] if method in PEERS else [])
+    start = ROOT / "scimpute" / "tl" / "_began.py" if method == "began" else ROOT / "benchmarks" / "tuning.py"
+    sources = [path.read_text() for path in sorted(_with_imports(start))]
+    if method != "began":
+        sources += [inspect.getsource(PEERS[method])] if method in PEERS else []
         sources.append(repr(GRIDS.get(method)))
     return hashlib.sha256("\n".join(map(_bare, sources)).encode()).hexdigest()[:12]
+
+
+def _with_imports(start: Path) -> set[Path]:
+    """A file and the modules of the package that it imports by ``from``, directly or through others, without ``_version.py``."""
+    found, waiting = set(), [start]
+    while waiting:
+        path = waiting.pop()
+        if path in found or path.name == "_version.py":
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                base = path.parents[node.level - 1] if node.level else ROOT
+                module = base.joinpath(*node.module.split(".")) if node.module else base
+                files = [module.with_suffix(".py"), *(module / f"{alias.name}.py" for alias in node.names)]
+                waiting += [file for file in files if file.is_file() and file.is_relative_to(ROOT / "scimpute")]
+    return found
 
 
 def _bare(source: str) -> str:
@@ -133,6 +150,7 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
     path.parent.mkdir(parents=True, exist_ok=True)
     tasks = [{"tuned": False, **task, "table": table} for task in tasks]
     identities = {_identity(task): task for task in tasks}
+    codes = {method: code(method) for method in {task["method"] for task in tasks}}
     done: dict[tuple, list[dict]] = {}
     if path.exists():
         for row in pd.read_csv(path, keep_default_na=False, dtype=str).to_dict("records"):
@@ -146,7 +164,7 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
         if any(values and task[key] not in values for key, values in chosen.items()) or (asked.defaults and task["tuned"]):
             return False
         here = done.get(identity, [])
-        fresh = here and all(row.get("code") == code(task["method"]) and row.get("failed", "") in ("", _stopped()) for row in here)
+        fresh = here and all(row.get("code") == codes[task["method"]] and row.get("failed", "") in ("", _stopped()) for row in here)
         return asked.again or not fresh
 
     todo = {identity: task for identity, task in identities.items() if wanted(identity, task)}
@@ -155,7 +173,7 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
         pending = {pool.submit(_run, script, task, alone=timed or asked.jobs == 1): identity for identity, task in todo.items()}
         for future in as_completed(pending):
             identity = pending[future]
-            told = dict(zip(KEYS, identity)) | {"code": code(identities[identity]["method"])}
+            told = dict(zip(KEYS, identity)) | {"code": codes[identities[identity]["method"]]}
             done[identity] = [told | row for row in future.result()]
             for row in done[identity]:
                 print(json.dumps(row, default=float), flush=True)
@@ -196,3 +214,37 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     partial = path.with_suffix(".partial")
     frame.to_csv(partial, index=False)
     partial.replace(path)
+
+
+def renew(earlier: Path) -> None:
+    """Give rows that were made by the code of another checkout the fingerprint of the code here, which has to give the same numbers."""
+    for path in sorted((ROOT / "docs" / "benchmarks").glob("*.csv")):
+        frame = pd.read_csv(path, keep_default_na=False, dtype=str)
+        if "code" not in frame:
+            continue
+        methods = frame["method"].unique().tolist()
+        before, now = frame["method"].map(_codes(earlier, methods)), frame["method"].map({method: code(method) for method in methods})
+        same = frame["code"] == before
+        frame.loc[same, "code"] = now[same]
+        frame.to_csv(path, index=False)
+        print(f"{path.name}: {same.sum()} of {len(frame)} rows renewed", flush=True)
+
+
+def _codes(checkout: Path, methods: list[str]) -> dict[str, str]:
+    """Fingerprints of the code of a checkout, as its own rows.py takes them."""
+    script = "import json, sys, rows; print(json.dumps({method: rows.code(method) for method in sys.argv[1:]}))"
+    found = subprocess.run(
+        [sys.executable, "-c", script, *methods], capture_output=True, text=True, check=True, cwd=checkout / "benchmarks"
+    )
+    return json.loads(found.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["renew"])
+    parser.add_argument("earlier", type=Path, help="a checkout of the code that made the rows")
+    renew(parser.parse_args().earlier)
+
+
+if __name__ == "__main__":
+    main()

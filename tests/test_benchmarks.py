@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -194,3 +195,65 @@ def test_rows_of_further_seeds_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(run(5, ("knn", "svd", "old"))) == 15
     again = run(3, ("knn", "svd"), methods=["knn"], again=True)
     assert again.groupby("method").size().to_dict() == {"knn": 5, "svd": 5}
+
+
+@pytest.fixture
+def checkouts(tmp_path: Path) -> tuple[Path, Path]:
+    """Two copies of the code that makes rows, without results."""
+    for name in ("earlier", "here"):
+        for folder in ("benchmarks", "scimpute"):
+            shutil.copytree(ROOT / folder, tmp_path / name / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "earlier", tmp_path / "here"
+
+
+def test_fingerprint_is_that_of_the_code_that_makes_a_row(checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import rows
+
+    here = checkouts[1]
+    monkeypatch.setattr(rows, "ROOT", here)
+
+    def changed(*changes: tuple[str, str]) -> set[str]:
+        """Methods whose fingerprint is another one with a line more at the end of files."""
+        before = {method: rows.code(method) for method in ("began", "knn")}
+        for path, line in changes:
+            with (here / path).open("a") as file:
+                file.write(f"\n{line}\n")
+        return {method for method, fingerprint in before.items() if rows.code(method) != fingerprint}
+
+    assert changed(("scimpute/models/began.py", "CHANGED = 1")) == {"began"}, "imported by what tl.began imports"
+    assert changed(("scimpute/models/posterior.py", "CHANGED = 1")) == {"began", "knn"}
+    of_none = [
+        ("scimpute/pl/_clusters.py", "CHANGED = 1"),
+        ("scimpute/_version.py", "CHANGED = 1"),
+        ("scimpute/tl/_began.py", "# a comment"),
+    ]
+    assert changed(*of_none) == set()
+
+
+def test_rows_of_earlier_code_are_renewed_and_no_others(checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import rows
+
+    earlier, here = checkouts
+    with (here / "scimpute" / "tl" / "_began.py").open("a") as file:
+        file.write("\nMOVED = 1\n")
+    codes = {}
+    for checkout in (earlier, here):
+        monkeypatch.setattr(rows, "ROOT", checkout)
+        codes[checkout] = {method: rows.code(method) for method in ("began", "knn")}
+    old, new = codes[earlier], codes[here]
+    assert new["began"] != old["began"]
+    assert new["knn"] == old["knn"]
+    results = here / "docs" / "benchmarks"
+    results.mkdir(parents=True)
+    written = f"""data,method,options,code,setting,score
+a,began,,{old["began"]},"n_context=15, width=64",0.100
+a,began,posterior=False,000000000000,,
+a,began,seed=1,,,1e-07
+a,knn,,{old["knn"]},,0.300
+"""
+    (results / "table.csv").write_text(written)
+    (results / "without_fingerprints.csv").write_text("method,score\nbegan,0.10\n")
+    monkeypatch.setattr(sys, "argv", ["rows.py", "renew", str(earlier)])
+    rows.main()
+    assert (results / "table.csv").read_text() == written.replace(old["began"], new["began"])
+    assert (results / "without_fingerprints.csv").read_text() == "method,score\nbegan,0.10\n"
