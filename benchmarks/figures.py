@@ -28,7 +28,7 @@ def draw() -> None:
 def relative(frame: pd.DataFrame) -> pd.DataFrame:
     """Median held-out deviance over that of the gene mean of the same split, by data set, method and variant."""
     keys = ["data", "seed"]
-    # Its zeros are no expected counts.
+    # The zeros of fill="expressed" are not expected counts.
     frame = frame[frame["options"] != ZEROS]
     base = frame[(frame["method"] == "gene_mean") & ~frame["posterior"]].set_index(keys)["poisson"]
     frame = frame.assign(relative=frame["poisson"] / base.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy())
@@ -40,12 +40,12 @@ def marker(row: Any) -> dict[str, Any]:
 
 
 def handles() -> list[mpl.lines.Line2D]:
-    """What the markers mean, whatever their colour."""
+    """Legend of the markers; a colour is a method."""
     kinds = {
-        "as it is, defaults": ("o", "none"),
-        "as it is, tuned": ("s", "none"),
-        "posterior step, defaults": ("o", "full"),
-        "posterior step, tuned": ("s", "full"),
+        "without posterior step, defaults": ("o", "none"),
+        "without posterior step, tuned": ("s", "none"),
+        "with posterior step, defaults": ("o", "full"),
+        "with posterior step, tuned": ("s", "full"),
     }
     return [
         mpl.lines.Line2D([], [], linestyle="", marker=marker_of, fillstyle=fill, color="0.3", label=label)
@@ -80,7 +80,7 @@ def heldout() -> mpl.figure.Figure:
 
 
 def trade() -> mpl.figure.Figure:
-    """What is gained on held-out molecules against what is made up between permuted genes, both on cells of pbmc3k."""
+    """Held-out deviance against the correlation between permuted genes, both on cells of pbmc3k."""
     from matplotlib import pyplot as plt
 
     null = read("null")
@@ -96,7 +96,7 @@ def trade() -> mpl.figure.Figure:
         for method in dict.fromkeys(frame["method"])
     ]
     axis.set(
-        xlabel="mean |Spearman| between genes dealt anew (0 is right)", ylabel="held-out deviance over the gene mean's", ylim=(None, 1.2)
+        xlabel="mean |Spearman| between permuted genes (0 is right)", ylabel="held-out deviance over the gene mean's", ylim=(None, 1.2)
     )
     axis.legend(handles=colours + handles(), loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     return figure
