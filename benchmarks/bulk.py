@@ -1,14 +1,14 @@
-"""Accuracy of tl.pmi and tl.gain beside their peers on bulk expression; the bulk tables of docs/benchmarks.md.
+"""Accuracy of tl.pmi and tl.gain beside their peers on bulk expression; the tables of docs/bulk.md.
 
     python benchmarks/bulk.py accuracy         tcga_bulk, half of the entries hidden: in place, and for samples set aside;
                                                more rows with --methods "scimpute pmi, published" "iterative ridge" missForest
                                                "GAIN of hyperimpute" (the last needs hyperimpute)
     python benchmarks/bulk.py fractions        in place, from a tenth to nine tenths of the entries observed
-    python benchmarks/bulk.py cohorts          every cohort filled by a model that has not seen it
+    python benchmarks/bulk.py cohorts          every cohort filled by a model of the others
     python benchmarks/bulk.py growth           simulated samples and genes: seconds and memory; one size with --sizes 5000x12000
 
 R2 of a gene is 1 - squared error / squared error of the mean of its visible values (for new samples: of its training mean), over
-hidden entries; the table shows the mean over genes. Every method with a parameter is tuned on entries or samples of its own training data,
+hidden entries; the table shows the mean over genes. A method with a parameter is tuned on entries or samples of its own training data,
 hidden as in use. Data are read from SCIMPUTE_DATA (default ../shared/data).
 """
 
@@ -58,12 +58,12 @@ def design(obs: pd.DataFrame) -> np.ndarray:
 def score(adata: ad.AnnData, train: np.ndarray | None, hidden: np.ndarray, seed: int, methods: list[str]) -> list[dict]:
     """R2 of the methods, in place (``train`` None) or for the samples that are not in ``train``."""
     truth = adata.X.astype(np.float64)
-    shown = np.where(hidden, np.nan, truth)
-    reference = shown if train is None else truth[train]
+    visible = np.where(hidden, np.nan, truth)
+    reference = visible if train is None else truth[train]
     rows = np.arange(len(truth)) if train is None else np.setdiff1d(np.arange(len(truth)), train)
     mean, sd = np.nanmean(reference, axis=0), np.maximum(np.nanstd(reference, axis=0), 1e-6)
     z = (reference - mean) / sd
-    query = z if train is None else (shown[rows] - mean) / sd
+    query = z if train is None else (visible[rows] - mean) / sd
     covariates = design(adata.obs)
     cohort = adata.obs["cohort"].astype(str).to_numpy()
     out = []
@@ -80,7 +80,7 @@ def score(adata: ad.AnnData, train: np.ndarray | None, hidden: np.ndarray, seed:
             b = a if train is None else np.column_stack([query, covariates[rows]])
             filled = tuned(factor_model(covariates), (10, 20, 40), a, b, rng, z.shape[1])[:, : z.shape[1]] * sd + mean
         else:
-            filled, cover = ours(method, adata, train, rows, shown, seed, truth)
+            filled, cover = ours(method, adata, train, rows, visible, seed, truth)
         row = {"method": method, "seed": seed, "r2": r2(truth[rows], filled, hidden[rows], mean)}
         if method.startswith("scimpute"):
             row["in_90_interval"] = cover
@@ -89,11 +89,11 @@ def score(adata: ad.AnnData, train: np.ndarray | None, hidden: np.ndarray, seed:
     return out
 
 
-def ours(method: str, adata: ad.AnnData, train, rows, shown: np.ndarray, seed: int, truth: np.ndarray) -> tuple[np.ndarray, float]:
+def ours(method: str, adata: ad.AnnData, train, rows, visible: np.ndarray, seed: int, truth: np.ndarray) -> tuple[np.ndarray, float]:
     name, *variant = method.removeprefix("scimpute ").split(", ")
     options = {**COVARIATES, "random_state": seed, "variant": variant[0] if variant else "default"}
     function = getattr(scimpute.tl, name)
-    query = ad.AnnData(shown.astype(np.float32), obs=adata.obs, var=adata.var)[rows].copy()
+    query = ad.AnnData(visible.astype(np.float32), obs=adata.obs, var=adata.var)[rows].copy()
     if train is None:
         function(query, **options)
     else:
@@ -123,8 +123,8 @@ def fractions() -> list[dict]:
     adata, rows = load(), []
     for fraction in (0.1, 0.2, 0.3, 0.5, 0.7, 0.9):
         hidden = np.random.default_rng(0).random(adata.shape) >= fraction
-        found = score(adata, None, hidden, 0, ["cohort mean", "kNN", "soft SVD", "scimpute pmi"])
-        rows += [{"observed": fraction, **row} for row in found]
+        results = score(adata, None, hidden, 0, ["cohort mean", "kNN", "soft SVD", "scimpute pmi"])
+        rows += [{"observed": fraction, **row} for row in results]
     return rows
 
 
@@ -157,19 +157,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--sizes", nargs="+", default=["500x1000", "1000x1000", "2000x1000", "500x2000", "500x4000"])
-    asked = parser.parse_args()
+    args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    arguments = {"accuracy": (asked.seeds, asked.methods), "growth": (asked.sizes,)}
-    found = globals()[asked.table](*arguments.get(asked.table, ()))
-    frame, path = pd.DataFrame(found), ROOT / "docs" / "benchmarks" / f"bulk_{asked.table}.csv"
-    keys = {"accuracy": ["method"], "growth": ["samples", "genes"]}.get(asked.table)
+    arguments = {"accuracy": (args.seeds, args.methods), "growth": (args.sizes,)}
+    results = globals()[args.table](*arguments.get(args.table, ()))
+    frame, path = pd.DataFrame(results), ROOT / "docs" / "benchmarks" / f"bulk_{args.table}.csv"
+    keys = {"accuracy": ["method"], "growth": ["samples", "genes"]}.get(args.table)
     if keys and path.exists():
-        # What was not run again stays.
+        # Keep the rows that were not run again.
         earlier = pd.read_csv(path)
         again = earlier[keys].merge(frame[keys].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
         frame = pd.concat([earlier[~again.to_numpy()], frame])
     frame.to_csv(path, index=False, float_format="%.5g")
-    if asked.table == "accuracy":
+    if args.table == "accuracy":
         print(frame.groupby(["design", "method"], sort=False)["r2"].agg(["mean", "std"]).round(4).to_string())
 
 

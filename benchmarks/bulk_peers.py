@@ -1,4 +1,4 @@
-"""Other methods for expression with gaps, and how each of them is tuned for the tables of bulk.py."""
+"""Other methods for expression with gaps, and their tuning, for the tables of bulk.py."""
 
 from __future__ import annotations
 
@@ -122,24 +122,24 @@ PEERS: dict[str, tuple[Callable[..., Fill], tuple]] = {
     "missForest": (miss_forest, (100,)),
     "GAIN of hyperimpute": (gain_of_hyperimpute, (10.0,)),  # its default: a fit takes minutes
 }
-"""What makes each of them, and the values it is tuned over."""
+"""The function that makes each of them, and the values it is tuned over."""
 
 
 def tuned(
     make: Callable[..., Fill], grid: tuple, reference: np.ndarray, query: np.ndarray, rng: np.random.Generator, n_genes: int | None = None
 ) -> np.ndarray:
-    """The best of the grid on values hidden as in use: a tenth of the entries in place, half of a fifth of the samples else."""
+    """The best of the grid on hidden values: a tenth of the entries in place; for new samples, half of the entries of a fifth."""
     if len(grid) == 1:
         return make(*grid)(reference, query)
     genes = slice(None, n_genes)
     inner = reference.copy()
     if query is reference:
         inner[:, genes][rng.random(reference[:, genes].shape) < 0.1] = np.nan
-        shown, base, truth = inner, inner, reference
+        visible, base, truth = inner, inner, reference
     else:
-        aside = rng.random(len(reference)) < 0.2
-        base, shown, truth = reference[~aside], inner[aside], reference[aside]
-        shown[:, genes][rng.random(shown[:, genes].shape) < 0.5] = np.nan
-    asked = np.isnan(shown) & ~np.isnan(truth)
-    errors = [np.square(make(value)(base, shown) - truth)[asked].mean() for value in grid]
+        heldout = rng.random(len(reference)) < 0.2
+        base, visible, truth = reference[~heldout], inner[heldout], reference[heldout]
+        visible[:, genes][rng.random(visible[:, genes].shape) < 0.5] = np.nan
+    scored = np.isnan(visible) & ~np.isnan(truth)
+    errors = [np.square(make(value)(base, visible) - truth)[scored].mean() for value in grid]
     return make(grid[int(np.argmin(errors))])(reference, query)

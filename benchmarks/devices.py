@@ -1,10 +1,10 @@
-"""Every method on the CPU and on a GPU: seconds, and whether both find the same; a table of docs/benchmarks.md.
+"""Every method on the CPU and on a GPU: seconds, and whether the scores agree; a table of docs/benchmarks.md.
 
     python benchmarks/devices.py all           every case on the CPU, and on the GPU where there is one; or cpu or cuda; --cases for some
 
-Each case runs in a process of its own, twice with two seeds: in the first run on a GPU, CUDA is started and its kernels are loaded.
-Some random numbers are drawn on the device, so not the results but their scores are compared. Results go to
-docs/benchmarks/devices.csv, beside those of other machines. Data are read from SCIMPUTE_DATA (default ../shared/data).
+Each case runs in a process of its own, twice with two seeds: the first run on a GPU also starts CUDA and loads its kernels.
+Some random numbers are drawn on the device, so scores are compared, not values. Results go to docs/benchmarks/devices.csv,
+beside those of other machines. Data are read from SCIMPUTE_DATA (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[], ad.AnnData], str, dict[str, Any]]] = {
 
 
 def measured(case: str, device: str) -> list[dict[str, Any]]:
-    """Rows of a case: seconds, GPU memory, and the score of what was found."""
+    """Rows of a case: seconds, GPU memory, and the held-out score."""
     make, name, options = CASES[case]
     key = "spatial_imputed" if name == "spatial" else name
     adata, rows = make(), []
@@ -73,17 +73,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", choices=["all", "cpu", "cuda"])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     here = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     path = ROOT / "docs" / "benchmarks" / "devices.csv"
     keys = ["case", "device", "machine", "seed"]
-    for device in here if asked.device == "all" else [asked.device]:
-        for case in asked.cases:
+    for device in here if args.device == "all" else [args.device]:
+        for case in args.cases:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                found = pd.DataFrame(pool.submit(measured, case, device).result()).assign(machine=machine())
+                rows = pd.DataFrame(pool.submit(measured, case, device).result()).assign(machine=machine())
             earlier = [pd.read_csv(path)] if path.exists() else []
-            pd.concat([*earlier, found]).drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
-            print(found.round(4).to_string(index=False), flush=True)
+            pd.concat([*earlier, rows]).drop_duplicates(keys, keep="last").to_csv(path, index=False, float_format="%.6g")
+            print(rows.round(4).to_string(index=False), flush=True)
 
 
 def machine() -> str:

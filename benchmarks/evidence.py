@@ -1,11 +1,11 @@
-"""What an imputation gets right of biology that is known, and what it invents; tables of docs/benchmarks.md.
+"""Known biology that an imputation recovers, and signal that it invents; tables of docs/benchmarks.md.
 
     python benchmarks/evidence.py mixtures     rnamix_celseq2: cells of 3.75 to 15 pg against the pooled 30 pg profile of their mixture
-    python benchmarks/evidence.py null         genes dealt anew, and random halves of one cell type: what is found where nothing is
+    python benchmarks/evidence.py null         permuted genes, and random halves of one cell type: signal where there is none
     python benchmarks/evidence.py clusters     clusters of imputed cells against labels
     python benchmarks/evidence.py partners     marker genes of pbmc3k against genes of the same cells that no method sees
 
-Every method of run.py's accuracy table, in the same variants, without a label that is scored: ours and scVI are told the batch alone.
+Every method of run.py's accuracy table, in the same variants, without a label that is scored: ours and scVI get the batch alone.
 Rows are run and kept as those of run.py (see rows.py).
 """
 
@@ -28,10 +28,10 @@ from scimpute._expressed import thresholds
 
 TRUTH_PG = 30.0
 CLUSTERED = ("cellmix_2tech", "pbmc3k", "rnamix_celseq2", "zeisel_ercc")
-# Data with nothing to be found, by name: a cell type, all of one kind.
+# The cell type of each data set that the null tests run on.
 ONE_TYPE = {"pbmc3k": "Naive CD4 T", "cellmix_2tech": "H1975"}
 N_SPLITS = 5
-# Genes whose proteins are stained for in blood, and what stands in for the protein: genes of the same complex, or of the same kind of cell.
+# Genes whose proteins are stained for in blood, and their stand-ins for the protein: genes of the same complex or kind of cell.
 PARTNERS = {
     "CD3E": ("CD3D", "CD3G"),
     "CD2": ("CD3D", "CD3G"),
@@ -47,7 +47,7 @@ PARTNERS = {
     "HLA-DRA": ("CD74",),
 }
 BELOW = 0.05
-"""What a gene may lose of the correlation that its counts have."""
+"""A gene counts as below its counts if its correlation is lower by more than this."""
 
 
 def unlabelled(adata: ad.AnnData) -> ad.AnnData:
@@ -59,29 +59,29 @@ def unlabelled(adata: ad.AnnData) -> ad.AnnData:
 
 
 def mixtures(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Imputed from all cells below 30 pg; truth is the sum of the 30 pg cells of the same mixture, which no method sees."""
+    """Agreement of the cells below 30 pg, imputed together, with the sum of the 30 pg cells of their mixture, which no method sees."""
     adata = ad.read_h5ad(DATA / f"{task['data']}.h5ad")
     amount, mixture = adata.obs["mRNA_amount"].to_numpy(float), adata.obs["cell_type"].astype(str).to_numpy()
     member = pd.get_dummies(mixture)
     of_truth = member.to_numpy(float) * (amount == TRUTH_PG)[:, None]
     truth = member.to_numpy(float) @ (of_truth.T @ adata.X)
-    given = amount < TRUTH_PG
-    work = unlabelled(adata[given])
+    below = amount < TRUTH_PG
+    work = unlabelled(adata[below])
     if task["method"] == "pooled":
-        same = member.to_numpy(float)[given]
-        found = [({"posterior": False}, same @ (same.T @ work.X))]
+        same = member.to_numpy(float)[below]
+        pairs = [({"posterior": False}, same @ (same.T @ work.X))]
     else:
-        found = list(predictions(task, work))
+        pairs = list(predictions(task, work))
     rows = []
-    for row, prediction in found:
-        work.layers["truth"], work.layers["found"] = truth[given].astype(np.float32), np.asarray(prediction, dtype=np.float32)
-        for pg in np.unique(amount[given]):
-            scores = scimpute.metrics.agreement(work[amount[given] == pg].copy(), "found", "truth", output="counts")
+    for row, prediction in pairs:
+        work.layers["truth"], work.layers["found"] = truth[below].astype(np.float32), np.asarray(prediction, dtype=np.float32)
+        for pg in np.unique(amount[below]):
+            scores = scimpute.metrics.agreement(work[amount[below] == pg].copy(), "found", "truth", output="counts")
             rows.append(row | {"pg": pg} | scores.loc["found"].to_dict())
     return rows
 
 
-# Nothing to be found
+# Null tests
 
 
 def null_data(name: str) -> ad.AnnData:
@@ -98,7 +98,7 @@ def null(task: dict[str, Any]) -> list[dict[str, Any]]:
     adata = unlabelled(null_data(task["data"]))
     rows = []
     for step in task["posterior"]:
-        # The label is given to what can take one; a peer's batch correction is no such thing.
+        # Only tl.began takes a label. The batch correction of a peer is something else.
         impute: Callable[..., np.ndarray] = _remembered(task, step)
         if task["method"] == "began":
             impute = _labelled(task, step)
@@ -112,9 +112,9 @@ def null(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _labelled(task: dict[str, Any], step: bool) -> Callable[[ad.AnnData, str | None], np.ndarray]:
-    def impute(given: ad.AnnData, label: str | None) -> np.ndarray:
+    def impute(cells: ad.AnnData, label: str | None) -> np.ndarray:
         options = {**task["options"], "posterior": step, "random_state": task["seed"], "celltype_key": label}
-        return scimpute.tl.began(given, copy=True, **options).layers["began"]
+        return scimpute.tl.began(cells, copy=True, **options).layers["began"]
 
     return impute
 
@@ -123,12 +123,12 @@ _SEEN: dict[str, dict[bool, np.ndarray]] = {}
 
 
 def _remembered(task: dict[str, Any], step: bool) -> Callable[[ad.AnnData], np.ndarray]:
-    """A method with or without the posterior step; what it makes of the same counts is found once for both."""
+    """A method with or without the posterior step; it runs once for both."""
 
-    def impute(given: ad.AnnData) -> np.ndarray:
-        key = hashlib.sha256(given.X.indices.tobytes() + given.X.data.tobytes()).hexdigest()
+    def impute(cells: ad.AnnData) -> np.ndarray:
+        key = hashlib.sha256(cells.X.indices.tobytes() + cells.X.data.tobytes()).hexdigest()
         if key not in _SEEN:
-            _SEEN[key] = {row["posterior"]: found for row, found in predictions(task, unlabelled(given))}
+            _SEEN[key] = {row["posterior"]: prediction for row, prediction in predictions(task, unlabelled(cells))}
         return _SEEN[key][step]
 
     return impute
@@ -141,8 +141,8 @@ def clusters(task: dict[str, Any]) -> list[dict[str, Any]]:
     """k-means and Leiden on a layer that was made from all molecules, against ``cell_type``."""
     adata = ad.read_h5ad(DATA / f"{task['data']}.h5ad")
     rows = []
-    for row, found in predictions(task, unlabelled(adata)):
-        adata.layers["found"] = np.asarray(found, dtype=np.float32)
+    for row, prediction in predictions(task, unlabelled(adata)):
+        adata.layers["found"] = np.asarray(prediction, dtype=np.float32)
         scores = scimpute.metrics.cluster_agreement(
             adata, "found", "cell_type", method=["kmeans", "leiden"], output="counts", random_state=task["seed"]
         )
@@ -154,14 +154,14 @@ def clusters(task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def partners(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rank correlation over cells of a marker, imputed without its partners, and the counts of these; a random half of the cells."""
+    """Rank correlation over cells of a marker, imputed without its partners, and the partners' counts, in a random half of the cells."""
     adata = ad.read_h5ad(DATA / f"{task['data']}.h5ad")
     adata = adata[np.random.default_rng(task["seed"]).permutation(adata.n_obs)[: adata.n_obs // 2]].copy()
     cp10k = sp.diags(1e4 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
     truth = {gene: np.asarray(cp10k[:, adata.var_names.get_indexer(others)].sum(1)).ravel() for gene, others in PARTNERS.items()}
     hidden = adata.var_names.isin([name for others in PARTNERS.values() for name in others])
     work = unlabelled(adata[:, ~hidden & (np.asarray(adata.X.sum(0)).ravel() > 0)])
-    # Of a gene that no cell of this half has, nothing can be said.
+    # A gene without a molecule in this half has no score.
     truth = {gene: values for gene, values in truth.items() if gene in work.var_names}
 
     def correlations(values: np.ndarray) -> np.ndarray:
@@ -178,18 +178,18 @@ def partners(task: dict[str, Any]) -> list[dict[str, Any]]:
 
     rows = []
     depth = np.asarray(work.X.sum(1, dtype=np.float64)).ravel()
-    least = None
-    for row, found in predictions(task, work):
-        told, scores = scored(found)
-        told |= {"genes": len(scores)} | dict(zip(truth, scores.tolist(), strict=True))
+    lacking = None
+    for row, prediction in predictions(task, work):
+        row_scores, scores = scored(prediction)
+        row_scores |= {"genes": len(scores)} | dict(zip(truth, scores.tolist(), strict=True))
         if task["method"] not in ("raw", "began"):
-            # The zeros of fill="expressed" for a peer: the cells are told by its prediction, before the posterior step.
-            if least is None:
-                rates = (found / depth[:, None]).astype(np.float32)
-                least = rates < thresholds(rates, work.X, depth, np.arange(work.n_vars))
-            kept, _ = scored(np.where(least & (work.X.toarray() == 0), 0, found))
-            told |= {f"{name}_with_zeros": value for name, value in kept.items()}
-        rows.append(row | told)
+            # The zeros of fill="expressed" for a peer, by its prediction before the posterior step.
+            if lacking is None:
+                rates = (prediction / depth[:, None]).astype(np.float32)
+                lacking = rates < thresholds(rates, work.X, depth, np.arange(work.n_vars))
+            kept, _ = scored(np.where(lacking & (work.X.toarray() == 0), 0, prediction))
+            row_scores |= {f"{name}_with_zeros": value for name, value in kept.items()}
+        rows.append(row | row_scores)
     return rows
 
 
@@ -210,12 +210,12 @@ def tasks_of(table: str, seeds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, list(TABLES)).parse_args()
-    if asked.table == "one":
-        answer(one, asked)
+    args = arguments(__doc__, list(TABLES)).parse_args()
+    if args.table == "one":
+        answer(one, args)
         return
     warnings.filterwarnings("ignore")
-    frame = run(__file__, asked.table, tasks_of(asked.table, max(SEEDS, asked.seeds)), asked)
+    frame = run(__file__, args.table, tasks_of(args.table, max(SEEDS, args.seeds)), args)
     keys = [name for name in ("data", "pg", "method", "options", "tuned", "posterior") if name in frame]
     print(frame.groupby(keys, sort=False, dropna=False).median(numeric_only=True).round(4).to_string())
 

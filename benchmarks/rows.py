@@ -1,6 +1,6 @@
-"""The rows of a table: which methods there are, how one row is imputed, and how rows are run, each in a process of its own.
+"""The rows of a table: the methods, the imputation of one row, and the run of rows, each in a process of its own.
 
-A CSV in docs/benchmarks grows with its rows. A row that is there is not run again, unless its code has changed or ``--again`` is given.
+A CSV in docs/benchmarks grows with its rows. A row is run again only if its code has changed or with ``--again``.
 
     python benchmarks/rows.py renew EARLIER    after a change of code that changes no number: rows that were made by the code of the
                                                checkout EARLIER get the fingerprint of the code here; all other rows stay as they are
@@ -61,14 +61,14 @@ def every_method(data: str) -> list[dict[str, Any]]:
 
 
 def predictions(task: dict[str, Any], work: ad.AnnData) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """What the method of a task makes of the counts in X, and the settings it took; one or two of ``posterior``."""
+    """Predictions of the method of a task from the counts in X, with its settings: one for each entry of ``posterior``."""
     if task["method"] == "began":
         for step in task.get("posterior", [None]):
             options = task["options"] | ({} if step is None else {"posterior": step})
-            found = began(work, random_state=task["seed"], **options)
+            prediction = began(work, random_state=task["seed"], **options)
             chosen = work.uns["began"]["params"]
             described = {name: chosen[name] for name in ("n_context", "width", "penalty", "max_epochs")}
-            yield {"posterior": options.get("posterior", True), "setting": text(described)}, found
+            yield {"posterior": options.get("posterior", True), "setting": text(described)}, prediction
         return
     from tuning import fit
 
@@ -136,16 +136,16 @@ def arguments(description: str, tables: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def answer(one: Callable[[dict], list[dict]], asked: argparse.Namespace) -> None:
+def answer(one: Callable[[dict], list[dict]], args: argparse.Namespace) -> None:
     """Run one row in this process and print it: how :func:`run` calls a script."""
     import warnings
 
     warnings.filterwarnings("ignore")
-    print(json.dumps(one(json.loads(asked.task)), default=float))
+    print(json.dumps(one(json.loads(args.task)), default=float))
 
 
-def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Namespace, *, timed: bool = False) -> pd.DataFrame:
-    """Run the tasks that are asked for and not yet in the CSV, which grows with them."""
+def run(script: str, table: str, tasks: list[dict[str, Any]], args: argparse.Namespace, *, timed: bool = False) -> pd.DataFrame:
+    """Run the tasks that were requested and are not yet in the CSV, which grows with them."""
     path = ROOT / "docs" / "benchmarks" / f"{table}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     tasks = [{"tuned": False, **task, "table": table} for task in tasks]
@@ -155,26 +155,26 @@ def run(script: str, table: str, tasks: list[dict[str, Any]], asked: argparse.Na
     if path.exists():
         for row in pd.read_csv(path, keep_default_na=False, dtype=str).to_dict("records"):
             done.setdefault(tuple(row.get(key, "") for key in KEYS), []).append(row)
-    # What is no row of this table any more goes; further seeds of what is stay.
+    # Rows that this table no longer has are dropped; further seeds of a row stay.
     kinds = {_kind(identity) for identity in identities}
     done = {identity: rows for identity, rows in done.items() if _kind(identity) in kinds}
 
     def wanted(identity: tuple, task: dict[str, Any]) -> bool:
-        chosen = {"data": asked.data, "method": asked.methods, "seed": range(asked.seeds)}
-        if any(values and task[key] not in values for key, values in chosen.items()) or (asked.defaults and task["tuned"]):
+        chosen = {"data": args.data, "method": args.methods, "seed": range(args.seeds)}
+        if any(values and task[key] not in values for key, values in chosen.items()) or (args.defaults and task["tuned"]):
             return False
         here = done.get(identity, [])
         fresh = here and all(row.get("code") == codes[task["method"]] and row.get("failed", "") in ("", _stopped()) for row in here)
-        return asked.again or not fresh
+        return args.again or not fresh
 
     todo = {identity: task for identity, task in identities.items() if wanted(identity, task)}
     print(f"{table}: {len(todo)} of {len(tasks)} rows to run", flush=True)
-    with ThreadPoolExecutor(1 if timed else asked.jobs) as pool:
-        pending = {pool.submit(_run, script, task, alone=timed or asked.jobs == 1): identity for identity, task in todo.items()}
+    with ThreadPoolExecutor(1 if timed else args.jobs) as pool:
+        pending = {pool.submit(_run, script, task, alone=timed or args.jobs == 1): identity for identity, task in todo.items()}
         for future in as_completed(pending):
             identity = pending[future]
-            told = dict(zip(KEYS, identity)) | {"code": codes[identities[identity]["method"]]}
-            done[identity] = [told | row for row in future.result()]
+            head = dict(zip(KEYS, identity)) | {"code": codes[identities[identity]["method"]]}
+            done[identity] = [head | row for row in future.result()]
             for row in done[identity]:
                 print(json.dumps(row, default=float), flush=True)
             _write(path, [row for identity in dict.fromkeys([*identities, *done]) for row in done.get(identity, [])])
@@ -197,13 +197,13 @@ def _stopped() -> str:
 def _run(script: str, task: dict[str, Any], *, alone: bool) -> list[dict[str, Any]]:
     one_thread = {} if alone else {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             [sys.executable, script, "one", json.dumps(task)], capture_output=True, text=True, timeout=LIMIT, env=os.environ | one_thread
         )
     except subprocess.TimeoutExpired:
         return [{"failed": _stopped()}]
-    lines = [line for line in found.stdout.splitlines() if line.startswith("[{")]
-    return json.loads(lines[-1]) if lines else [{"failed": (found.stderr.strip().splitlines() or [f"exit {found.returncode}"])[-1]}]
+    lines = [line for line in process.stdout.splitlines() if line.startswith("[{")]
+    return json.loads(lines[-1]) if lines else [{"failed": (process.stderr.strip().splitlines() or [f"exit {process.returncode}"])[-1]}]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -233,10 +233,10 @@ def renew(earlier: Path) -> None:
 def _codes(checkout: Path, methods: list[str]) -> dict[str, str]:
     """Fingerprints of the code of a checkout, as its own rows.py takes them."""
     script = "import json, sys, rows; print(json.dumps({method: rows.code(method) for method in sys.argv[1:]}))"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, *methods], capture_output=True, text=True, check=True, cwd=checkout / "benchmarks"
     )
-    return json.loads(found.stdout)
+    return json.loads(process.stdout)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@
     python benchmarks/run.py calibration       the error of held-out molecules against the standard deviation that was written
 
 Each row runs in a process of its own, so that its peak memory is its own. Results go to docs/benchmarks/<table>.csv; rows that are there
-are not run again (see rows.py), and tables.py makes the tables of the docs of them.
+are not run again (see rows.py), and tables.py writes the tables of the docs.
 Data are read from SCIMPUTE_DATA (default ../shared/data); peers (magic-impute, scvi-tools) are needed for their rows only.
 """
 
@@ -72,8 +72,8 @@ def one(task: dict[str, Any]) -> list[dict[str, Any]]:
     if task["table"] in ("speed", "growth"):
         return [timed(task, work)]
     rows = []
-    for row, found in predictions(task, work):
-        adata.layers["prediction"] = np.asarray(found, dtype=np.float32)
+    for row, prediction in predictions(task, work):
+        adata.layers["prediction"] = np.asarray(prediction, dtype=np.float32)
         rows.append(row | scimpute.metrics.heldout(adata, "prediction").loc["prediction"].to_dict())
     return rows
 
@@ -83,9 +83,9 @@ def timed(task: dict[str, Any], work: ad.AnnData) -> dict[str, Any]:
     method = began if task["method"] == "began" else PEERS[task["method"]]
     key = "random_state" if method is began else "seed"
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    found = method(work, **task["options"], **{key: task["seed"]})
+    prediction = method(work, **task["options"], **{key: task["seed"]})
     row = {"seconds": time.perf_counter() - start, "peak_GB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20}
-    row["output_GB"] = found.size * 4 / 2**30
+    row["output_GB"] = prediction.size * 4 / 2**30
     if method is began:
         chosen = work.uns["began"]["params"]
         row["setting"] = text({name: chosen[name] for name in ("n_context", "width", "penalty", "max_epochs")})
@@ -101,13 +101,13 @@ def summary(frame: pd.DataFrame) -> str:
 
 
 def permuted(adata: ad.AnnData) -> ad.AnnData:
-    """Every gene's counts dealt anew over the cells: no two genes are correlated any more."""
+    """The counts of every gene permuted over the cells, so that no two genes are correlated."""
     rng, dense = np.random.default_rng(0), adata.X.toarray()
     return ad.AnnData(sp.csr_matrix(np.column_stack([rng.permutation(column) for column in dense.T])))
 
 
 def adversary() -> None:
-    """Spread over cells, zeros and invented correlation for several weights of the adversary, all else fixed."""
+    """Spread over cells, zeros and correlation of permuted genes for several weights of the adversary, all else fixed."""
     import scimpute
 
     rows = []
@@ -199,7 +199,7 @@ def epoch() -> None:
 
 
 def everything(options: list[str]) -> None:
-    """Every table, one after the other; what has failed is said at the end."""
+    """Every table, one after the other; the error at the end names those that failed."""
     failed = []
     here = Path(__file__).parent
     for script, tables in ALL.items():
@@ -240,16 +240,16 @@ def tasks_of(table: str, seeds: int) -> list[dict[str, Any]]:
 def main() -> None:
     alone = {"epoch": epoch, "adversary": adversary, "calibration": calibration}
     parser = arguments(__doc__, ["all", "accuracy", "speed", "ablation", "growth", *alone])
-    asked = parser.parse_args()
-    if asked.table == "one":
-        answer(one, asked)
-    elif asked.table == "all":
+    args = parser.parse_args()
+    if args.table == "one":
+        answer(one, args)
+    elif args.table == "all":
         everything(sys.argv[2:])
-    elif asked.table in alone:
-        alone[asked.table]()
+    elif args.table in alone:
+        alone[args.table]()
     else:
-        timed = asked.table in ("speed", "growth")
-        frame = run(__file__, asked.table, tasks_of(asked.table, max(SEEDS, asked.seeds)), asked, timed=timed)
+        timed = args.table in ("speed", "growth")
+        frame = run(__file__, args.table, tasks_of(args.table, max(SEEDS, args.seeds)), args, timed=timed)
         print(summary(frame))
 
 

@@ -34,7 +34,7 @@ ALL = ["counts", "position", "image"]
 
 
 def load(name: str, depth: int | None = None, seed: int = 0) -> ad.AnnData:
-    """A data set, its molecules thinned to ``depth`` a spot where one is given, with the rings of neighbours."""
+    """A data set with rings of neighbours; ``depth`` thins it to so many molecules a spot."""
     adata = ad.read_h5ad(DATA / f"{name}.h5ad")
     counts = sp.csr_matrix(adata.X).astype(np.int64)
     if depth is not None:
@@ -64,8 +64,8 @@ def spatial(modalities: list[str], **options) -> Callable[[ad.AnnData, int], np.
     image = {"image_key": "hires"} if "image" in modalities else {}
 
     def impute(adata: ad.AnnData, seed: int) -> np.ndarray:
-        told = {"modalities": modalities, "library_key": "section", "random_state": seed, "key_added": "found", "copy": True}
-        return scimpute.tl.spatial(adata, **image, **told, **options).layers["found"]
+        fixed = {"modalities": modalities, "library_key": "section", "random_state": seed, "key_added": "found", "copy": True}
+        return scimpute.tl.spatial(adata, **image, **fixed, **options).layers["found"]
 
     return impute
 
@@ -94,8 +94,8 @@ def heldout(methods: list[str]) -> list[dict]:
                 for method in methods or [*PEERS, *OURS]:
                     if "image" in method and "spatial" not in adata.uns:
                         continue
-                    found = PEERS[method](work) if method in PEERS else OURS[method](work, seed)
-                    adata.layers["found"] = np.asarray(found, dtype=np.float32)
+                    prediction = PEERS[method](work) if method in PEERS else OURS[method](work, seed)
+                    adata.layers["found"] = np.asarray(prediction, dtype=np.float32)
                     score = scimpute.metrics.heldout(adata, "found").loc["found", "poisson"]
                     rows.append({"data": name, "molecules": depth or "all", "method": method, "seed": seed, "poisson": score})
                     print(rows[-1], flush=True)
@@ -122,8 +122,8 @@ def hidden(methods: list[str]) -> list[dict]:
         work = adata.copy()
         work.X = adata.layers["hidden"].copy()
         for method in methods or [*PEERS_OF_HIDDEN, *OURS_OF_HIDDEN]:
-            found = PEERS_OF_HIDDEN[method](work) if method in PEERS_OF_HIDDEN else OURS_OF_HIDDEN[method](work, seed)
-            adata.layers["found"] = np.asarray(found, dtype=np.float32)
+            prediction = PEERS_OF_HIDDEN[method](work) if method in PEERS_OF_HIDDEN else OURS_OF_HIDDEN[method](work, seed)
+            adata.layers["found"] = np.asarray(prediction, dtype=np.float32)
             score = scimpute.metrics.recovery(adata, "found").loc["found"]
             rows.append({"method": method, "seed": seed, **{name: score[name] for name in ("rmse", "rmse_log1p_cp10k")}})
             print(rows[-1], flush=True)
@@ -133,7 +133,7 @@ def hidden(methods: list[str]) -> list[dict]:
 def clusters(methods: list[str]) -> list[dict]:
     rows = []
     adata = load("mob_layers")
-    asked = {"method": ["kmeans", "leiden"], "unlabelled": "unannotated"}
+    scoring = {"method": ["kmeans", "leiden"], "unlabelled": "unannotated"}
     of_rate = {
         f"{name}, posterior=False": lambda adata, seed, make=make: make(posterior=False)(adata, seed)
         for name, make in {"tl.nmf": nmf, "tl.spatial, counts + position": lambda **options: spatial(ALL[:2], **options)}.items()
@@ -142,9 +142,9 @@ def clusters(methods: list[str]) -> list[dict]:
     ours = {name: OURS[name] for name in OURS if "image" not in name} | of_rate
     for seed in range(3):
         for method in methods or [*peers, *ours]:
-            found = peers[method](adata) if method in peers else ours[method](adata, seed)
-            adata.layers["scored"] = np.asarray(found, dtype=np.float32)
-            scores = scimpute.metrics.cluster_agreement(adata, "scored", "layer", random_state=seed, **asked)
+            prediction = peers[method](adata) if method in peers else ours[method](adata, seed)
+            adata.layers["scored"] = np.asarray(prediction, dtype=np.float32)
+            scores = scimpute.metrics.cluster_agreement(adata, "scored", "layer", random_state=seed, **scoring)
             for name in (["raw"] if not rows or rows[-1]["seed"] != seed else []) + ["scored"]:
                 values = {column: scores.loc[name, column] for column in ("kmeans_ari", "leiden_ari")}
                 rows.append({"method": "raw" if name == "raw" else method, "seed": seed, **values})
@@ -190,12 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=list(tables))
     parser.add_argument("--methods", nargs="+", default=[])
-    asked = parser.parse_args()
-    if asked.methods and asked.table in ("speed", "growth"):
-        parser.error(f"{asked.table} takes no --methods")
+    args = parser.parse_args()
+    if args.methods and args.table in ("speed", "growth"):
+        parser.error(f"{args.table} takes no --methods")
     warnings.filterwarnings("ignore")
-    frame, path = pd.DataFrame(tables[asked.table](asked.methods)), ROOT / "docs" / "benchmarks" / f"spatial_{asked.table}.csv"
-    if asked.methods and path.exists():
+    frame, path = pd.DataFrame(tables[args.table](args.methods)), ROOT / "docs" / "benchmarks" / f"spatial_{args.table}.csv"
+    if args.methods and path.exists():
         earlier = pd.read_csv(path)
         frame = pd.concat([earlier[~earlier["method"].isin(frame["method"])], frame])
     frame.to_csv(path, index=False, float_format="%.6g")

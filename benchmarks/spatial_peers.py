@@ -28,7 +28,7 @@ def section_mean(adata: ad.AnnData) -> np.ndarray:
 
 
 def neighbour_mean(adata: ad.AnnData, shrink: float = 0.0) -> np.ndarray:
-    """Molecules of the neighbours together, and ``shrink`` molecules as all spots have them."""
+    """Molecules of the neighbours, plus ``shrink`` molecules with the shares of all spots."""
     near = (adata.obsp["spatial_connectivities"] @ adata.X).toarray() + shrink * gene_share(adata)
     near[near.sum(axis=1) == 0] = gene_share(adata)
     return near / near.sum(axis=1, keepdims=True) * size_of(adata)
@@ -92,11 +92,11 @@ def ridge(adata: ad.AnnData) -> np.ndarray:
         return np.exp(out)
 
     visible = adata.X.toarray()
-    aside = (visible > 0) & (np.random.default_rng(0).random(visible.shape) < 0.1)
+    heldout = (visible > 0) & (np.random.default_rng(0).random(visible.shape) < 0.1)
     errors = {}
     for strength in (3.0, 10.0, 30.0, 100.0):
-        found = fit(np.where(aside, 0, visible), strength)
-        errors[strength] = np.square(np.log(found[aside]) - np.log(visible[aside])).mean()
+        prediction = fit(np.where(heldout, 0, visible), strength)
+        errors[strength] = np.square(np.log(prediction[heldout]) - np.log(visible[heldout])).mean()
     return fit(visible, min(errors, key=lambda strength: errors[strength]))
 
 

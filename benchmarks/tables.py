@@ -201,7 +201,7 @@ def partners() -> str:
     rows = []
     for label in order(frame.loc[~ours, "label"]):
         part = frame[frame["label"] == label]
-        # Ours with zeros is a run of its own, of a peer they are further columns.
+        # Ours with zeros is a run of its own; for a peer the zeros are further columns.
         kept, suffix = (frame[ours], "") if label == NAMES["began"] else (part, "_with_zeros")
         below = steps(part, "below_counts", 0) if label != NAMES["raw"] else ""
         with_zeros = [steps(kept, f"correlation{suffix}", 3), steps(kept, f"below_counts{suffix}", 0)]
@@ -216,7 +216,7 @@ def clusters() -> str:
 
 
 def devices() -> str:
-    """Cases that were run on both; the first run of a process on a GPU apart, in which CUDA is started."""
+    """Cases that were run on both. The first run of a process on a GPU also starts CUDA, so it has a column of its own."""
     frame = read("devices")
     gpu, cpu = frame[frame["device"] == "cuda"], frame[frame["device"] == "cpu"]
     rows = []
@@ -256,13 +256,13 @@ TABLES = {
 
 
 def filled(page: str) -> str:
-    """A page with its tables as the CSVs have them."""
+    """A page with its tables made anew from the CSVs."""
 
-    def table(found: re.Match[str]) -> str:
+    def table(match: re.Match[str]) -> str:
         try:
-            return found[1] + TABLES[found[2]]() + found[4]
+            return match[1] + TABLES[match[2]]() + match[4]
         except FileNotFoundError:
-            return found[0]
+            return match[0]
 
     return MARKED.sub(table, page)
 

@@ -1,7 +1,7 @@
 """A peer's best setting, and the posterior step of tl.began for any peer; both from the training molecules alone.
 
 A tenth of the training molecules is held out once more (the inner split). A setting is scored by the Poisson deviance of these;
-the sizes of the posterior step are chosen on them as those of tl.began are. Both are then used with all training molecules.
+the dispersions of the posterior step are chosen on them as those of tl.began are. Both are then used with all training molecules.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from scimpute._counts import chunks
 from scimpute.models import posterior, sizes
 
 FLOORS = (1e-3, 3e-2, 3e-1)
-"""Least prior mean, in units of the gene mean's: one of these is chosen on the inner split."""
+"""Lowest prior means, in units of the gene mean; one of them is chosen on the inner split."""
 
 
 @dataclass
 class Fitted:
-    """What a peer makes of training counts.
+    """Predictions of a peer from training counts.
 
     Attributes
     ----------
     plain, posterior
-        Expected counts before and after the posterior step, ``(n, g)``; None where not asked for.
+        Expected counts before and after the posterior step, ``(n, g)``; None if not requested.
     setting
         The setting that was used.
     floor
-        That of the prior mean in the posterior step.
+        The floor of the prior mean in the posterior step.
     """
 
     plain: np.ndarray
@@ -117,7 +117,7 @@ def fit(
 def prior(counts: sp.csr_matrix, prediction: np.ndarray, floor: float, share: np.ndarray, rows: slice) -> torch.Tensor:
     """The prior mean is a peer's prediction, but where that is (nearly) 0 it is a small part of the gene mean's.
 
-    A rate of exactly 0 would stay 0 whatever was counted, and one entry of it would decide the size of a gene.
+    A rate of exactly 0 would stay 0 whatever was counted, and one such entry would decide the dispersion of a gene.
     """
     least = floor * share * depth(counts[rows])
     return torch.from_numpy(np.maximum(prediction[rows], least).astype(np.float32))

@@ -188,9 +188,9 @@ def test_rows_of_further_seeds_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(rows, "_run", lambda script, task, *, alone: [{"score": float(task["seed"])}])
 
     def run(seeds: int, names: tuple[str, ...], **changes: object) -> pd.DataFrame:
-        asked = {"data": None, "methods": None, "seeds": seeds, "defaults": False, "again": False, "jobs": 1} | changes
+        args = {"data": None, "methods": None, "seeds": seeds, "defaults": False, "again": False, "jobs": 1} | changes
         tasks = [{"data": "d", "method": method, "options": {}, "seed": seed} for method in names for seed in range(seeds)]
-        return rows.run("script", "table", tasks, argparse.Namespace(**asked))
+        return rows.run("script", "table", tasks, argparse.Namespace(**args))
 
     assert len(run(5, ("knn", "svd", "old"))) == 15
     again = run(3, ("knn", "svd"), methods=["knn"], again=True)
