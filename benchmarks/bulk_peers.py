@@ -95,7 +95,7 @@ def factor_model(codes: np.ndarray) -> Callable[[int], Fill]:
     """The variational PCA inside tl.pmi alone, with covariates; the last column block of the arrays holds them."""
     import torch
 
-    from scimpute.models.kriging import FactorModel
+    from scimpute.models.sample_regression import FactorModel
 
     c = codes.shape[1]
 

@@ -161,11 +161,11 @@ def calibration() -> None:
 def epoch() -> None:
     """Seconds an epoch of one repeat on pbmc3k beside the rate of large and of block matrix products."""
     import torch
+    from scimpute._sparse.batches import Context
+    from scimpute._sparse.partition import Partition
 
     from scimpute import _adata, _data, _engine
-    from scimpute._batches import Context
-    from scimpute._blocks import Partition
-    from scimpute._counts import row_sums
+    from scimpute._sparse import row_sums
 
     adata = load("pbmc3k", None, None)
     counts = _adata.read_counts(adata, None)

@@ -17,7 +17,7 @@ import torch
 from peers import GRIDS, PEERS, UNSCALED, depth
 
 import scimpute
-from scimpute._counts import chunks
+from scimpute._sparse import chunks
 from scimpute.models import posterior, sizes
 
 FLOORS = (1e-3, 3e-2, 3e-1)

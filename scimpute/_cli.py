@@ -23,7 +23,8 @@ import docstring_parser
 import numpy as np
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from . import _check, _files, _keys
+from . import _check, _files
+from ._anndata import keys as _keys
 from ._version import __version__
 
 if TYPE_CHECKING:

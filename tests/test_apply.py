@@ -19,10 +19,10 @@ import scipy.sparse as sp
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scimpute._sparse.saved import AnyLevel, aligned
 
 import scimpute
 from scimpute import datasets, tl
-from scimpute._applied import AnyLevel, aligned
 from scimpute._save import checksum, load_model, save_model
 
 QUICK: dict[str, Any] = {

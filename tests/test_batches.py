@@ -11,9 +11,8 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from scimpute._batches import THINNING, CellBatches, Context, entries, n_batches, shuffled
-from scimpute._blocks import Partition
+from scimpute._sparse.batches import THINNING, CellBatches, Context, entries, n_batches, shuffled
+from scimpute._sparse.partition import Partition
 
 CPU = torch.device("cpu")
 

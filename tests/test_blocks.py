@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from scimpute._blocks import Partition, RunningMoments
+from scimpute._sparse.partition import Partition, RunningMoments
 
 
 @given(

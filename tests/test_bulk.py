@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scimpute._bulk.run.linear import Scale, Table
 
 import scimpute
-from scimpute import _bulk, _linear
-from scimpute._bulk import BulkSettings
-from scimpute._linear import Scale, Table
+from scimpute._bulk import linear as _linear
+from scimpute._bulk import run as _bulk
+from scimpute._bulk.run import BulkSettings
 from scimpute._progress import Progress
 
 CPU = torch.device("cpu")

@@ -119,12 +119,18 @@ IMPUTERS = [
         good={"max_epochs": 40, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 30.0},
         suffixes=("", "_sd"),
         steps=(
-            "scimpute._engine.choose",
-            "scimpute._engine.fit",
-            "scimpute._rates.predict",
+            "scimpute._sparse.run.choose",
+            "scimpute._sparse.run.fit",
+            "scimpute._counts.rates.predict",
             "scimpute.tl._began.finish",
         ),
-        chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
+        chunked=(
+            "scimpute._anndata.matrix",
+            "scimpute._sparse.batches",
+            "scimpute._sparse.run",
+            "scimpute._counts.rates",
+            "scimpute._sparse.output",
+        ),
         labels={"batch_key": "batch", "celltype_key": "cell_type"},
         variants=(
             {"architecture": "conv"},
@@ -143,18 +149,18 @@ IMPUTERS = [
             good={"n_models": 1, "n_hidden": 64, "max_epochs": 40},
             suffixes=("", "_sd"),
             steps=(
-                "scimpute.tl._masked.read_values",
-                "scimpute.tl._masked.Table",
-                "scimpute._bulk.build",
-                "scimpute._bulk.fit",
-                "scimpute._bulk.Fitted.predict",
-                "scimpute._linear.kriging.FactorModel.fit",
-                "scimpute._linear.kriging.krige",
-                "scimpute._linear.kriging.residual_correlation",
-                "scimpute._linear.kriging.from_partners",
-                "scimpute.tl._masked.spread_out",
+                "scimpute.tl._bulk.read_values",
+                "scimpute.tl._bulk.Table",
+                "scimpute._bulk.run.build",
+                "scimpute._bulk.run.fit",
+                "scimpute._bulk.run.Fitted.predict",
+                "scimpute._bulk.run.linear.kriging.FactorModel.fit",
+                "scimpute._bulk.run.linear.kriging.krige",
+                "scimpute._bulk.run.linear.kriging.residual_correlation",
+                "scimpute._bulk.run.linear.kriging.from_partners",
+                "scimpute.tl._bulk.spread_out",
             ),
-            chunked=("scimpute._adata",),
+            chunked=("scimpute._anndata.adata",),
             labels={"categorical_covariates": ["batch", "cell_type"], "continuous_covariates": "depth"},
             variants=(
                 {"mode": "inductive"},
@@ -177,15 +183,21 @@ IMPUTERS = [
         steps=(
             "scimpute.tl._spots.Data.prepare",
             "scimpute.tl._spots.finish",
-            "scimpute._engine.choose",
-            "scimpute._engine.contributions",
-            "scimpute._engine.fit",
-            "scimpute._rates.predict",
-            "scimpute._side.positions",
-            "scimpute._side.weighted",
-            "scimpute._spatial.read_rings",
+            "scimpute._sparse.run.choose",
+            "scimpute._sparse.run.contributions",
+            "scimpute._sparse.run.fit",
+            "scimpute._counts.rates.predict",
+            "scimpute._counts.side.positions",
+            "scimpute._counts.side.weighted",
+            "scimpute._anndata.space.read_rings",
         ),
-        chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
+        chunked=(
+            "scimpute._anndata.matrix",
+            "scimpute._sparse.batches",
+            "scimpute._sparse.run",
+            "scimpute._counts.rates",
+            "scimpute._sparse.output",
+        ),
         labels={"library_key": "batch"},
         variants=(
             {"spatial_weight": 0.5},
@@ -206,13 +218,19 @@ IMPUTERS = [
         steps=(
             "scimpute.tl._spots.Data.prepare",
             "scimpute.tl._spots.finish",
-            "scimpute._engine.FactorGenerator",
-            "scimpute._engine.choose",
-            "scimpute._engine.fit",
-            "scimpute._rates.predict",
-            "scimpute._spatial.read_rings",
+            "scimpute._sparse.run.FactorGenerator",
+            "scimpute._sparse.run.choose",
+            "scimpute._sparse.run.fit",
+            "scimpute._counts.rates.predict",
+            "scimpute._anndata.space.read_rings",
         ),
-        chunked=("scimpute._matrix", "scimpute._batches", "scimpute._engine", "scimpute._rates", "scimpute._output"),
+        chunked=(
+            "scimpute._anndata.matrix",
+            "scimpute._sparse.batches",
+            "scimpute._sparse.run",
+            "scimpute._counts.rates",
+            "scimpute._sparse.output",
+        ),
         labels={"library_key": "batch"},
         variants=({"spatial_weight": 0.0}, {"likelihood": "squared"}, {"ring_weights": (0.0, 1.0)}),
         options=({"output": "log1p"}, {"likelihood": "squared"}),
@@ -810,7 +828,7 @@ def test_values_beyond_half_precision_are_kept(imputer, adata, monkeypatch):
     """Only known once the training is done, which is not thrown away for it."""
     whole = imputer.result(adata, output="log1p")
     highest = whole[""].max(axis=0)
-    monkeypatch.setattr("scimpute._output.HALF", float(highest.max()) * 0.999)
+    monkeypatch.setattr("scimpute._sparse.output.HALF", float(highest.max()) * 0.999)
     with pytest.warns(UserWarning, match=f"{adata.var_names[highest.argmax()]!r} has a value of .* written as float32"):
         found = imputer.run(adata, dtype="float16", output="log1p", copy=True)
     assert found.uns["result"]["params"]["dtype"] == "float32"
@@ -1304,7 +1322,7 @@ def sources(*names: str) -> list[Path]:
     ids=lambda p: p.stem,
 )
 def test_the_torch_side_knows_no_anndata(path):
-    assert not [name for name in imports(path) if name.split(".")[0] in ("anndata", "scanpy") or name.startswith("scimpute._adata")]
+    assert not [name for name in imports(path) if name.split(".")[0] in ("anndata", "scanpy") or name.startswith("scimpute._anndata.adata")]
 
 
 @pytest.mark.parametrize("path", sources("models"), ids=lambda p: p.stem)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
-from scimpute._counts import binomial, chunks, column_sums, columns, expected_log1p, row_sums, split
+from scimpute._sparse import binomial, chunks, column_sums, columns, expected_log1p, row_sums, split
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])

@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from scimpute._sparse.batches import Context
+from scimpute._sparse.partition import Partition, RunningMoments
+from scimpute._sparse.selection import choose
 
 from scimpute import tl
-from scimpute._batches import Context
-from scimpute._blocks import Partition, RunningMoments
-from scimpute._complexity import choose
-from scimpute._counts import expected_log1p
-from scimpute._data import HELDOUT, Complexity, Data, Settings, depth_weights
-from scimpute._rates import Combiner, add_rates, predict
+from scimpute._counts.rates import Combiner, add_rates, predict
+from scimpute._counts.split import HELDOUT, Complexity, Data, Settings, depth_weights
+from scimpute._sparse import expected_log1p
+from scimpute.models.dispersion import heldout_deviance
 from scimpute.models.posterior import mean_and_variance
-from scimpute.models.sizes import heldout_deviance
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
@@ -199,7 +199,7 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
         spread = np.where(np.arange(400) % 2, 1.0, -1.0)
         return np.stack([1 + behind.get(pair, 9.0) + noise * (pair != (15, 30.0)) * spread for pair in pairs])
 
-    monkeypatch.setattr("scimpute._complexity._score_candidates", scores)
+    monkeypatch.setattr("scimpute._sparse.selection._score_candidates", scores)
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 20, seed=0)
     open_ = replace(SETTINGS, penalty=None, n_context=None)
@@ -213,7 +213,7 @@ def test_candidates_are_scored_by_what_is_asked_for(adata, monkeypatch):
     scored = {posterior: chosen(data, posterior, penalty=None)[1]["candidates"]["heldout"] for posterior in (True, False)}
     assert (scored[True] != scored[False]).all()
     # With a size beyond all doubt the posterior mean is the rate.
-    monkeypatch.setattr("scimpute._complexity.sizes.heldout_deviance", functools.partial(heldout_deviance, sizes=torch.tensor([1e9])))
+    monkeypatch.setattr("scimpute._sparse.selection.sizes.heldout_deviance", functools.partial(heldout_deviance, sizes=torch.tensor([1e9])))
     np.testing.assert_allclose(chosen(data, penalty=None)[1]["candidates"]["heldout"], scored[False], rtol=1e-4)
 
 
@@ -321,7 +321,7 @@ def test_rates_of_many_levels_are_held_one_at_a_time(monkeypatch):
         def chunks(self):
             yield from (slice(0, 4), slice(4, 6))
 
-    monkeypatch.setattr("scimpute._rates.predict", predicted)
+    monkeypatch.setattr("scimpute._counts.rates.predict", predicted)
     rates = RunningMoments(6, 3)
     add_rates(None, Batches(), (0, list(range(40))), rates, None, 0)
     np.testing.assert_allclose(rates.mean, 39 / 2)

@@ -22,7 +22,7 @@ import torch
 
 import scimpute
 from scimpute import _check
-from scimpute._matrix import to_csr
+from scimpute._anndata.matrix import to_csr
 
 Call = Callable[[Any], Any]
 QUICK: dict[str, Any] = {

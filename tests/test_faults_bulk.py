@@ -540,7 +540,7 @@ def test_74_interrupted_training(fingerprint, states, monkeypatch, network):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(f"scimpute.models.masked.{network}.losses", losses)
+    monkeypatch.setattr(f"scimpute.models.pmi_gain.{network}.losses", losses)
     with pytest.raises(KeyboardInterrupt):
         METHODS[network.lower()](adata, **QUICK)
     assert fingerprint(adata) == before

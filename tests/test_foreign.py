@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import scimpute
-from scimpute._matrix import taken
+from scimpute._anndata.matrix import taken
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
 

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scimpute import _graph
+from scimpute._space import graph as _graph
 
 
 def check_graph(graph: sp.csr_matrix, sections: np.ndarray | None = None) -> np.ndarray:

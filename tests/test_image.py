@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scimpute import _image
-from scimpute._image import as_rgb, cut, from_array, open_image
+from scimpute._space import image as _image
+from scimpute._space.image import as_rgb, cut, from_array, open_image
 
 
 def noise(height: int = 30, width: int = 40, channels: int = 3) -> np.ndarray:

@@ -12,7 +12,8 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from scimpute import _adata, datasets, metrics, pl, pp
+from scimpute import datasets, metrics, pl, pp
+from scimpute._anndata import adata as _adata
 
 READERS = {
     "pl.imputed": lambda a: pl.imputed(a, "gene1", basis="some", show=False),

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 import scimpute
-from scimpute import _annotations, _check
+from scimpute import _check
+from scimpute._anndata import obs as _annotations
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
 

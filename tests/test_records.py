@@ -13,7 +13,8 @@ import scanpy as sc
 import scipy.sparse as sp
 
 import scimpute
-from scimpute import _adata, _fingerprint
+from scimpute._anndata import adata as _adata
+from scimpute._anndata import fingerprint as _fingerprint
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -175,7 +176,7 @@ def test_parts_of_zeros_and_ones_are_not_taken_for_the_whole(n_left):
     some = rng.permutation(1500)
     adata = adata[some[adata.X[some].any(axis=1)][:n_left]].copy()
     sc.pp.normalize_total(adata)
-    assert scimpute._adata.find_counts(adata, "began")[0] == "counts"
+    assert scimpute._anndata.adata.find_counts(adata, "began")[0] == "counts"
 
 
 def test_values_that_changed_places_are_other_counts():
@@ -193,7 +194,7 @@ def test_values_that_changed_places_are_other_counts():
 
 def test_where_they_are_read_is_said_once(imputed, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(scimpute._adata.logg, "info", lambda text, **_: said.append(text) if "read from" in text else None)
+    monkeypatch.setattr(scimpute._anndata.adata.logg, "info", lambda text, **_: said.append(text) if "read from" in text else None)
     scimpute.pl.imputed(normalise(imputed), imputed.var_names[0], show=False)
     assert said == ["adata.X does not hold the counts any more that 'began' was imputed from; they are read from adata.layers['counts']"]
 

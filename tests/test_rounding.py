@@ -11,7 +11,8 @@ import pytest
 import scipy.sparse as sp
 
 import scimpute
-from scimpute import _adata, _whole
+from scimpute._anndata import adata as _adata
+from scimpute._anndata import rounding as _whole
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from scimpute._sparse.batches import CellBatches, Context
+from scimpute._sparse.partition import Partition
 
 import scimpute
-from scimpute import _side
-from scimpute._batches import CellBatches, Context
-from scimpute._blocks import Partition
+from scimpute._counts import side as _side
+from scimpute._counts.side import Side
 from scimpute._save import load_model, save_model
-from scimpute._side import Side
 from scimpute.models.began import Batch
-from scimpute.models.modal import CODE, Modal, ModalGenerator, TileEncoder
+from scimpute.models.multimodal import CODE, Modal, ModalGenerator, TileEncoder
 
 QUICK = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
 KEY = "spatial_imputed"

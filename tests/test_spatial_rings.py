@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scimpute import _spatial, datasets, pp, tl
+from scimpute import datasets, pp, tl
+from scimpute._anndata import space as _spatial
 
 DATA = Path(os.environ.get("SCIMPUTE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 WRITTEN = {"obsp/spatial_connectivities", "obsp/spatial_distances", "obsp/spatial_ring2", "uns/spatial_neighbors", "uns/spatial_rings"}

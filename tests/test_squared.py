@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from scimpute._sparse.batches import CellBatches, Context
+from scimpute._sparse.partition import Partition
 
 import scimpute
-from scimpute._batches import CellBatches, Context
-from scimpute._blocks import Partition
-from scimpute._data import Data
-from scimpute._side import Side
-from scimpute.models.modal import squared_error
+from scimpute._counts.side import Side
+from scimpute._counts.split import Data
+from scimpute.models.multimodal import squared_error
 
 QUICK = {"likelihood": "squared", "max_epochs": 2, "n_repeats": 1, "progress": False}
 KEY = "spatial_imputed"

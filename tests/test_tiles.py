@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from scimpute import _image, pp
-from scimpute._tissue import cut_tiles, read_tissues, spot_tiles
+from scimpute import pp
+from scimpute._anndata.tissue import cut_tiles, read_tissues, spot_tiles
+from scimpute._space import image as _image
 
 WIDTH, HEIGHT, SCALE, PITCH = 90, 70, 0.25, 36.0
 """Pixels of the hires image, its pixels per pixel of the full resolution, pixels of the latter from spot to spot."""

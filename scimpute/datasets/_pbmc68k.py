@@ -7,9 +7,9 @@ import numpy as np
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _adata
-from .._counts import TARGET
+from .._anndata import adata as _adata
 from .._keywords import helpful
+from .._sparse import TARGET
 
 # The bundled values are float32 logarithms: the largest count, 259, comes back to within 0.08, small ones to within 0.001.
 _TOLERANCE = 0.2

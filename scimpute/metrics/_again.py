@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .. import _annotations, _check, _device, _keys, _progress, _random, pp
-from .._counts import row_sums
+from .. import _check, _device, _progress, _random, pp
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
+from .._sparse import row_sums
 from . import _replay, _thinned
 from ._replay import RESULT, Imputation
 

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from .. import _adata, _check
-from .._counts import TARGET, chunks, column_sums
+from .. import _check
+from .._anndata import adata as _adata
 from .._keywords import helpful
+from .._sparse import TARGET, chunks, column_sums
 from . import _profiles
 
 if TYPE_CHECKING:

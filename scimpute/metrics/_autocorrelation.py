@@ -7,9 +7,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .. import _adata, _annotations, _check, _graph, _keys, _random
-from .._counts import chunks
+from .. import _check, _random
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
 from .._keywords import helpful
+from .._space import graph as _graph
+from .._sparse import chunks
 from . import _profiles
 
 if TYPE_CHECKING:

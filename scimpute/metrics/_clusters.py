@@ -11,7 +11,9 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _adata, _annotations, _check, _device, _random
+from .. import _check, _device, _random
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
 from .._keywords import helpful
 from . import _profiles
 

@@ -10,9 +10,11 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
 
-from .. import _adata, _annotations, _check, _random
-from .._counts import TARGET, chunks, column_sums
+from .. import _check, _random
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
 from .._keywords import helpful
+from .._sparse import TARGET, chunks, column_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import xlogy
 
-from .. import _adata, _check, _keys
-from .._counts import chunks, column_sums
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
 from .._keywords import helpful
+from .._sparse import chunks, column_sums
 from . import _again, _replay, _thinned
 from ._heldout import EPSILON
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _check
-from .._counts import TARGET, chunks, expected_log1p
+from .. import _check
+from .._anndata import adata as _adata
 from .._keywords import helpful
+from .._sparse import TARGET, chunks, expected_log1p
 from . import _again, _replay, _thinned
 
 if TYPE_CHECKING:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _annotations, _check, _keys
-from .._counts import chunks
-from .._matrix import some_rows
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
+from .._anndata.matrix import some_rows
+from .._sparse import chunks
 from . import _scale, _seen
 
 if TYPE_CHECKING:

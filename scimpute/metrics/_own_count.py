@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from .. import _device
-from .._counts import CACHED, chunks, row_sums, split
-from ..models import posterior, sizes
+from .._sparse import CACHED, chunks, row_sums, split
+from ..models import dispersion as sizes
+from ..models import posterior
 from . import _thinned
 
 _KEEP = 0.9

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check
-from .._counts import TARGET, chunks, row_sums
-from .._matrix import some_rows, to_csr
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata.matrix import some_rows, to_csr
+from .._sparse import TARGET, chunks, row_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData

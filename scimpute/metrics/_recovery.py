@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _annotations, _check
-from .._counts import TARGET
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
 from .._keywords import helpful
+from .._sparse import TARGET
 from . import _hidden
 
 if TYPE_CHECKING:

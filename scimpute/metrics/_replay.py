@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .. import _adata, _annotations, _check, _keys, _progress
+from .. import _check, _progress
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
 
 if TYPE_CHECKING:
     from anndata import AnnData

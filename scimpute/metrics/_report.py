@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 
-from .. import _adata, _check, _device, _files, _keys, _progress, _random
+from .. import _check, _device, _files, _progress, _random
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
 from .._keywords import helpful
 from . import _replay, _report_figures, _report_numbers, _report_page, _report_sections, _verdict
 

@@ -13,8 +13,9 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _device, _keys, _progress
-from .._counts import chunks, row_sums
+from .. import _device, _progress
+from .._anndata import keys as _keys
+from .._sparse import chunks, row_sums
 from . import _clusters, _gene_trust, _heldout, _profiles, _thinned
 from ._again import THIN, impute_again
 from ._false_signal import MIN_CELLS, false_signal

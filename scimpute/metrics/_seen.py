@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check, _fingerprint, _keys
-from .._counts import chunks
-from .._matrix import some_rows
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import fingerprint as _fingerprint
+from .._anndata import keys as _keys
+from .._anndata.matrix import some_rows
+from .._sparse import chunks
 from . import _replay
 
 if TYPE_CHECKING:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check, _keys
-from .._counts import chunks, column_sums, row_sums
-from .._matrix import some_rows
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
+from .._anndata.matrix import some_rows
+from .._sparse import chunks, column_sums, row_sums
 from . import _replay, _scale, _seen
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ import numpy as np
 from matplotlib.patches import Patch
 from scipy.optimize import linear_sum_assignment
 
-from .. import _adata, _annotations, _check, _random
+from .. import _check, _random
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
 from .._keywords import helpful
 from ..metrics import _profiles
 from ..metrics._clusters import Known, Settings, cluster, read_known

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _annotations, _check, _random
+from .. import _check, _random
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
 from .._keywords import helpful
 from . import _figure
 from ._palette import palette

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .. import _adata, _annotations, _check
-from .._counts import TARGET, row_sums
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
+from .._sparse import TARGET, row_sums
 from ..metrics import _scale
 
 if TYPE_CHECKING:

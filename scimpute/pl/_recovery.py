@@ -6,7 +6,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-from .. import _adata, _annotations, _check
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import obs as _annotations
 from .._keywords import helpful
 from ..metrics._recovery import BASELINES, add_up
 from . import _figure

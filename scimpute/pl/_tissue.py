@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.collections import EllipseCollection
 from scipy.spatial import cKDTree
 
-from .. import _check, _spatial, _tissue
+from .. import _check
+from .._anndata import space as _spatial
+from .._anndata import tissue as _tissue
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
-from .. import _adata
+from .._anndata import adata as _adata
 from .._keywords import helpful
 from . import _figure, _read
 

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from .. import _adata, _check, _keys, _random
-from .._counts import chunks
+from .. import _check, _random
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
 from .._keywords import helpful
+from .._sparse import chunks
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -4,8 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from scanpy import logging as logg
 
-from .. import _adata, _check, _graph, _keys, _spatial
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
+from .._anndata import space as _spatial
 from .._keywords import helpful
+from .._space import graph as _graph
 
 if TYPE_CHECKING:
     from anndata import AnnData

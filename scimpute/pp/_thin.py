@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import _adata, _check, _keys, _random
-from .._counts import split
+from .. import _check, _random
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
 from .._keywords import helpful
+from .._sparse import split
 
 if TYPE_CHECKING:
     import numpy as np

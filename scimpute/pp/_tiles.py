@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .. import _adata, _check, _device, _image, _tissue
+from .. import _check, _device
+from .._anndata import adata as _adata
+from .._anndata import tissue as _tissue
 from .._keywords import helpful
+from .._space import image as _image
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,12 +10,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import _adata, _annotations, _applied, _check, _device, _genes, _keys, _progress, _spatial
+from .. import _check, _device, _progress
+from .._anndata import adata as _adata
+from .._anndata import genes as _genes
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
+from .._anndata import side as _modalities
+from .._anndata import space as _spatial
+from .._counts import saved as _applied
+from .._counts.output import check_dtype, narrow
 from .._keywords import helpful
-from .._output import check_dtype, narrow
 from .._save import load_model
 from .._version import __version__
-from . import _masked, _modalities
+from . import _bulk as _masked
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

@@ -10,14 +10,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import _adata, _annotations, _check, _device, _hints, _keys, _progress, _random, _spatial
-from .._complexity import WIDTH
-from .._data import Data, checked_settings, target_of
-from .._engine import run
-from .._expressed import thresholds
+from .. import _check, _device, _progress, _random
+from .._anndata import adata as _adata
+from .._anndata import hints as _hints
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
+from .._anndata import space as _spatial
+from .._counts.expressed import thresholds
+from .._counts.output import check_dtype, finish, narrow
+from .._counts.rates import Result
+from .._counts.run import run
+from .._counts.selection import WIDTH
+from .._counts.split import Data, checked_settings, target_of
 from .._keywords import helpful
-from .._output import check_dtype, finish, narrow
-from .._rates import Result
 from .._save import save_model
 from .._version import __version__
 

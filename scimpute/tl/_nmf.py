@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import _adata, _check, _keys
+from .. import _check
+from .._anndata import adata as _adata
+from .._anndata import keys as _keys
+from .._anndata import side as _modalities
+from .._counts.side import SPOT
 from .._keywords import helpful
-from .._side import SPOT
-from ..models.modal import FactorGenerator
-from . import _modalities, _spots
+from ..models.multimodal import FactorGenerator
+from . import _spots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from .._keywords import helpful
-from ._masked import impute
+from ._bulk import impute
 
 if TYPE_CHECKING:
     import os

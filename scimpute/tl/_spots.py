@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .. import _adata, _annotations, _check, _device, _hints, _keys, _progress, _random, _spatial
-from .._complexity import WIDTH
-from .._data import Data, checked_settings
-from .._engine import run
-from .._output import check_dtype, finish, narrow
+from .. import _check, _device, _progress, _random
+from .._anndata import adata as _adata
+from .._anndata import hints as _hints
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
+from .._anndata import side as _modalities
+from .._anndata import space as _spatial
+from .._counts.output import check_dtype, finish, narrow
+from .._counts.run import run
+from .._counts.selection import WIDTH
+from .._counts.side import SPOT
+from .._counts.split import Data, checked_settings
 from .._save import save_model
-from .._side import SPOT
 from .._version import __version__
-from ..models.modal import FactorGenerator
-from . import _modalities
+from ..models.multimodal import FactorGenerator
 
 if TYPE_CHECKING:
     import os

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scimpute.models import masked
-from scimpute.models.masked import Gain, Network, Pmi, Samples
+from scimpute.models.pmi_gain import Gain, Network, Pmi, Samples
 
 SAMPLES, GENES, LEVELS, NUMBERS = 6, 11, (4, 3), 2
 

@@ -8,9 +8,7 @@ import torch
 from scipy import integrate, stats
 from scipy.special import gammaln
 
-from scimpute.models.posterior import Prior
-from scimpute.models.posterior import mean_and_variance as posterior_of
-from scimpute.models.sizes import (
+from scimpute.models.dispersion import (
     GRID,
     OUTER,
     STEP,
@@ -22,6 +20,8 @@ from scimpute.models.sizes import (
     heldout_deviance,
     marginal_deviance,
 )
+from scimpute.models.posterior import Prior
+from scimpute.models.posterior import mean_and_variance as posterior_of
 
 
 def drawn(n: int, theta: np.ndarray, mean: np.ndarray, seed: int = 0, slope: float = 0, spread: float = 0) -> tuple[np.ndarray, ...]:

@@ -12,8 +12,14 @@ import pandas as pd
 from scanpy import logging as logg
 from scipy.stats import norm
 
-from .. import _adata, _annotations, _bulk, _check, _device, _genes, _hints, _keys, _progress, _random
-from .._linear import FEW, Scale, Table
+from .. import _check, _device, _progress, _random
+from .._anndata import adata as _adata
+from .._anndata import genes as _genes
+from .._anndata import hints as _hints
+from .._anndata import keys as _keys
+from .._anndata import obs as _annotations
+from .._bulk import run as _bulk
+from .._bulk.linear import FEW, Scale, Table
 from .._save import save_model
 from .._version import __version__
 

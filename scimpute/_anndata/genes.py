@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from . import _check
+from .. import _check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,14 +13,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from . import _device
-from ._batches import CellBatches, Context
-from ._blocks import Partition, RunningMoments
-from ._counts import CACHED, chunks, column_sums, columns, usual_size
-from ._data import Data
-from .models import posterior, sizes
-from .models.began import Began
-from .models.modal import Modal
+from .. import _device
+from .._sparse import CACHED, chunks, column_sums, columns, usual_size
+from ..models import dispersion as sizes
+from ..models import posterior
+from ..models.began import Began
+from ..models.multimodal import Modal
+from .batches import CellBatches, Context
+from .partition import Partition, RunningMoments
+from .split import Data
 
 PSEUDO = 10.0
 """Hidden entries of the common variance that every gene is given."""

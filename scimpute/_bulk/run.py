@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _check, _device, _random, _save
-from ._batches import n_batches, shuffled
-from ._linear import Linear, Scale, Table, hidden, rows_of, uniform
-from ._progress import Progress
-from ._train import History, fit
-from .models.masked import Gain, Network, Pmi, Samples
+from .. import _check, _device, _random, _save
+from .._counts.batches import n_batches, shuffled
+from .._progress import Progress
+from .._train import History, fit
+from ..models.pmi_gain import Gain, Network, Pmi, Samples
+from .linear import Linear, Scale, Table, hidden, rows_of, uniform
 
 VALIDATION = 0.1
 """Fraction of the observed entries hidden to find the weight of the networks and the scale of the spread, in place."""

@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import _device, _random
-from ._batches import Context, n_batches, shuffled
-from ._blocks import Partition
-from ._complexity import CONTEXTS, STEPS, choose
-from ._counts import chunks
-from ._data import Complexity, Data, Settings, prior_precision
-from ._progress import Progress
-from ._rates import Combiner, Result
-from ._side import SPOT
-from ._train import History, fit
-from .models.began import EMPTY, Batch, Began, Discriminator, Generator
-from .models.conv import ConvDiscriminator, ConvGenerator
-from .models.modal import LOST, FactorGenerator, Modal, ModalGenerator, asked
+from .. import _device, _random
+from .._progress import Progress
+from .._sparse import chunks
+from .._train import History, fit
+from ..models.began import EMPTY, Batch, Began, Discriminator, Generator
+from ..models.conv import ConvDiscriminator, ConvGenerator
+from ..models.multimodal import LOST, FactorGenerator, Modal, ModalGenerator, asked
+from .batches import Context, n_batches, shuffled
+from .partition import Partition
+from .rates import Combiner, Result
+from .selection import CONTEXTS, STEPS, choose
+from .side import SPOT
+from .split import Complexity, Data, Settings, prior_precision
 
 
 def build(

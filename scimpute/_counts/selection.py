@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._batches import CellBatches, Context, n_batches, shuffled
-from ._blocks import Partition
-from ._data import Complexity, Data, Settings, prior_precision
-from ._random import seed as draw_seed
-from ._side import SPOT
-from ._train import fit
-from .models import sizes
-from .models.began import EMPTY, Batch, Candidates, Generator
-from .models.modal import FactorGenerator
+from .._random import seed as draw_seed
+from .._train import fit
+from ..models import dispersion as sizes
+from ..models.began import EMPTY, Batch, Candidates, Generator
+from ..models.multimodal import FactorGenerator
+from .batches import CellBatches, Context, n_batches, shuffled
+from .partition import Partition
+from .side import SPOT
+from .split import Complexity, Data, Settings, prior_precision
 
 CONTEXTS = (5, 15, 40)
 PENALTIES = (30.0, 300.0, 3000.0)

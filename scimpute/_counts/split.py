@@ -11,11 +11,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from . import _check
-from ._batches import CellBatches, Context
-from ._blocks import Partition
-from ._counts import column_sums, columns, row_sums, split, usual_size
-from ._side import Side
+from .. import _check
+from .._sparse import column_sums, columns, row_sums, split, usual_size
+from .batches import CellBatches, Context
+from .partition import Partition
+from .side import Side
 
 HELDOUT = 0.05
 """Fraction of the molecules that no repeat is trained on: they choose the complexity and correct the sizes."""

@@ -16,9 +16,12 @@ import numpy as np
 import scipy.sparse as sp
 from scanpy import logging as logg
 
-from . import _check, _fingerprint, _keys, _memory, _save, _whole
-from ._counts import chunks
-from ._matrix import check_kind, is_logged, some_rows, taken, to_csr
+from .. import _check, _memory, _save
+from .._sparse import chunks
+from . import fingerprint as _fingerprint
+from . import keys as _keys
+from . import rounding as _whole
+from .matrix import check_kind, is_logged, some_rows, taken, to_csr
 
 
 def check_object(adata: Any) -> None:

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from ._counts import TARGET, chunks
+from .._sparse import TARGET, chunks
 
 FREQUENCIES = (1, 2, 4)
 SPOT = "spot"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from . import _adata, _check, _keys
-from ._counts import row_sums
+from .. import _check
+from .._sparse import row_sums
+from . import adata as _adata
+from . import keys as _keys
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

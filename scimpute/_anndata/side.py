@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .. import _check, _side, _spatial, _tissue
+from .. import _check
+from .._counts import side as _side
+from . import space as _spatial
+from . import tissue as _tissue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

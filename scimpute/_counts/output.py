@@ -8,11 +8,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from . import _check, _device
-from ._counts import CACHED, TARGET, chunks, expected_log1p
-from ._counts import columns as columns_of
-from ._rates import Rates
-from .models import posterior as posterior_of
+from .. import _check, _device
+from .._sparse import CACHED, TARGET, chunks, expected_log1p
+from .._sparse import columns as columns_of
+from ..models import posterior as posterior_of
+from .rates import Rates
 
 
 def finish(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ._counts import CACHED, columns
+from .._sparse import CACHED, columns
 
 BINS = 128
 FOLD, PREDICTED = 5.0, 2.0

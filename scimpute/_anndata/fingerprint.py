@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._counts import CACHED
+from .._sparse import CACHED
 
 
 def of(counts: sp.csr_matrix) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 
-from . import _check
-from ._counts import row_sums
-from ._whole import HIGHEST
+from .. import _check
+from .._sparse import row_sums
+from .rounding import HIGHEST
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

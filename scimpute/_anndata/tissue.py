@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from . import _annotations, _check, _image, _keys
-from ._spatial import read_coordinates, stored
+from .. import _check
+from .._space import image as _image
+from . import keys as _keys
+from . import obs as _annotations
+from .space import read_coordinates, stored
 
 if TYPE_CHECKING:
     from anndata import AnnData

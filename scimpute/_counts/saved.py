@@ -15,18 +15,18 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from . import _check, _save
-from ._batches import CellBatches, Context
-from ._blocks import Partition, RunningMoments
-from ._data import target_of
-from ._output import finish
-from ._progress import Progress
-from ._rates import Rates, add_rates
-from ._side import Side
-from .models.began import Generator
-from .models.conv import ConvGenerator
-from .models.modal import ModalGenerator
-from .models.posterior import Prior
+from .. import _check, _save
+from .._progress import Progress
+from ..models.began import Generator
+from ..models.conv import ConvGenerator
+from ..models.multimodal import ModalGenerator
+from ..models.posterior import Prior
+from .batches import CellBatches, Context
+from .output import finish
+from .partition import Partition, RunningMoments
+from .rates import Rates, add_rates
+from .side import Side
+from .split import target_of
 
 
 class AnyLevel(nn.Module):

@@ -12,10 +12,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from ._blocks import Partition
-from ._counts import TARGET, binomial, chunks, row_sums, usual_size
-from ._side import Side
-from .models.began import Batch
+from .._sparse import TARGET, binomial, chunks, row_sums, usual_size
+from ..models.began import Batch
+from .partition import Partition
+from .side import Side
 
 SPARING = 4
 """Of one in so many spots of a minibatch the neighbours are looked at: each of these costs four spots more."""

@@ -10,7 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
-from . import _adata, _annotations, _check, _graph, _keys
+from .. import _check
+from .._space import graph as _graph
+from . import adata as _adata
+from . import keys as _keys
+from . import obs as _annotations
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

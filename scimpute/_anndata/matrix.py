@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from ._counts import chunks
+from .._sparse import chunks
 
 # Devices of the DLPack standard whose memory the CPU reads: its own, and what CUDA and ROCm share with it.
 _READABLE = (1, 3, 11, 13)

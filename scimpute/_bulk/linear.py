@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _random
-from .models import kriging
-from .models.masked import Samples
+from .. import _random
+from ..models import sample_regression as kriging
+from ..models.pmi_gain import Samples
 
 RANK = 50
 FLOORS = (1.0, 0.3, 0.1)

@@ -1,0 +1,1 @@
+"""Neighbours and images as plain arrays. No AnnData, no torch."""
