@@ -21,10 +21,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from rows import DATA, SEEDS, answer, arguments, every_method, predictions, run
-from scimpute._sparse.expressed import thresholds
 from scipy import stats
 
 import scimpute
+from scimpute._counts.expressed import thresholds
 
 TRUTH_PG = 30.0
 CLUSTERED = ("cellmix_2tech", "pbmc3k", "rnamix_celseq2", "zeisel_ercc")

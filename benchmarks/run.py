@@ -161,10 +161,10 @@ def calibration() -> None:
 def epoch() -> None:
     """Seconds an epoch of one repeat on pbmc3k beside the rate of large and of block matrix products."""
     import torch
-    from scimpute._sparse.batches import Context
-    from scimpute._sparse.partition import Partition
 
     from scimpute import _adata, _data, _engine
+    from scimpute._counts.batches import Context
+    from scimpute._counts.partition import Partition
     from scimpute._sparse import row_sums
 
     adata = load("pbmc3k", None, None)

@@ -24,7 +24,7 @@ import numpy as np
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import _check, _files
-from ._anndata import keys as _keys
+from ._anndata import keys
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _judge(in_file: str, **options: Any) -> None:
 def _report(adata: AnnData, key: str, out_file: str) -> None:
     slot = "obsm" if key in adata.obsm else "layers"
     shape = " x ".join(map(str, getattr(adata, slot)[key].shape))
-    spread = ", its standard deviation" if _keys.sd(key) in getattr(adata, slot) else ""
+    spread = ", its standard deviation" if keys.sd(key) in getattr(adata, slot) else ""
     _say(f"Wrote {slot}[{key!r}] ({shape}){spread} and uns[{key!r}] to {out_file}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -121,3 +122,13 @@ def fit(
             history.stopped = f"no improvement of {' or '.join(watch)} in {patience} epochs"
             break
     return history
+
+
+def shuffled(rows: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Every row once, in parts of nearly equal size and about ``batch_size``: never a tail of one row."""
+    yield from np.array_split(rng.permutation(rows), n_batches(len(rows), batch_size))
+
+
+def n_batches(n_rows: int, batch_size: int) -> int:
+    """Number of parts :func:`shuffled` gives."""
+    return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))

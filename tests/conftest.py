@@ -137,11 +137,29 @@ def edited() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def replace_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Any], None]:
+    """``replace_everywhere(function, other)``: in every module of the package that has imported the function, by whatever name."""
+
+    def replace(function: Any, other: Any) -> None:
+        places = [
+            (module, name)
+            for module in [module for name, module in sys.modules.items() if name.split(".")[0] == "scimpute"]
+            for name, value in vars(module).items()
+            if value is function
+        ]
+        assert places, f"no module of the package has {function}"
+        for module, name in places:
+            monkeypatch.setattr(module, name, other)
+
+    return replace
+
+
+@pytest.fixture
 def refused(fingerprint: Callable[[Any], dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``refused(adata, call, error, message)``: the call raises this, before any training, and leaves the object as it was."""
 
     def check(adata: Any, call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
-        for training in ("tl._began.run", "tl._spots.run", "_bulk.train"):
+        for training in ("tl._began.run", "tl._spots.run", "tl._bulk.train"):
             monkeypatch.setattr(f"scimpute.{training}", lambda *_, **__: pytest.fail("training had begun"))
         before = fingerprint(adata)
         with pytest.raises(error, match=message) as caught:

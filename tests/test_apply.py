@@ -19,10 +19,10 @@ import scipy.sparse as sp
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from scimpute._sparse.saved import AnyLevel, aligned
 
 import scimpute
 from scimpute import datasets, tl
+from scimpute._counts.saved import AnyLevel, aligned
 from scimpute._save import checksum, load_model, save_model
 
 QUICK: dict[str, Any] = {
@@ -522,7 +522,9 @@ def test_what_is_not_an_anndata(train):
         tl.apply(pd.DataFrame(), train())
 
 
-@pytest.mark.parametrize("step", ["_rates.predict", "_applied.finish", "_applied.CellBatches.inputs", "tl._apply.pd.DataFrame"])
+@pytest.mark.parametrize(
+    "step", ["_counts.rates.predict", "_counts.saved.finish", "_counts.saved.CellBatches.inputs", "tl._apply.pd.DataFrame"]
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_failure_of_a_step_changes_nothing(adata, train, monkeypatch, fingerprint, states, step, error):
     path = train(genes="marked")

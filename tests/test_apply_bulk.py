@@ -111,7 +111,7 @@ def test_samples_that_are_alike_in_genes_that_say_nothing_stay_neighbours(method
     getattr(tl, method)(adata[:80].copy(), save=path, **QUICK, categorical_covariates="tissue")
     query = adata[80:, :30].copy()
     found = result(query, path, layer=None)
-    monkeypatch.setattr("scimpute._bulk.run.linear.Linear._same", lambda self, *_: torch.zeros(0, dtype=torch.long))
+    monkeypatch.setattr("scimpute._bulk.linear.Linear._same", lambda self, *_: torch.zeros(0, dtype=torch.long))
     quiet = (query.X == 0).all(axis=1)
     assert quiet.sum() > 5
     pd.testing.assert_frame_equal(found[quiet], result(query, path, layer=None)[quiet])

@@ -11,8 +11,10 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scimpute._sparse.batches import THINNING, CellBatches, Context, entries, n_batches, shuffled
-from scimpute._sparse.partition import Partition
+
+from scimpute._counts.batches import THINNING, CellBatches, Context, entries
+from scimpute._counts.partition import Partition
+from scimpute._train import n_batches, shuffled
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scimpute._sparse.partition import Partition, RunningMoments
+
+from scimpute._counts.partition import Partition, RunningMoments
 
 
 @given(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scimpute._bulk.run.linear import Scale, Table
 
 import scimpute
 from scimpute._bulk import linear as _linear
 from scimpute._bulk import run as _bulk
-from scimpute._bulk.run import BulkSettings
+from scimpute._bulk.linear import Scale, Table
+from scimpute._bulk.run import BulkSettings, Fitted, train
 from scimpute._progress import Progress
 
 CPU = torch.device("cpu")
@@ -137,7 +137,7 @@ def test_choices_do_not_see_the_answers(monkeypatch, method, mode):
         monkeypatch.setattr(_linear, "STRENGTHS", (1.0,) * 2)
         monkeypatch.setattr(_bulk, "_split", changed)
         monkeypatch.setattr(_bulk, "_shares", watched)
-        _bulk.train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
+        train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
 
     run(0.0)
     run(10.0)
@@ -213,8 +213,8 @@ def test_spread_covers_hidden_entries(method, arguments):
 def test_saved_and_loaded_it_is_the_same(method, linear):
     settings = replace(SETTINGS, method=method, linear=linear, n_models=2)
     table = make_table()
-    fitted = _bulk.train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
-    again = _bulk.Fitted.load(*fitted.state(), settings, CPU)
+    fitted = train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
+    again = Fitted.load(*fitted.state(), settings, CPU)
     assert (again.linear is None) == (not linear)
     for own in (None, np.arange(50)) if linear else (None,):
         for one, two in zip(fitted.predict(table, CPU, own), again.predict(table, CPU, own), strict=True):
@@ -225,7 +225,7 @@ def test_saved_and_loaded_it_is_the_same(method, linear):
 
 def test_more_samples_than_are_worked_on_at_a_time():
     table = make_table(600, 12)
-    fitted = _bulk.train(table, SETTINGS, CPU, np.random.default_rng(0), Progress("", show=False))
+    fitted = train(table, SETTINGS, CPU, np.random.default_rng(0), Progress("", show=False))
     own = np.arange(600)
     whole, spread = fitted.predict(table, CPU, own)
     for rows in (slice(0, 3), slice(510, 515), slice(599, 600)):
@@ -238,7 +238,7 @@ def test_more_samples_than_are_worked_on_at_a_time():
 def test_a_level_that_is_unknown_is_no_level():
     """Only its observed genes tell of such a sample."""
     table = make_table()
-    fitted = _bulk.train(table, SETTINGS, CPU, np.random.default_rng(0), Progress("", show=False))
+    fitted = train(table, SETTINGS, CPU, np.random.default_rng(0), Progress("", show=False))
     unknown = replace(table, codes=np.full_like(table.codes, -1))
     found, sd = fitted.predict(unknown, CPU)
     assert np.isfinite(found).all()

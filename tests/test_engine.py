@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
-from scimpute._sparse.batches import Context
-from scimpute._sparse.partition import Partition, RunningMoments
-from scimpute._sparse.selection import choose
 
 from scimpute import tl
+from scimpute._counts.batches import Context
+from scimpute._counts.output import expected_log1p
+from scimpute._counts.partition import Partition, RunningMoments
 from scimpute._counts.rates import Combiner, add_rates, predict
+from scimpute._counts.selection import choose
 from scimpute._counts.split import HELDOUT, Complexity, Data, Settings, depth_weights
-from scimpute._sparse import expected_log1p
 from scimpute.models.dispersion import heldout_deviance
 from scimpute.models.posterior import mean_and_variance
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
         spread = np.where(np.arange(400) % 2, 1.0, -1.0)
         return np.stack([1 + behind.get(pair, 9.0) + noise * (pair != (15, 30.0)) * spread for pair in pairs])
 
-    monkeypatch.setattr("scimpute._sparse.selection._score_candidates", scores)
+    monkeypatch.setattr("scimpute._counts.selection._score_candidates", scores)
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 20, seed=0)
     open_ = replace(SETTINGS, penalty=None, n_context=None)
@@ -213,7 +213,7 @@ def test_candidates_are_scored_by_what_is_asked_for(adata, monkeypatch):
     scored = {posterior: chosen(data, posterior, penalty=None)[1]["candidates"]["heldout"] for posterior in (True, False)}
     assert (scored[True] != scored[False]).all()
     # With a size beyond all doubt the posterior mean is the rate.
-    monkeypatch.setattr("scimpute._sparse.selection.sizes.heldout_deviance", functools.partial(heldout_deviance, sizes=torch.tensor([1e9])))
+    monkeypatch.setattr("scimpute._counts.selection.sizes.heldout_deviance", functools.partial(heldout_deviance, sizes=torch.tensor([1e9])))
     np.testing.assert_allclose(chosen(data, penalty=None)[1]["candidates"]["heldout"], scored[False], rtol=1e-4)
 
 

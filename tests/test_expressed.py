@@ -6,12 +6,12 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from scimpute._sparse.expressed import BINS, FEWEST, PSEUDO, parted, thresholds
 from scipy import stats
 
 import scimpute
 from scimpute import tl
 from scimpute._counts import expressed as _expressed
+from scimpute._counts.expressed import BINS, FEWEST, PSEUDO, parted, thresholds
 
 QUICK = {"max_epochs": 20, "n_repeats": 2, "n_context": 3, "width": 16, "penalty": 30.0, "block_size": 16, "progress": False}
 

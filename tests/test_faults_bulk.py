@@ -547,7 +547,7 @@ def test_74_interrupted_training(fingerprint, states, monkeypatch, network):
     assert states() == state
 
 
-@pytest.mark.parametrize("step", ["_bulk.fit", "_bulk._apply", "_linear.kriging.krige"])
+@pytest.mark.parametrize("step", ["_bulk.run.fit", "_bulk.run._apply", "_bulk.linear.kriging.krige"])
 def test_75_out_of_memory_of_the_device(method, fingerprint, monkeypatch, step):
     adata = toy()
     before = fingerprint(adata)

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scimpute._space import graph as _graph
+from scimpute._space.graph import further_rings, is_regular, neighbours, symmetric, within
 
 
 def check_graph(graph: sp.csr_matrix, sections: np.ndarray | None = None) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_rings_of_any_spots(both, n_neighs, lattice, told_apart):
     points, sections = both
     points = points[:, :2] if lattice == "hexagonal" else points
     sections = sections if told_apart else None
-    connectivities, distances = _graph.neighbours(points, sections, n_neighs=n_neighs, lattice=lattice)
+    connectivities, distances = neighbours(points, sections, n_neighs=n_neighs, lattice=lattice)
     first = check_graph(connectivities, sections)
     assert np.all(np.isfinite(distances.data))
     assert abs(distances - distances.T).nnz == 0
@@ -65,7 +65,7 @@ def test_rings_of_any_spots(both, n_neighs, lattice, told_apart):
     else:
         assert distances.dtype == np.float32
         assert np.array_equal(distances.toarray(), connectivities.toarray())
-    rings = [connectivities, *_graph.further_rings(connectivities, 4)]
+    rings = [connectivities, *further_rings(connectivities, 4)]
     assert len(rings) == 4
     for ring, expected in zip(rings, rings_by_hand(first, 4), strict=True):
         assert np.array_equal(check_graph(ring, sections), expected)
@@ -79,7 +79,7 @@ def test_nearest_by_hand(seed, n_obs, n_neighs):
     np.fill_diagonal(far, np.inf)
     nearest = np.zeros((n_obs, n_obs), bool)
     np.put_along_axis(nearest, np.argsort(far, axis=1)[:, : min(n_neighs, n_obs - 1)], True, axis=1)
-    found, _ = _graph.neighbours(points, n_neighs=n_neighs)
+    found, _ = neighbours(points, n_neighs=n_neighs)
     assert np.array_equal(found.toarray() > 0, nearest | nearest.T)
 
 
@@ -101,7 +101,7 @@ def test_lattices_with_holes_by_hand(lattice, n_neighs, offsets, seed, share):
         return
     steps = (array[:, None] - array).reshape(-1, 2)
     expected = np.array([tuple(step) in offsets for step in steps.tolist()]).reshape(len(array), len(array))
-    found, _ = _graph.neighbours(array, n_neighs=n_neighs, lattice=lattice, spacing=1.0)
+    found, _ = neighbours(array, n_neighs=n_neighs, lattice=lattice, spacing=1.0)
     assert np.array_equal(check_graph(found), expected)
 
 
@@ -116,46 +116,46 @@ def test_the_spacing_of_a_square_lattice_is_measured(n_neighs, offsets):
     points[sections == 1] *= 300
     steps = (array[:, None] - array).reshape(-1, 2)
     expected = np.array([tuple(step) in offsets for step in steps.tolist()]).reshape(len(array), len(array))
-    found, _ = _graph.neighbours(points, sections, n_neighs=n_neighs, lattice="square")
+    found, _ = neighbours(points, sections, n_neighs=n_neighs, lattice="square")
     assert np.array_equal(check_graph(found, sections), expected & (sections[:, None] == sections))
 
 
 def test_a_narrow_strip_and_hexagons_in_pixels():
     strip = np.column_stack([np.arange(9.0) * 250, np.zeros(9)])
-    found, _ = _graph.neighbours(strip, n_neighs=6, lattice="square")
+    found, _ = neighbours(strip, n_neighs=6, lattice="square")
     assert np.array_equal(found.toarray(), np.eye(9, k=1) + np.eye(9, k=-1))
     array = np.array([(row, 2 * i + row % 2) for row in range(8) for i in range(8)])
     pixels = array[:, ::-1] * [50, 50 * np.sqrt(3)]
-    by_array, by_pixels = (_graph.neighbours(x, n_neighs=6, lattice=kind)[0] for x, kind in ((array, "hexagonal"), (pixels, "square")))
+    by_array, by_pixels = (neighbours(x, n_neighs=6, lattice=kind)[0] for x, kind in ((array, "hexagonal"), (pixels, "square")))
     assert np.array_equal(by_array.toarray(), by_pixels.toarray())
 
 
 def test_spots_at_the_very_same_place():
-    connectivities, distances = _graph.neighbours(np.zeros((7, 2)), n_neighs=3)
+    connectivities, distances = neighbours(np.zeros((7, 2)), n_neighs=3)
     assert np.all(check_graph(connectivities).sum(axis=1) >= 3)
     assert distances.nnz == 0
     # Two sections that were not told apart: half of the nearest are at no distance, and say nothing of the spacing.
     twice = np.repeat([(row, i) for row in range(5) for i in range(5)], 2, axis=0)
-    found, _ = _graph.neighbours(twice, n_neighs=8, lattice="square")
+    found, _ = neighbours(twice, n_neighs=8, lattice="square")
     assert np.all(check_graph(found).sum(axis=1) >= 4)
 
 
 def test_a_graph_is_made_symmetric_and_cut_at_sections():
     graph = sp.csr_matrix(np.array([[5.0, 2, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 0], [3, 0, 0, 0]]))
     expected = np.array([[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]], bool)
-    assert np.array_equal(check_graph(_graph.symmetric(graph)), expected)
+    assert np.array_equal(check_graph(symmetric(graph)), expected)
     sections = np.array([0, 0, 1, 0])
-    left = _graph.within(graph, sections)
+    left = within(graph, sections)
     assert np.array_equal(left.toarray(), np.array([[5.0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]]))
     stored = sp.csr_matrix((np.array([0.0, 1.0]), ([0, 1], [1, 2])), shape=(4, 4))
-    assert check_graph(_graph.symmetric(stored)).sum() == 2  # a stored zero is no edge
+    assert check_graph(symmetric(stored)).sum() == 2  # a stored zero is no edge
 
 
 def test_what_is_regular():
     rng = np.random.default_rng(0)
     array = np.array([(row, i) for row in range(15) for i in range(15)], float)
-    assert _graph.is_regular(array + rng.normal(0, 0.05, array.shape))
-    assert _graph.is_regular(np.concatenate([array, 100 * array]), np.repeat([0, 1], len(array)))
-    assert not _graph.is_regular(rng.uniform(size=(300, 2)))
-    assert not _graph.is_regular(np.zeros((5, 2)))
-    assert not _graph.is_regular(array[:1])
+    assert is_regular(array + rng.normal(0, 0.05, array.shape))
+    assert is_regular(np.concatenate([array, 100 * array]), np.repeat([0, 1], len(array)))
+    assert not is_regular(rng.uniform(size=(300, 2)))
+    assert not is_regular(np.zeros((5, 2)))
+    assert not is_regular(array[:1])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scimpute import datasets, pp
+from scimpute import _sparse, datasets, pp
 
 
 @pytest.fixture
@@ -148,15 +148,11 @@ def test_copy_seed_and_layer(adata, fingerprint, states, of):
 
 
 @pytest.mark.parametrize("of", ["nonzero", "all"])
-def test_the_size_of_the_chunks_does_not_matter(adata, fingerprint, monkeypatch, of):
+def test_the_size_of_the_chunks_does_not_matter(adata, fingerprint, replace_everywhere, of):
     adata.X = adata.X.toarray()
     expected = fingerprint(pp.hide(adata, (0.2, 0.9), of=of, copy=True))
-    from scimpute import _adata, _matrix
-    from scimpute.pp import _hide
-
-    original = _hide.chunks
-    for module in (_adata, _matrix, _hide):
-        monkeypatch.setattr(module, "chunks", lambda n, width: original(n, width, 7 * width))
+    original = _sparse.chunks
+    replace_everywhere(original, lambda n, width: original(n, width, 7 * width))
     assert fingerprint(pp.hide(adata, (0.2, 0.9), of=of, copy=True)) == expected
 
 

@@ -13,7 +13,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scimpute import datasets, metrics, pl, pp
-from scimpute._anndata import adata as _adata
+from scimpute._anndata.read import read_layer
 
 READERS = {
     "pl.imputed": lambda a: pl.imputed(a, "gene1", basis="some", show=False),
@@ -57,14 +57,14 @@ def test_refused(imputed, refused, function, tmp_path, monkeypatch):
 def test_any_target_and_any_cells(imputed, target_sum, some):
     logged(imputed, target_sum)
     with pytest.raises(ValueError, match="holds log1p"):
-        _adata.read_layer(imputed[some].copy(), "began")
+        read_layer(imputed[some].copy(), "began")
 
 
 def test_sparse_and_not_of_ours(imputed):
     logged(imputed)
     imputed.layers["began"] = sp.csr_matrix(imputed.layers["began"])
     del imputed.uns["began"]
-    _adata.read_layer(imputed, "began")  # on whatever scale
+    read_layer(imputed, "began")  # on whatever scale
     with pytest.raises(ValueError, match="'began' is to hold expected counts, and holds log1p"):
         metrics.heldout(imputed, "began")
 

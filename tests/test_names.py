@@ -171,7 +171,7 @@ def test_columns_that_are_numbers(spots, kind):
 
 
 def test_columns_of_which_there_are_two(spots, monkeypatch):
-    for training in ("tl._began.run", "tl._spots.run", "_bulk.train"):
+    for training in ("tl._began.run", "tl._spots.run", "tl._bulk.train"):
         monkeypatch.setattr(f"scimpute.{training}", lambda *_, **__: pytest.fail("training had begun"))
     spots.obs = pd.concat([spots.obs, spots.obs[["batch"]], pd.DataFrame({"size": 1e4, "age": 1.0}, index=spots.obs_names)], axis=1)
     spots.obs = pd.concat([spots.obs, spots.obs[["size", "age"]]], axis=1)

@@ -13,8 +13,9 @@ import scanpy as sc
 import scipy.sparse as sp
 
 import scimpute
-from scimpute._anndata import adata as _adata
-from scimpute._anndata import fingerprint as _fingerprint
+from scimpute._anndata.fingerprint import fingerprint, is_same
+from scimpute._anndata.results import has_sd
+from scimpute._anndata.source import find_counts
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -172,29 +173,29 @@ def test_parts_of_zeros_and_ones_are_not_taken_for_the_whole(n_left):
     adata = ad.AnnData((rng.random((1500, 60)) < rng.beta(2, 6, (1500, 1))).astype(np.float32))
     scimpute.pp.thin(adata)
     adata.layers["counts"] = adata.X.copy()
-    adata.uns["began"] = {"method": "began", "params": {"layer": "X"}, "source": _fingerprint.of(sp.csr_matrix(adata.X))}
+    adata.uns["began"] = {"method": "began", "params": {"layer": "X"}, "source": fingerprint(sp.csr_matrix(adata.X))}
     some = rng.permutation(1500)
     adata = adata[some[adata.X[some].any(axis=1)][:n_left]].copy()
     sc.pp.normalize_total(adata)
-    assert scimpute._anndata.adata.find_counts(adata, "began")[0] == "counts"
+    assert scimpute._anndata.source.find_counts(adata, "began")[0] == "counts"
 
 
 def test_values_that_changed_places_are_other_counts():
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(2, (50, 20)).astype(np.float32))
-    known, rng = _fingerprint.of(counts), np.random.default_rng(1)
+    known, rng = fingerprint(counts), np.random.default_rng(1)
     shuffled = sp.csr_matrix(rng.permuted(counts.toarray(), axis=1))
-    assert not _fingerprint.same(shuffled, known)
-    assert not _fingerprint.same(sp.csr_matrix(rng.permuted(counts.toarray(), axis=0)), known)
-    assert _fingerprint.same(counts[rng.permutation(50)][:, rng.permutation(20)], known)
-    assert _fingerprint.same(counts[[3, 1]], known)
-    assert not _fingerprint.same(counts[[3, 3]], known)
-    assert _fingerprint.same(counts[:, :4], known)
-    assert _fingerprint.same(counts[:4, :4], known) is None
+    assert not is_same(shuffled, known)
+    assert not is_same(sp.csr_matrix(rng.permuted(counts.toarray(), axis=0)), known)
+    assert is_same(counts[rng.permutation(50)][:, rng.permutation(20)], known)
+    assert is_same(counts[[3, 1]], known)
+    assert not is_same(counts[[3, 3]], known)
+    assert is_same(counts[:, :4], known)
+    assert is_same(counts[:4, :4], known) is None
 
 
 def test_where_they_are_read_is_said_once(imputed, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(scimpute._anndata.adata.logg, "info", lambda text, **_: said.append(text) if "read from" in text else None)
+    monkeypatch.setattr(scimpute._anndata.source.logg, "info", lambda text, **_: said.append(text) if "read from" in text else None)
     scimpute.pl.imputed(normalise(imputed), imputed.var_names[0], show=False)
     assert said == ["adata.X does not hold the counts any more that 'began' was imputed from; they are read from adata.layers['counts']"]
 
@@ -294,10 +295,10 @@ def test_what_others_wrote_under_our_name(params, source):
     adata = scimpute.datasets.toy_counts()
     scimpute.tl.began(adata, **QUICK)
     adata.uns["began"] = {"method": "began", "params": params, "source": source}
-    layer, counts = _adata.find_counts(adata, "began")
+    layer, counts = find_counts(adata, "began")
     assert layer is None
     assert (counts != adata.X).nnz == 0
-    assert _adata.has_sd(adata, "began")
+    assert has_sd(adata, "began")
     adata.obsm["X_umap"] = np.zeros((adata.n_obs, 2))
     scimpute.pl.imputed(adata, ["gene1"], show=False)
     scimpute.metrics.cluster_agreement(adata, "began", "cell_type")

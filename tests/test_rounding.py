@@ -11,8 +11,8 @@ import pytest
 import scipy.sparse as sp
 
 import scimpute
-from scimpute._anndata import adata as _adata
-from scimpute._anndata import rounding as _whole
+from scimpute._anndata.counts import read_counts
+from scimpute._anndata.rounding import ROUNDINGS, rounded, without_errors
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -54,7 +54,7 @@ def test_rounding_errors_are_put_right(scale):
     counts = toy() * scale
     errors = undone(counts)
     assert not np.array_equal(errors, counts)
-    np.testing.assert_array_equal(_whole.without_errors(errors.ravel()), counts.ravel())
+    np.testing.assert_array_equal(without_errors(errors.ravel()), counts.ravel())
 
 
 def test_counts_with_rounding_errors_are_imputed_as_the_counts_they_are():
@@ -68,7 +68,7 @@ def test_counts_with_rounding_errors_are_imputed_as_the_counts_they_are():
 
 
 def test_small_rates_are_no_rounding_errors():
-    assert _whole.without_errors(np.full(100, 1e-4, np.float32)) is None
+    assert without_errors(np.full(100, 1e-4, np.float32)) is None
     with pytest.raises(ValueError, match="not whole numbers"):
         scimpute.tl.began(of(normalised(toy(), 1e-3)), **QUICK)
 
@@ -101,7 +101,7 @@ def test_what_they_are_is_said(row, refused):
 @pytest.mark.parametrize("row", [row for row in DIAGNOSES if row not in ("decimals", "halves")])
 def test_rounding_does_not_make_counts_of_what_is_none(row, refused):
     change, _ = DIAGNOSES[row]
-    for how in _whole.OPTIONS:
+    for how in ROUNDINGS:
         refused(
             of(change(toy())), lambda adata, how=how: scimpute.tl.began(adata, rounding=how), ValueError, "which rounding does not undo"
         )
@@ -137,7 +137,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", _whole.OPTIONS)
+@pytest.mark.parametrize("how", ROUNDINGS)
 @pytest.mark.parametrize("call", CALLS)
 def test_rounded_counts_are_imputed_recorded_and_replayed(call, how):
     adata, stored = of(soup(toy())), soup(toy()).astype(np.float32)
@@ -153,7 +153,7 @@ def test_rounded_counts_are_imputed_recorded_and_replayed(call, how):
         np.testing.assert_array_equal(again.layers["began"], adata.layers["began"])
     else:
         expected = sp.csr_matrix(stored)
-        expected.data = _whole.rounded(expected.data, how, np.random.default_rng(3))
+        expected.data = rounded(expected.data, how, np.random.default_rng(3))
         np.testing.assert_array_equal(counts.toarray(), expected.toarray())
     # Also where decimals were moved, and X normalised.
     adata.layers["decimals"] = adata.X
@@ -164,21 +164,21 @@ def test_rounded_counts_are_imputed_recorded_and_replayed(call, how):
 
 def test_random_rounding_is_unbiased_and_next_to_the_value():
     values = np.repeat(np.float32([0.1, 1.5, 2.0, 7.75, 0.0]), 40_000)
-    found = _whole.rounded(values, "random", np.random.default_rng(0))
+    found = rounded(values, "random", np.random.default_rng(0))
     assert (np.abs(found - values) < 1).all()
     np.testing.assert_array_equal(found, np.rint(found))
     np.testing.assert_allclose(found.reshape(5, -1).mean(axis=1), [0.1, 1.5, 2.0, 7.75, 0.0], atol=0.01)
 
 
-@pytest.mark.parametrize("how", _whole.OPTIONS)
+@pytest.mark.parametrize("how", ROUNDINGS)
 def test_rounding_errors_below_0_are_no_counts_below_0(how):
     values = soup(toy())
     values[toy() == 0] = -0.009
-    counts = _adata.read_counts(of(values), None, how, np.random.default_rng(0))
+    counts = read_counts(of(values), None, how, np.random.default_rng(0))
     assert counts.data.min() > 0
 
 
-@pytest.mark.parametrize("how", _whole.OPTIONS)
+@pytest.mark.parametrize("how", ROUNDINGS)
 def test_a_model_rounds_as_in_its_training(how, tmp_path):
     adata = of(soup(toy()))
     scimpute.tl.began(adata, rounding=how, random_state=3, save=tmp_path / "model.safetensors", **QUICK)

@@ -343,7 +343,7 @@ def test_a_closed_log_makes_no_failure_of_a_result(monkeypatch):
         if "written by" in message:
             raise ValueError("I/O operation on closed file")
 
-    monkeypatch.setattr("scimpute._anndata.adata.logg.info", closed)
+    monkeypatch.setattr("scimpute._anndata.write.logg.info", closed)
     adata = MAKE["began"]()
     run("began", adata, None)
     assert "began" in adata.layers

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from scimpute._sparse.batches import CellBatches, Context
-from scimpute._sparse.partition import Partition
 
 import scimpute
-from scimpute._counts import side as _side
-from scimpute._counts.side import Side
+from scimpute import _sparse
+from scimpute._counts.batches import CellBatches, Context
+from scimpute._counts.partition import Partition
 from scimpute._save import load_model, save_model
+from scimpute._space.features import edge_scale, extents, weighted
+from scimpute._space.side import SideInformation
 from scimpute.models.began import Batch
 from scimpute.models.multimodal import CODE, Modal, ModalGenerator, TileEncoder
 
@@ -82,7 +83,7 @@ def test_without_counts_the_counts_of_the_spot_say_nothing(tissue, modalities):
 
 
 def test_neighbours_are_of_the_own_section(sections, monkeypatch):
-    seen: list[Side] = []
+    seen: list[SideInformation] = []
     prepare = scimpute.tl._spots.Data.prepare
     monkeypatch.setattr("scimpute.tl._spots.Data.prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
     run(sections, library_key="section", spatial_weight=0.1)
@@ -113,7 +114,7 @@ def test_the_spatial_contribution_smooths(tissue):
     for weight in (0.0, 30.0):
         run(tissue, spatial_weight=weight, posterior=False, output="rate", max_epochs=30)
         rate = np.log(tissue.layers[KEY])
-        ring = _side.weighted(tissue.obsp["spatial_connectivities"], None)
+        ring = weighted(tissue.obsp["spatial_connectivities"], None)
         apart.append(np.square(rate - ring @ rate).mean() / rate.var(axis=0).mean())
         assert ("spatial" in tissue.uns[KEY]["history"]) == (weight > 0)
     assert apart[1] < 0.9 * apart[0]
@@ -124,15 +125,15 @@ def test_the_spatial_contribution_smooths(tissue):
 
 def test_two_draws_estimate_the_distance_from_the_mean():
     rng = np.random.default_rng(0)
-    ring = _side.weighted(sp.random(30, 30, 0.2, random_state=0, format="csr"), None)
+    ring = weighted(sp.random(30, 30, 0.2, random_state=0, format="csr"), None)
     ring.data = rng.random(ring.nnz)
     ring = (sp.diags(1 / np.maximum(np.asarray(ring.sum(1)).ravel(), 1e-12)) @ ring).tocsr()
-    side = Side(("counts",), {}, [ring], (1.0,), 1.0)
+    side = SideInformation(("counts",), {}, [ring], (1.0,), 1.0)
     y = rng.normal(size=30)
     rows = np.arange(30)
     total = np.zeros(30)
     for _ in range(20_000):
-        one, other = side.draw(rows, rng)[0]
+        one, other = side.draw_neighbours(rows, rng)[0]
         total += (y - y[one]) * (y - y[other])
     has = np.diff(ring.indptr) > 0
     np.testing.assert_allclose(total / 20_000, np.where(has, np.square(y - ring @ y), 0), atol=0.05)
@@ -140,7 +141,7 @@ def test_two_draws_estimate_the_distance_from_the_mean():
 
 def test_a_spot_without_neighbours_gets_itself():
     ring = sp.csr_matrix(([1.0], ([0], [2])), shape=(4, 4))
-    found = Side((), {}, [ring], (1.0,), 1.0).draw(np.array([3, 0, 1]), np.random.default_rng(0))
+    found = SideInformation((), {}, [ring], (1.0,), 1.0).draw_neighbours(np.array([3, 0, 1]), np.random.default_rng(0))
     np.testing.assert_array_equal(found, [[[3, 2, 1], [3, 2, 1]]])
 
 
@@ -148,11 +149,11 @@ def test_scores_of_a_ring_are_of_its_molecules_together():
     rng = np.random.default_rng(1)
     counts = sp.csr_matrix(rng.poisson(2.0, (5, 7)).astype(np.float32))
     size = np.asarray(counts.sum(1)).ravel()
-    ring = _side.weighted(sp.csr_matrix(np.array([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5], float)), None)
-    loadings = torch.from_numpy(rng.normal(size=(7, 3)).astype(np.float32))
-    found = Side(("counts",), {}, [ring], (1.0,), 0.0).of_counts(counts, size, loadings)
+    ring = weighted(sp.csr_matrix(np.array([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5], float)), None)
+    loadings = rng.normal(size=(7, 3)).astype(np.float32)
+    found = SideInformation(("counts",), {}, [ring], (1.0,), 0.0).neighbour_scores(counts, size, loadings)
     pooled = (counts.toarray()[1] + counts.toarray()[2]) / (size[1] + size[2]) * 1e4
-    torch.testing.assert_close(found[0], torch.from_numpy(np.sqrt(pooled).astype(np.float32)) @ loadings)
+    np.testing.assert_allclose(found[0], np.sqrt(pooled).astype(np.float32) @ loadings, rtol=1e-5)
     assert (found[3] == 0).all()
 
 
@@ -160,13 +161,13 @@ def test_positions_are_of_the_section_and_know_no_unit():
     rng = np.random.default_rng(2)
     xy, codes = rng.random((20, 2)), np.repeat([0, 1], 10)
 
-    def positions(xy: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return _side.positions(xy, _side.extents(xy, codes)[codes], known, 2)
+    def scaled(xy: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return positions(xy, extents(xy, codes)[codes], known, 2)
 
-    found = positions(xy, codes)
+    found = scaled(xy, codes)
     moved = xy.copy()
     moved[codes == 1] = 40 * moved[codes == 1] + 1000
-    np.testing.assert_allclose(positions(moved, codes), found, atol=1e-5)
+    np.testing.assert_allclose(scaled(moved, codes), found, atol=1e-5)
     assert np.abs(found).max() <= 1.0001
     np.testing.assert_array_equal(found[:, -2:], np.eye(2)[codes])
     assert (positions(xy, np.full(20, -1))[:, -2:] == 0).all()
@@ -174,7 +175,7 @@ def test_positions_are_of_the_section_and_know_no_unit():
 
 def test_neighbours_that_look_alike_count_more():
     ring = sp.csr_matrix(np.array([[0, 1, 1], [1, 0, 0], [1, 0, 0]], float))
-    weights = _side.weighted(ring, np.array([[0.0], [0.1], [3.0]]))
+    weights = weighted(ring, np.array([[0.0], [0.1], [3.0]]))
     assert weights[0, 1] > 0.8
     np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1)
 
@@ -182,31 +183,31 @@ def test_neighbours_that_look_alike_count_more():
 def test_how_far_neighbours_are_apart_may_be_that_of_other_spots():
     ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
     likeness = np.array([[0.0], [1.0], [2.0], [5.0]])
-    assert _side.edge_scale(ring, likeness) == np.median([1, 4, 1, 4, 9, 9])
-    weights = _side.weighted(ring, likeness, 3.0).toarray()
+    assert edge_scale(ring, likeness) == np.median([1, 4, 1, 4, 9, 9])
+    weights = weighted(ring, likeness, 3.0).toarray()
     np.testing.assert_allclose(weights[0, 2] / weights[0, 1], np.exp(-(4 - 1) / 3), rtol=1e-6)
-    np.testing.assert_allclose(_side.weighted(ring[:3, :3], likeness[:3], 3.0).toarray()[0], weights[0, :3], rtol=1e-6)
-    assert _side.edge_scale(ring, np.zeros((4, 1))) == _side.edge_scale(sp.csr_matrix((4, 4)), likeness) == 1
+    np.testing.assert_allclose(weighted(ring[:3, :3], likeness[:3], 3.0).toarray()[0], weights[0, :3], rtol=1e-6)
+    assert edge_scale(ring, np.zeros((4, 1))) == edge_scale(sp.csr_matrix((4, 4)), likeness) == 1
 
 
 def test_a_spot_like_none_of_its_neighbours_keeps_them():
     ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
-    weights = _side.weighted(ring, np.array([[1e4], [0.0], [0.1], [0.2]]))
+    weights = weighted(ring, np.array([[1e4], [0.0], [0.1], [0.2]]))
     np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1, rtol=1e-6)
-    alike = _side.weighted(ring, np.zeros((4, 3)))
+    alike = weighted(ring, np.zeros((4, 3)))
     np.testing.assert_allclose(alike.toarray()[0], [0, 0.5, 0.5, 0])
 
 
-def test_scores_do_not_depend_on_the_chunks(monkeypatch):
+def test_scores_do_not_depend_on_the_chunks(replace_everywhere):
     rng = np.random.default_rng(4)
     counts = sp.csr_matrix(rng.poisson(0.5, (23, 9)).astype(np.float32))
-    ring = _side.weighted(sp.random(23, 23, 0.2, random_state=1, format="csr"), None)
-    side = Side(("counts",), {}, [ring, ring @ ring], (1.0, 0.5), 0.0)
-    arguments = counts, np.asarray(counts.sum(1)).ravel(), torch.from_numpy(rng.normal(size=(9, 2)).astype(np.float32))
-    whole = side.of_counts(*arguments)
-    original = _side.chunks
-    monkeypatch.setattr(_side, "chunks", lambda n, width: original(n, width, 3 * width))
-    torch.testing.assert_close(side.of_counts(*arguments), whole)
+    ring = weighted(sp.random(23, 23, 0.2, random_state=1, format="csr"), None)
+    side = SideInformation(("counts",), {}, [ring, ring @ ring], (1.0, 0.5), 0.0)
+    arguments = counts, np.asarray(counts.sum(1)).ravel(), rng.normal(size=(9, 2)).astype(np.float32)
+    whole = side.neighbour_scores(*arguments)
+    original = _sparse.chunks
+    replace_everywhere(original, lambda n, width: original(n, width, 3 * width))
+    np.testing.assert_allclose(side.neighbour_scores(*arguments), whole, rtol=1e-5)
 
 
 def modal(features: dict[str, tuple[int, ...]], levels: tuple[int, ...] = ()) -> ModalGenerator:
@@ -246,7 +247,7 @@ def test_a_spot_without_neighbours_has_no_spatial_loss():
     counts = sp.csr_matrix(rng.poisson(3.0, (12, 6)).astype(np.float32))
     size = np.asarray(counts.sum(1)).ravel()
     ring = sp.csr_matrix(([1.0, 1.0], ([2, 5], [5, 2])), shape=(12, 12))
-    side = Side(("counts",), {}, [ring], (1.0,), 1.0)
+    side = SideInformation(("counts",), {}, [ring], (1.0,), 1.0)
     partition = Partition(np.arange(6), np.arange(6), 1, 6)
     batches = CellBatches(counts, size, (), partition, Context.fit(counts, size, 2, 0), torch.device("cpu"), side)
     batch = batches.thinned(np.array([1, 2, 5, 7, 0, 3, 4, 6]), rng)
@@ -345,18 +346,6 @@ def test_applied_to_a_section_of_the_training_gives_what_the_training_gave(secti
         np.testing.assert_allclose(part.layers["again"], part.layers[KEY], rtol=1e-5)
 
 
-def test_a_model_that_lacks_what_later_ones_have_is_applied_as_it_was(sections, tmp_path):
-    """Moments of colours, scale of edges and side of tiles were those of the object; of the whole training they are the same."""
-    path = tmp_path / "model.safetensors"
-    run(of_nearly_one_size(sections), "hires", library_key="section", edge_weight="image", save=path)
-    tensors, metadata = load_model(path)
-    for name in ("colour_moments", "edge_scales", "tile_size"):
-        del tensors[name]
-    save_model(path, tensors, metadata)
-    scimpute.tl.apply(sections, path, key_added="again")
-    np.testing.assert_allclose(sections.layers["again"], sections.layers[KEY], rtol=1e-5)
-
-
 def test_applied_to_a_new_section(tmp_path):
     adata = scimpute.datasets.toy_visium(10, 10, 60, n_sections=3, depth=300)
     names = list(adata.obs["section"].cat.categories)
@@ -406,11 +395,20 @@ def test_applied_without_the_column_of_the_only_section(tissue, tmp_path):
     np.testing.assert_allclose(tissue.layers["again"], tissue.layers[KEY], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tile_moments", "extents"])
-def test_applied_from_a_file_that_lacks_a_part(tissue, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("tile_moments", {"tile_features": "tiles"}),
+        ("extents", {"tile_features": "tiles"}),
+        ("tile_size", {"image_key": "hires"}),
+        ("colour_moments", {"image_key": "hires", "edge_weight": "image"}),
+        ("edge_scales", {"image_key": "hires", "edge_weight": "image"}),
+    ],
+)
+def test_applied_from_a_file_that_lacks_a_part(tissue, tmp_path, name, arguments):
     scimpute.pp.tiles(tissue)
     path = tmp_path / "model.safetensors"
-    run(tissue, tile_features="tiles", save=path)
+    run(tissue, save=path, **arguments)
     tensors, metadata = load_model(path)
     del tensors[name]
     save_model(path, tensors, metadata)
@@ -420,8 +418,10 @@ def test_applied_from_a_file_that_lacks_a_part(tissue, tmp_path, name):
 
 def test_neighbours_are_looked_at_once_for_all_repeats(tissue, monkeypatch):
     looked: list[sp.csr_matrix] = []
-    scores = Side.of_counts
-    monkeypatch.setattr(Side, "of_counts", lambda self, counts, *rest: looked.append(counts) or scores(self, counts, *rest))
+    scores = SideInformation.neighbour_scores
+    monkeypatch.setattr(
+        SideInformation, "neighbour_scores", lambda self, counts, *rest: looked.append(counts) or scores(self, counts, *rest)
+    )
     run(tissue, n_repeats=3)
     assert len(looked) == 2  # the training part, and the whole
 

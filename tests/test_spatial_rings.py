@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scimpute import datasets, pp, tl
-from scimpute._anndata import space as _spatial
+from scimpute import _anndata, _space, datasets, pp, tl
+from scimpute._anndata.sections import read_sections
+from scimpute._anndata.space import read_rings
 
 DATA = Path(os.environ.get("SCIMPUTE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 WRITTEN = {"obsp/spatial_connectivities", "obsp/spatial_distances", "obsp/spatial_ring2", "uns/spatial_neighbors", "uns/spatial_rings"}
@@ -184,18 +185,17 @@ def test_a_failure_at_any_write_changes_nothing(sections, fingerprint, monkeypat
     assert failures == (5 if earlier else 3)
 
 
-def test_a_failure_on_the_way_changes_nothing(sections, fingerprint, monkeypatch):
+@pytest.mark.parametrize("step", [_space.graph.symmetric, _space.graph.further_rings, _anndata.write.write])
+def test_a_failure_on_the_way_changes_nothing(sections, fingerprint, replace_everywhere, step):
     before = fingerprint(sections)
 
     def fail(*_: Any, **__: Any) -> None:
         raise Fault
 
-    for step in ("_graph.symmetric", "_graph.further_rings", "_adata.write"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"scimpute.{step}", fail)
-            with pytest.raises(Fault):
-                pp.spatial_rings(sections, library_key="section")
-        assert fingerprint(sections) == before
+    replace_everywhere(step, fail)
+    with pytest.raises(Fault):
+        pp.spatial_rings(sections, library_key="section")
+    assert fingerprint(sections) == before
 
 
 # Which spots are neighbours
@@ -559,7 +559,7 @@ def test_isolated_spots_and_graphs_cut_with_the_object(sections):
     some = sections[[0, 20, 41, 42, 60, 83]].copy()
     pp.spatial_rings(some, library_key="section")
     assert some.obsp["spatial_connectivities"].nnz == some.obsp["spatial_ring2"].nnz == 0
-    assert [ring.nnz for ring in _spatial.read_rings(some, 3)] == [0, 0, 0]
+    assert [ring.nnz for ring in read_rings(some, 3)] == [0, 0, 0]
 
 
 def change(name: str, value: float):
@@ -576,7 +576,7 @@ def change(name: str, value: float):
 def test_bad_graphs(foreign, refused, value, message):
     foreign.obsp["spatial_connectivities"].data[3] = value
     refused(foreign, pp.spatial_rings, ValueError, rf"adata.obsp\['spatial_connectivities'\] has {message}")
-    refused(foreign, lambda a: _spatial.read_rings(a, 2), ValueError, message)
+    refused(foreign, lambda a: read_rings(a, 2), ValueError, message)
 
 
 # What is read by others
@@ -584,11 +584,11 @@ def test_bad_graphs(foreign, refused, value, message):
 
 def test_rings_are_read_or_found_and_nothing_is_written(sections, foreign, fingerprint):
     before = fingerprint(sections)
-    found = _spatial.read_rings(sections, 3, _spatial.read_sections(sections, "section"))
+    found = read_rings(sections, 3, read_sections(sections, "section"))
     assert fingerprint(sections) == before
     pp.spatial_rings(sections, library_key="section", n_rings=3)
     names = ("spatial_connectivities", "spatial_ring2", "spatial_ring3")
-    for again in (found, _spatial.read_rings(sections, 3), _spatial.read_rings(sections, 3, _spatial.read_sections(sections, "section"))):
+    for again in (found, read_rings(sections, 3), read_rings(sections, 3, read_sections(sections, "section"))):
         assert len(again) == 3
         for ring, name in zip(again, names, strict=True):
             assert ring.dtype == np.float32
@@ -596,7 +596,7 @@ def test_rings_are_read_or_found_and_nothing_is_written(sections, foreign, finge
     # Somebody else's.
     section = foreign.obs["section"].cat.codes.to_numpy()
     for library_key in (None, "section"):
-        first, second = _spatial.read_rings(foreign, 2, None if library_key is None else _spatial.read_sections(foreign, library_key))
+        first, second = read_rings(foreign, 2, None if library_key is None else read_sections(foreign, library_key))
         graph = foreign.obsp["spatial_connectivities"].toarray() > 0
         graph = (graph | graph.T) & ~np.eye(len(graph), dtype=bool)
         graph &= (section[:, None] == section) | (library_key is None)
@@ -607,9 +607,9 @@ def test_rings_are_read_or_found_and_nothing_is_written(sections, foreign, finge
 def test_the_further_rings_belong_to_the_first(sections):
     """Those that are stored may be older than the graph, or belong to spots that are gone."""
     pp.spatial_rings(sections, library_key="section")
-    expected = _spatial.read_rings(sections, 2)[1].toarray()
+    expected = read_rings(sections, 2)[1].toarray()
     sections.obsp["spatial_ring2"] = sp.identity(sections.n_obs, format="csr")
-    assert np.array_equal(_spatial.read_rings(sections, 2)[1].toarray(), expected)
+    assert np.array_equal(read_rings(sections, 2)[1].toarray(), expected)
 
 
 # Faults, by the numbers of the project's fault table

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from scimpute._sparse.batches import CellBatches, Context
-from scimpute._sparse.partition import Partition
 
 import scimpute
-from scimpute._counts.side import Side
+from scimpute._counts.batches import CellBatches, Context
+from scimpute._counts.partition import Partition
 from scimpute._counts.split import Data
+from scimpute._space.side import SideInformation
 from scimpute.models.multimodal import squared_error
 
 QUICK = {"likelihood": "squared", "max_epochs": 2, "n_repeats": 1, "progress": False}
@@ -25,8 +25,8 @@ def tissue() -> ad.AnnData:
 
 
 @pytest.fixture
-def side() -> Side:
-    return Side(("counts",), {}, [], (), 0.0)
+def side() -> SideInformation:
+    return SideInformation(("counts",), {}, [], (), 0.0)
 
 
 def test_squared_error_by_hand():

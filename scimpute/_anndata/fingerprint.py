@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from .._sparse import CACHED
 
 
-def of(counts: sp.csr_matrix) -> dict[str, Any]:
+def fingerprint(counts: sp.csr_matrix) -> dict[str, Any]:
     """Number of molecules, and a hash for every cell and every gene.
 
     A hash is of the values alone: of which cell or gene they are, and in which order, does not matter.
@@ -24,7 +24,7 @@ def of(counts: sp.csr_matrix) -> dict[str, Any]:
     }
 
 
-def same(counts: sp.csr_matrix, known: Mapping[str, Any]) -> bool | None:
+def is_same(counts: sp.csr_matrix, known: Mapping[str, Any]) -> bool | None:
     """Whether these are the counts of a fingerprint, or some of the cells or of the genes; None where both were cut: nobody can tell."""
     cells, genes = np.asarray(known["cells"]), np.asarray(known["genes"])
     all_cells, all_genes = counts.shape[0] == len(cells), counts.shape[1] == len(genes)
@@ -32,7 +32,7 @@ def same(counts: sp.csr_matrix, known: Mapping[str, Any]) -> bool | None:
         return None
     if all_cells and all_genes and counts.data.sum(dtype=np.float64) != float(known["molecules"]):
         return False
-    found = of(counts)
+    found = fingerprint(counts)
     return (not all_genes or _among(found["cells"], cells)) and (not all_cells or _among(found["genes"], genes))
 
 

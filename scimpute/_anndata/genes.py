@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 _VERSION = r"\.\d+$"
 

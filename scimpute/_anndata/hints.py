@@ -11,12 +11,14 @@ import pandas as pd
 
 from .. import _check
 from .._sparse import row_sums
-from . import adata as _adata
-from . import keys as _keys
+from . import keys
+from .read import is_raw
+from .results import written_by
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
+
 
 _TOTALS = ("total_counts", "n_counts", "nCount_RNA", "nCount_Spatial", "nCount_SCT", "n_umis", "nUMI", "total_umis", "transcript_counts")
 """Columns of obs in which scanpy, Seurat and others keep the molecules of a cell."""
@@ -37,7 +39,7 @@ _CONTROL = re.compile(
 _CONTROL_TYPE = re.compile(r"control|codeword|blank", re.IGNORECASE)
 
 
-def warn(adata: AnnData, counts: sp.csr_matrix, layer: str | None, size_key: str | None) -> None:
+def warn_of_hints(adata: AnnData, counts: sp.csr_matrix, layer: str | None, size_key: str | None) -> None:
     """One warning for each of these that is found."""
     if size_key is None:
         _warn_of_cut_genes(adata, counts, layer)
@@ -48,8 +50,8 @@ def warn(adata: AnnData, counts: sp.csr_matrix, layer: str | None, size_key: str
 def _warn_of_cut_genes(adata: AnnData, counts: sp.csr_matrix, layer: str | None) -> None:
     # Library sizes of the whole would tell what was taken out.
     for key in adata.uns:
-        parts: dict[str | None, list[str]] = {"thin": [_keys.train(key), _keys.test(key)], "hide": [key]}
-        if layer in parts.get(_adata.written_by(adata, key), []):
+        parts: dict[str | None, list[str]] = {"thin": [keys.train(key), keys.test(key)], "hide": [key]}
+        if layer in parts.get(written_by(adata, key), []):
             return
     sums = row_sums(counts)
     for column in _TOTALS:
@@ -63,7 +65,7 @@ def _warn_of_cut_genes(adata: AnnData, counts: sp.csr_matrix, layer: str | None)
                 f"where an object was cut to some of its genes: library sizes are too small. Pass size_key={column!r}"
             )
             return
-    if _adata.is_raw(adata, layer) and adata.raw.n_vars > _CUT * adata.n_vars:
+    if is_raw(adata, layer) and adata.raw.n_vars > _CUT * adata.n_vars:
         _check.warn(
             f"adata.raw has {adata.raw.n_vars} genes, adata {adata.n_vars} of them, over which library sizes are summed up. Write those "
             "over all, e.g. adata.obs['total_counts'] = adata.raw.X.sum(axis=1), and pass size_key='total_counts'"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
+
 _FLOAT_LEVELS = 50
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-OPTIONS = ("nearest", "random")
+ROUNDINGS = ("nearest", "random")
 """Ways to make whole numbers of decimals."""
 HIGHEST = 2.0**53
 """Above it not even float64 holds every whole number."""

@@ -12,12 +12,13 @@ import numpy as np
 
 from .. import _check
 from .._space import image as _image
-from . import keys as _keys
-from . import obs as _annotations
-from .space import read_coordinates, stored
+from . import keys
+from .obs import read_codes, read_label
+from .positions import read_coordinates, stored_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
 
 Picture: TypeAlias = np.ndarray | str | os.PathLike[str]
 """An image given by the user: an array, or the path of a file."""
@@ -79,7 +80,7 @@ def read_tissues(
         raise ValueError(f"image= and image_key={image_key!r} name two images; pass one of them")
     size = None if tile_size is None else _whole("tile_size", tile_size)
     coordinates = read_coordinates(adata)[:, :2]
-    entries = stored(adata)
+    entries = stored_sections(adata)
     names, codes = _sections(adata, entries, library_key, image)
     images, scales = _by_section(image, names), _by_section(scale, names)
     tissues: list[Tissue] = []
@@ -103,7 +104,7 @@ def read_tissues(
 
 def section_image(adata: AnnData, section: str, image_key: str, coordinates: np.ndarray) -> tuple[np.ndarray, float]:
     """The whole image of one section, uint8 ``(h, w, 3)``, and its pixels for one unit of the ``coordinates`` of the section's spots."""
-    entry = stored(adata)[section]
+    entry = stored_sections(adata)[section]
     source = _stored_image(entry, section, image_key)
     name = f"tissue_{image_key}_scalef"
     factor = _factor(entry, section, name, "pass image_key=None to draw no image")
@@ -154,9 +155,9 @@ def _sections(
     if isinstance(image, Mapping) and not image:
         raise ValueError("image={} has no image")
     if image is None and not stored:
-        raise KeyError(f"adata.uns[{_keys.SPATIAL!r}] has no section with images; pass image=..., an array or a file")
+        raise KeyError(f"adata.uns[{keys.SPATIAL!r}] has no section with images; pass image=..., an array or a file")
     names = [str(name) for name in image] if isinstance(image, Mapping) else list(stored)
-    where = "image=" if isinstance(image, Mapping) else f"adata.uns[{_keys.SPATIAL!r}]"
+    where = "image=" if isinstance(image, Mapping) else f"adata.uns[{keys.SPATIAL!r}]"
     if library_key is None:
         more = max((names, list(stored)), key=len)
         if len(more) > 1:
@@ -166,13 +167,13 @@ def _sections(
             )
         return names or [_ONE], np.zeros(adata.n_obs, dtype=np.int64)
     if image is not None and not isinstance(image, Mapping):
-        label = _annotations.read_label(adata, library_key, "library_key")
+        label = read_label(adata, library_key, "library_key")
         if label is not None:
             raise ValueError(
                 f"image= is one image, library_key={library_key!r} has {len(label.levels)} sections; pass image={{section: image}}"
             )
         return [str(adata.obs[library_key].iloc[0])], np.zeros(adata.n_obs, dtype=np.int64)
-    codes = _annotations.read_codes(adata, library_key, "library_key", names)
+    codes = read_codes(adata, library_key, "library_key", names)
     if (codes < 0).any():
         without = list(dict.fromkeys(adata.obs[library_key].astype(str)[codes < 0]))
         raise KeyError(
@@ -199,7 +200,7 @@ def _by_section(value: Any, names: list[str]) -> dict[str, Any]:
 def _stored_image(entry: Mapping[str, Any], section: str, image_key: str) -> _image.Source:
     images = entry.get("images", {})
     if image_key not in images:
-        raise _check.missing(f"image_key: adata.uns[{_keys.SPATIAL!r}][{section!r}]['images']:", image_key, images)
+        raise _check.missing(f"image_key: adata.uns[{keys.SPATIAL!r}][{section!r}]['images']:", image_key, images)
     return _image.from_array(images[image_key], f"image {image_key!r} of section {section!r}")
 
 
@@ -213,7 +214,7 @@ def _given_image(image: Picture, section: str) -> tuple[_image.Source, str]:
 def _factor(entry: Mapping[str, Any], section: str, name: str, instead: str) -> float:
     """A number among the scale factors of a section."""
     factors = entry.get("scalefactors", {})
-    where = f"adata.uns[{_keys.SPATIAL!r}][{section!r}]['scalefactors']"
+    where = f"adata.uns[{keys.SPATIAL!r}][{section!r}]['scalefactors']"
     if name not in factors:
         raise KeyError(f"{where} has no {name!r}, only {_check.listing(factors)}; {instead}")
     value = _number(factors[name])
@@ -269,7 +270,7 @@ def _check_inside(
 
 def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any], remedy: str) -> str:
     if _share_outside(coordinates[:, ::-1] * scale, shape) <= _MOST_OUTSIDE:
-        return f"x and y look swapped: adata.obsm[{_keys.SPATIAL!r}] must hold x (column), y (row)"
+        return f"x and y look swapped: adata.obsm[{keys.SPATIAL!r}] must hold x (column), y (row)"
     factors = {name: _number(value) for name, value in entry.get("scalefactors", {}).items() if name.endswith("_scalef")}
     known = {name: factor for name, factor in factors.items() if factor > 0}
     # The largest factor that fits: one that is too small leaves the spots in a corner.
@@ -278,7 +279,7 @@ def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry
             return f"The coordinates look like pixels of the full resolution: {remedy}{factor:.6g} ({name})"
     most = coordinates.max(axis=0)
     if (most <= 0).any() or coordinates.min() < 0:
-        return f"adata.obsm[{_keys.SPATIAL!r}] has negative positions, which are in no image"
+        return f"adata.obsm[{keys.SPATIAL!r}] has negative positions, which are in no image"
     fits = min(shape[1] / most[0], shape[0] / most[1])
     return f"The coordinates may be of another resolution: {remedy}..., which would have to be about {fits:.3g} or less"
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check, _device, _random, _save
-from .._counts.batches import n_batches, shuffled
 from .._progress import Progress
-from .._train import History, fit
+from .._train import History, fit, n_batches, shuffled
 from ..models.pmi_gain import Gain, Network, Pmi, Samples
 from .linear import Linear, Scale, Table, hidden, rows_of, uniform
 

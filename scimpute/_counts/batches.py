@@ -12,10 +12,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from .._space.side import SideInformation
 from .._sparse import TARGET, binomial, chunks, row_sums, usual_size
 from ..models.began import Batch
 from .partition import Partition
-from .side import Side
 
 SPARING = 4
 """Of one in so many spots of a minibatch the neighbours are looked at: each of these costs four spots more."""
@@ -27,16 +27,6 @@ CLOSE = 0.05
 """Relative error that the sum of a network's shares is taken to have, where it is not known from the counts what it is."""
 SHOWN = (0.3, 0.9)
 """The same for whole entries, where these are hidden instead of molecules."""
-
-
-def shuffled(rows: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Every row once, in parts of nearly equal size and about ``batch_size``: never a tail of one row."""
-    yield from np.array_split(rng.permutation(rows), n_batches(len(rows), batch_size))
-
-
-def n_batches(n_rows: int, batch_size: int) -> int:
-    """Number of parts :func:`shuffled` gives."""
-    return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))
 
 
 RANK = 1e-4
@@ -139,8 +129,8 @@ class CellBatches:
         partition: Partition,
         context: Context,
         device: torch.device,
-        side: Side | None = None,
-        told: list[torch.Tensor] | None = None,
+        side: SideInformation | None = None,
+        told: list[np.ndarray] | None = None,
         measured: np.ndarray | None = None,
         covered: float = 1.0,
         weight: np.ndarray | None = None,
@@ -148,14 +138,14 @@ class CellBatches:
         self.counts, self.size, self.labels = counts, size, labels
         self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
         if told is None:
-            told = [] if side is None else side.told(counts, size, context.loadings)
+            told = [] if side is None else side.features_with(counts, size, context.loadings.cpu().numpy())
         self._told = told
         self.weight = weight
         self.measured, self.covered = measured, min(max(covered, 1e-6), 1.0)
 
     def chunks(self) -> Iterator[slice]:
         """All rows, in parts of which what is told, and the first maps that are made of a tile, take no more memory than the genes."""
-        widest = max([part[0].numel() * TILE_MAPS for part in self._told if part.ndim > 2], default=0)
+        widest = max([part[0].size * TILE_MAPS for part in self._told if part.ndim > 2], default=0)
         return chunks(self.counts.shape[0], max(self.partition.blocks * self.partition.genes_per_block, widest))
 
     def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
@@ -194,9 +184,7 @@ class CellBatches:
 
     def codes(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Level codes of some cells on the device, and what is told of each modality."""
-        which = torch.from_numpy(rows)
-        codes = [torch.from_numpy(label[rows]) for label in self.labels] + [part[which] for part in self._told]
-        return tuple(part.to(self.device) for part in codes)
+        return tuple(torch.from_numpy(part[rows]).to(self.device) for part in (*self.labels, *self._told))
 
     def thinned(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """Cells split at random into what the generator sees and what it has to predict."""
@@ -235,7 +223,7 @@ class CellBatches:
         if self.side is None or not self.side.spatial_weight or not self.side.rings:
             return rows, {}
         some = rows[: math.ceil(len(rows) / SPARING)]
-        near = self.side.draw(some, rng)
+        near = self.side.draw_neighbours(some, rng)
         places = np.arange(len(rows), len(rows) + near.size).reshape(near.shape)
         # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
         neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)

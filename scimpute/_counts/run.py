@@ -15,16 +15,16 @@ import torch
 
 from .. import _device, _random
 from .._progress import Progress
+from .._space.side import SPOT
 from .._sparse import chunks
-from .._train import History, fit
+from .._train import History, fit, n_batches, shuffled
 from ..models.began import EMPTY, Batch, Began, Discriminator, Generator
 from ..models.conv import ConvDiscriminator, ConvGenerator
 from ..models.multimodal import LOST, FactorGenerator, Modal, ModalGenerator, asked
-from .batches import Context, n_batches, shuffled
+from .batches import Context
 from .partition import Partition
 from .rates import Combiner, Result
 from .selection import CONTEXTS, STEPS, choose
-from .side import SPOT
 from .split import Complexity, Data, Settings, prior_precision
 
 

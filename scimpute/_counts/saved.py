@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import _check, _save
 from .._progress import Progress
+from .._space.side import SideInformation
 from ..models.began import Generator
 from ..models.conv import ConvGenerator
 from ..models.multimodal import ModalGenerator
@@ -25,7 +26,6 @@ from .batches import CellBatches, Context
 from .output import finish
 from .partition import Partition, RunningMoments
 from .rates import Rates, add_rates
-from .side import Side
 from .split import target_of
 
 
@@ -171,8 +171,14 @@ class Model:
         told = self.features or {}
         if "position" in told:
             require("extents", self.levels[0] if self.labels else None, 2, None)
-        if len(told.get("image", ())) == 1:
+        if self.params.get("tile_features"):
             require("tile_moments", 2, None)
+        elif self.params.get("image_key"):
+            require("tile_size", dtype="int", low=1)
+        if self.params.get("edge_weight"):
+            require("edge_scales", None, above=0)
+            if self.params.get("image_key"):
+                require("colour_moments", 2, 6)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -235,7 +241,7 @@ def impute(
     labels: tuple[np.ndarray, ...],
     names: Sequence[str],
     device: torch.device,
-    side: Side | None,
+    side: SideInformation | None,
     *,
     measured: np.ndarray,
     covered: float,
@@ -263,7 +269,7 @@ def impute(
     rates = RunningMoments(len(size), len(names), spread=sd)
     own = RunningMoments(len(size), len(names), spread=False) if target is not None and model.params["posterior"] else None
     context, entrywise = model.context(), model.params.get("likelihood") == "squared"
-    told = None if side is None else side.told(counts, size, context.loadings)
+    told = None if side is None else side.features_with(counts, size, context.loadings.numpy())
     with Progress(f"tl.apply: {len(size):,} cells x {len(names):,} genes, {device}", show=progress) as bar:
         bar.phase("predicting", 0.6, n_repeats)
         for number in range(n_repeats):

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from .._random import seed as draw_seed
-from .._train import fit
+from .._space.side import SPOT
+from .._train import fit, n_batches, shuffled
 from ..models import dispersion as sizes
 from ..models.began import EMPTY, Batch, Candidates, Generator
 from ..models.multimodal import FactorGenerator
-from .batches import CellBatches, Context, n_batches, shuffled
+from .batches import CellBatches, Context
 from .partition import Partition
-from .side import SPOT
 from .split import Complexity, Data, Settings, prior_precision
 
 CONTEXTS = (5, 15, 40)

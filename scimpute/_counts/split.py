@@ -12,10 +12,10 @@ import scipy.sparse as sp
 import torch
 
 from .. import _check
+from .._space.side import SideInformation
 from .._sparse import column_sums, columns, row_sums, split, usual_size
 from .batches import CellBatches, Context
 from .partition import Partition
-from .side import Side
 
 HELDOUT = 0.05
 """Fraction of the molecules that no repeat is trained on: they choose the complexity and correct the sizes."""
@@ -119,11 +119,11 @@ class Data:
     share: np.ndarray
     validation: np.ndarray
     device: torch.device
-    side: Side | None
+    side: SideInformation | None
     likelihood: str = "poisson"
     depth_slope: float = 0.0
     weight: np.ndarray | None = None
-    _told: dict[tuple[bool, int], tuple[Context, list[torch.Tensor]]] = field(default_factory=dict)
+    _told: dict[tuple[bool, int], tuple[Context, list[np.ndarray]]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -134,7 +134,7 @@ class Data:
         genes: np.ndarray,
         device: torch.device,
         rng: np.random.Generator,
-        side: Side | None = None,
+        side: SideInformation | None = None,
     ) -> Data:
         """Hold out molecules, find each gene's share of all molecules, draw the cells whose held-out molecules are looked at."""
         train, heldout = split(counts, 1 - HELDOUT, rng)
@@ -158,7 +158,7 @@ class Data:
         genes: np.ndarray,
         device: torch.device,
         rng: np.random.Generator,
-        side: Side,
+        side: SideInformation,
     ) -> Data:
         """Hold out non-zero entries, and find for each gene how large the others are."""
         aside = rng.random(counts.nnz) < HELDOUT
@@ -195,14 +195,14 @@ class Data:
             counts, size, self.labels, partition, context, self.device, self.side, told, measured, self.share.sum(), self.weight
         )
 
-    def _looked(self, counts: sp.csr_matrix, size: np.ndarray, context: Context) -> list[torch.Tensor]:
+    def _looked(self, counts: sp.csr_matrix, size: np.ndarray, context: Context) -> list[np.ndarray]:
         """What is told of every modality: found once for all repeats with the same context."""
         if self.side is None:
             return []
         key = counts is self.counts, id(context)
         if key not in self._told:
             # With the context itself, whose number is its own as long as it exists.
-            self._told[key] = context, self.side.told(counts, size, context.loadings)
+            self._told[key] = context, self.side.features_with(counts, size, context.loadings.cpu().numpy())
         return self._told[key][1]
 
     def told(self, context: Context) -> None:

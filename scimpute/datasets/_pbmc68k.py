@@ -7,7 +7,7 @@ import numpy as np
 import scanpy as sc
 import scipy.sparse as sp
 
-from .._anndata import adata as _adata
+from .._anndata.matrix import to_csr
 from .._keywords import helpful
 from .._sparse import TARGET
 
@@ -57,7 +57,7 @@ def pbmc68k() -> ad.AnnData:
         # The file is older than the anndata that reads it; what anndata says about that is nothing a caller could mend.
         warnings.simplefilter("ignore")
         bundled = sc.datasets.pbmc68k_reduced()
-    logged = _adata.to_csr(bundled.raw.X, "raw.X")
+    logged = to_csr(bundled.raw.X, "raw.X")
     size = bundled.obs["n_counts"].to_numpy(dtype=np.float64)
     values = np.expm1(logged.data.astype(np.float64)) * np.repeat(size / TARGET, np.diff(logged.indptr))
     counts = np.rint(values)

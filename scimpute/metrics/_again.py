@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from .. import _check, _device, _progress, _random, pp
 from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
+from .._anndata.obs import read_size
 from .._sparse import row_sums
 from . import _replay, _thinned
 from ._replay import RESULT, Imputation
@@ -54,7 +54,7 @@ def impute_again(imputation: Imputation, frac: float, random_state: int | np.ran
     size_key = imputation.params.get("size_key")
     if size_key is not None:
         # Less what is hidden, of which it would tell. No library is empty.
-        size = _annotations.read_size(work, size_key, imputation.counts, imputation.params.get("rounding"))
+        size = read_size(work, size_key, imputation.counts, imputation.params.get("rounding"))
         size = size - row_sums(work.layers[_keys.test(THIN)])
         sizes = pd.DataFrame({size_key: np.maximum(size, 1)}, index=work.obs_names)
         work = imputation.object_of(imputation.counts, sizes, without=size_key, layers=layers)

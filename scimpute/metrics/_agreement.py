@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from .. import _check
-from .._anndata import adata as _adata
+from .._anndata.read import check_object, layer_names
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, column_sums
 from . import _profiles
@@ -95,13 +95,13 @@ def agreement(
     >>> scimpute.metrics.agreement(adata, "began", "rate", output="rate").shape
     (3, 4)
     """
-    _adata.check_object(adata)
+    check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
     names = _check.layers(layers, (_profiles.RAW, _GENE_MEAN))
     if truth in names:
         raise ValueError(f"truth={truth!r} is among the layers that are compared with it")
-    known = truth in _adata.layer_names(adata)
+    known = truth in layer_names(adata)
     table = None if known else _table(adata, truth)
     if known and genes is not None:
         raise ValueError(f"genes= is for a table in obsm, truth={truth!r} is a layer")
@@ -130,7 +130,7 @@ def agreement(
 def _table(adata: AnnData, truth: str) -> pd.DataFrame:
     """A table of numbers in ``obsm``."""
     if truth not in adata.obsm:
-        raise _check.missing("truth: layer or obsm key", truth, [*_adata.layer_names(adata), *adata.obsm])
+        raise _check.missing("truth: layer or obsm key", truth, [*layer_names(adata), *adata.obsm])
     table = adata.obsm[truth]
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"truth: adata.obsm[{truth!r}] must be a DataFrame, whose columns have names; got {type(table).__name__}")

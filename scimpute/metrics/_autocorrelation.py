@@ -8,11 +8,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .. import _check, _random
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
+from .._anndata import keys
+from .._anndata.obs import read_genes, read_label
+from .._anndata.read import check_object, read_neighbours
 from .._keywords import helpful
-from .._space import graph as _graph
+from .._space.graph import within
 from .._sparse import chunks
 from . import _profiles
 
@@ -31,7 +31,7 @@ def spatial_autocorrelation(
     adata: AnnData,
     layers: str | Sequence[str],
     *,
-    key: str = _keys.SPATIAL,
+    key: str = keys.SPATIAL,
     genes: str | Sequence[str] | None = None,
     by: str | None = None,
     library_key: str | None = None,
@@ -104,15 +104,15 @@ def spatial_autocorrelation(
     that reward truth (:func:`heldout`, :func:`recovery`, :func:`cluster_agreement`). Works through chunks of genes; no dense copy of
     a matrix is made.
     """
-    _adata.check_object(adata)
+    check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
     names = _check.layers(layers, [_profiles.RAW, _PERMUTED])
-    places = _annotations.read_genes(adata, genes)
+    places = read_genes(adata, genes)
     places = np.arange(adata.n_vars) if places is None else places
     section = np.zeros(adata.n_obs, dtype=np.int64)
     if library_key is not None:
-        label = _annotations.read_label(adata, library_key, "library_key")
+        label = read_label(adata, library_key, "library_key")
         section = section if label is None else label.codes
     rng = _random.generator(random_state)
     graph, spots = _edges(adata, key, section)
@@ -131,12 +131,12 @@ def spatial_autocorrelation(
 
 def _edges(adata: AnnData, key: str, section: np.ndarray) -> tuple[sp.csr_matrix, np.ndarray]:
     """The graph of the spots that have a neighbour, and their places."""
-    name = f"obsp[{_keys.connectivities(key)!r}]"
-    graph = _adata.read_neighbours(adata, key)
+    name = f"obsp[{keys.connectivities(key)!r}]"
+    graph = read_neighbours(adata, key)
     if graph is None:
-        call = "scimpute.pp.spatial_rings(adata" + (f", key_added={key!r})" if key != _keys.SPATIAL else ")")
+        call = "scimpute.pp.spatial_rings(adata" + (f", key_added={key!r})" if key != keys.SPATIAL else ")")
         raise KeyError(f"{name} not found; call {call} first. obsp: {_check.listing(adata.obsp)}")
-    graph = _graph.within(graph, section)
+    graph = within(graph, section)
     spots = np.flatnonzero(np.asarray(graph.sum(axis=0)).ravel() + np.asarray(graph.sum(axis=1)).ravel())
     if not spots.size:
         raise ValueError(f"{name} has no edge between two spots (of one section); there is nothing to compare")

@@ -12,8 +12,8 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from .. import _check, _device, _random
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.obs import read_column
+from .._anndata.read import check_object
 from .._keywords import helpful
 from . import _profiles
 
@@ -118,7 +118,7 @@ def cluster_agreement(
     >>> scimpute.metrics.cluster_agreement(adata, "rate", "cell_type").index.to_list()
     ['raw', 'rate']
     """
-    _adata.check_object(adata)
+    check_object(adata)
     names = _check.layers(layers, [_profiles.RAW])
     known = read_known(adata, labels, unlabelled)
     methods = [method] if isinstance(method, str) or not isinstance(method, Sequence) else list(method)
@@ -160,7 +160,7 @@ class Known:
 
 def read_known(adata: AnnData, column: str, unlabelled: str | Sequence[str], argument: str = "labels") -> Known:
     """A categorical column of obs in which not every cell has a label."""
-    values = _annotations.read_column(adata.obs, column, argument)
+    values = read_column(adata.obs, column, argument)
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > 50:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
     names = np.array(values.astype(str), dtype=object)

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from scipy import stats
 
 from .. import _check, _random
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.counts import read_counts
+from .._anndata.obs import read_label
+from .._anndata.read import check_object
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, column_sums
 
@@ -110,12 +111,12 @@ def false_signal(
     >>> bool(table.loc["imputed", "correlation"] == table.loc["raw", "correlation"])
     True
     """
-    _adata.check_object(adata)
+    check_object(adata)
     n_splits, n_genes = _check.integer("n_splits", n_splits), _check.integer("n_genes", n_genes, 2)
     n_labelled = n_splits if n_labelled is None else _check.integer("n_labelled", n_labelled, 0)
     alpha = _check.number("alpha", alpha, 0, 1, open_low=True, open_high=True)
     call, output, labelled = _imputer(impute, output)
-    counts = _group(adata, groups, _adata.read_counts(adata, layer))
+    counts = _group(adata, groups, read_counts(adata, layer))
     rng = _random.generator(random_state)
     halves = [rng.permutation(counts.shape[0]) % 2 for _ in range(n_splits)]
     permuted = _permuted(counts, rng)
@@ -173,7 +174,7 @@ def _group(adata: AnnData, groups: str | None, counts: sp.csr_matrix) -> sp.csr_
     """The counts of the largest group."""
     where = "the object"
     if groups is not None:
-        label = _annotations.read_label(adata, groups, "groups")
+        label = read_label(adata, groups, "groups")
         if label is not None:
             largest = int(np.bincount(label.codes).argmax())
             counts, where = counts[label.codes == largest], f"the largest group of {groups!r}, {label.levels[largest]!r},"

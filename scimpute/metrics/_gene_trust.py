@@ -7,8 +7,9 @@ import pandas as pd
 from scipy.special import xlogy
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
+from .._anndata import keys
+from .._anndata.counts import read_counts
+from .._anndata.write import check_writable, write_column
 from .._keywords import helpful
 from .._sparse import chunks, column_sums
 from . import _again, _replay, _thinned
@@ -102,13 +103,13 @@ def gene_trust(
     >>> scimpute.tl.began(adata, layer="thin_train", key_added="of_train", max_epochs=2)
     >>> table = scimpute.metrics.gene_trust(adata, "of_train")
     """
-    _adata.check_writable(adata, copy=False)
+    check_writable(adata, copy=False)
     if not isinstance(key, str):
         raise ValueError(f"key must be the name of one layer, got {key!r}")
     (name,) = _check.layers(key, ("raw", "gene_mean"))
     second, rescale = _check.boolean("run", run), _check.boolean("rescale", rescale)
     table = _of_second_run(adata, name, frac, random_state, device, progress) if second else of_layer(adata, name, thin, rescale=rescale)
-    _adata.write_column(adata, _keys.trust(name), table["trust"].to_numpy())
+    write_column(adata, keys.trust(name), table["trust"].to_numpy())
     return table
 
 
@@ -138,7 +139,7 @@ def of_layer(adata: AnnData, name: str, thin: str, *, rescale: bool = False, own
         squares += np.square(gained).sum(axis=0)
     n = parts.test.shape[0]
     error = np.sqrt(np.maximum(squares - np.square(gain) / n, 0) * n / max(n - 1, 1))
-    molecules = column_sums(_adata.read_counts(adata, _keys.test(thin))).astype(np.int64)
+    molecules = column_sums(read_counts(adata, keys.test(thin))).astype(np.int64)
     known = molecules[parts.kept] > 0
     table = pd.DataFrame({"trust": np.nan, "z": np.nan, "molecules": molecules}, index=adata.var_names)
     table.iloc[parts.kept, 0] = np.where(known, 2 * gain / np.where(null > 0, null, 1), np.nan)

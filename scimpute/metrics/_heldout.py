@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from .. import _check
-from .._anndata import adata as _adata
+from .._anndata.read import check_object, layer_names
+from .._counts.output import expected_log1p
 from .._keywords import helpful
-from .._sparse import TARGET, chunks, expected_log1p
+from .._sparse import TARGET, chunks
 from . import _again, _replay, _thinned
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def heldout(
     >>> scimpute.metrics.heldout(adata, "began", run=True).index.to_list()
     ['raw', 'gene_mean', 'began']
     """
-    _adata.check_object(adata)
+    check_object(adata)
     names = _check.layers(layers, ("raw", "gene_mean"))
     rescale = _check.boolean("rescale", rescale)
     if _check.boolean("run", run):
@@ -126,7 +127,7 @@ def _of_second_runs(
     """The table of imputations made again."""
     if not names:
         raise ValueError("layers is empty, and run=True is for imputations; name one")
-    some = [name for name in names if name not in _adata.layer_names(adata) and name in adata.obsm]
+    some = [name for name in names if name not in layer_names(adata) and name in adata.obsm]
     if some:
         raise ValueError(f"{_check.listing(some)} are of some genes only; score these with metrics.gene_trust(run=True) or metrics.report")
     rows: dict[str, dict[str, float]] = {}

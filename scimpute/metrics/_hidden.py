@@ -10,10 +10,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
+from .._anndata import keys
 from .._anndata.matrix import some_rows
+from .._anndata.obs import Label
+from .._anndata.read import entry_name, layer_names, read_layer, read_matrix, read_neighbours, source_name
+from .._anndata.results import params_of, written_by
 from .._sparse import chunks
 from . import _scale, _seen
 
@@ -69,17 +70,17 @@ def predictions(hidden: Hidden, names: Sequence[str], *, grouped: bool) -> dict[
     found: dict[str, Predict] = {"gene_mean": lambda entries: hidden.mean[entries.gene]}
     if grouped:
         found["group_mean"] = lambda entries: hidden.group_mean[hidden.codes[entries.cell], entries.gene]
-    graph = _adata.read_neighbours(hidden.adata)
+    graph = read_neighbours(hidden.adata)
     if graph is not None:
         found["neighbour_mean"] = _neighbour_mean(hidden, graph)
     return found | {name: _of_layer(hidden, name) for name in names}
 
 
-def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
+def read(adata: AnnData, key: str, label: Label | None) -> Hidden:
     """The first pass: means and variances of the visible values."""
     name, of = _require(adata, key)
-    truth, visible = _in_rows(_adata.read_matrix(adata, name)), _in_rows(_adata.read_matrix(adata, key))
-    mask = _in_rows(_adata.read_matrix(adata, _keys.mask(key)))
+    truth, visible = _in_rows(read_matrix(adata, name)), _in_rows(read_matrix(adata, key))
+    mask = _in_rows(read_matrix(adata, keys.mask(key)))
     codes = np.zeros(adata.n_obs, dtype=np.int64) if label is None else label.codes
     n_groups, counts = 1 if label is None else len(label.levels), of == "nonzero"
     n, mean, squares = np.zeros((3, adata.n_vars))
@@ -90,9 +91,9 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
         same = (x == shown) | (np.isnan(x) & np.isnan(shown))
         wrong = np.argwhere(np.where(hid, ~np.isfinite(x), ~same))
         if wrong.size:
-            first = _adata.entry_name(adata, rows.start + int(wrong[0, 0]), int(wrong[0, 1]))
+            first = entry_name(adata, rows.start + int(wrong[0, 0]), int(wrong[0, 1]))
             raise ValueError(
-                f"{_adata.source_name(adata, name)} was changed since scimpute.pp.hide, or adata.layers[{key!r}] was: they disagree "
+                f"{source_name(adata, name)} was changed since scimpute.pp.hide, or adata.layers[{key!r}] was: they disagree "
                 f"(first: {first}); call scimpute.pp.hide again"
             )
         seen = ~hid & ~np.isnan(x)
@@ -119,11 +120,11 @@ def read(adata: AnnData, key: str, label: _annotations.Label | None) -> Hidden:
 
 def _require(adata: AnnData, key: str) -> tuple[str | None, str]:
     """The layer whose entries were hidden (None for ``X``), and which of them."""
-    if _adata.written_by(adata, key) != "hide" or not {key, _keys.mask(key)} <= set(_adata.layer_names(adata)):
-        found = _check.listing(name for name in adata.uns if _adata.written_by(adata, name) == "hide")
+    if written_by(adata, key) != "hide" or not {key, keys.mask(key)} <= set(layer_names(adata)):
+        found = _check.listing(name for name in adata.uns if written_by(adata, name) == "hide")
         raise KeyError(f"key={key!r} has no hidden entries; call scimpute.pp.hide(adata, key_added={key!r}) first. Keys that have: {found}")
-    params = _adata.params_of(adata, key)
-    return _keys.layer_of(params), str(params.get("of"))
+    params = params_of(adata, key)
+    return keys.layer_of(params), str(params.get("of"))
 
 
 def _in_rows(matrix: Any) -> Any:
@@ -142,7 +143,7 @@ def _dense(matrix: Any, rows: Any, dtype: type = np.float64) -> np.ndarray:
 
 
 def _of_layer(hidden: Hidden, name: str) -> Predict:
-    matrix = _in_rows(_adata.read_layer(hidden.adata, name, require_output="counts" if hidden.counts else None))
+    matrix = _in_rows(read_layer(hidden.adata, name, require_output="counts" if hidden.counts else None))
     _seen.warn_of_leak(hidden.adata, name, hidden.key, "the hidden entries")
     if hidden.counts:
         _warn_of_scale(hidden, name, matrix)
@@ -151,7 +152,7 @@ def _of_layer(hidden: Hidden, name: str) -> Predict:
         found = _dense(matrix, entries.rows)[entries.row, entries.gene]
         bad = np.flatnonzero(~np.isfinite(found))
         if bad.size:
-            first = _adata.entry_name(hidden.adata, int(entries.cell[bad[0]]), int(entries.gene[bad[0]]))
+            first = entry_name(hidden.adata, int(entries.cell[bad[0]]), int(entries.gene[bad[0]]))
             raise ValueError(f"layer {name!r} has NaN or infinite values at hidden entries (first: {first}); fill all that were hidden")
         return found
 

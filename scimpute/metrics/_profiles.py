@@ -10,8 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _check
-from .._anndata import adata as _adata
 from .._anndata.matrix import some_rows, to_csr
+from .._anndata.read import entry_name, read_layer, source_name
+from .._anndata.results import params_of, written_by
+from .._anndata.source import read_counts_beside
 from .._sparse import TARGET, chunks, row_sums
 
 if TYPE_CHECKING:
@@ -64,9 +66,9 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
     """
     if output is not None:
         _check.option("output", output, _OUTPUTS)
-    matrices = {name: _adata.read_layer(adata, name) for name in names}
-    counts = _adata.read_counts_beside(adata, names, layer)
-    found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, _adata.source_name(adata, layer))[0])}
+    matrices = {name: read_layer(adata, name) for name in names}
+    counts = read_counts_beside(adata, names, layer)
+    found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, source_name(adata, layer))[0])}
     for name, stored in matrices.items():
         what = f"layer {name!r}"
         matrix = to_csr(stored, what) if sp.issparse(stored) else stored
@@ -89,9 +91,9 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
 
 def _written_output(adata: AnnData, name: str) -> str | None:
     """The scale that one of our functions recorded for its layer."""
-    if _adata.written_by(adata, name) is None:
+    if written_by(adata, name) is None:
         return None
-    found = _adata.params_of(adata, name).get("output")
+    found = params_of(adata, name).get("output")
     return None if found is None else _check.option(f"uns[{name!r}]['params']['output']", found, _OUTPUTS)
 
 
@@ -105,7 +107,7 @@ def _row_sums(adata: AnnData, matrix: Any, name: str, *, negative: bool = False)
         if bad.any():
             dense = part.toarray() if sp.issparse(part) else values
             row, column = np.argwhere(~np.isfinite(dense))[0]
-            first = _adata.entry_name(adata, rows.start + int(row), int(column))
+            first = entry_name(adata, rows.start + int(row), int(column))
             raise ValueError(f"{name} has NaN or infinite values (first: {first}); fill them, or leave the layer out")
         if values.size and values.min() < 0 and not negative:
             raise ValueError(

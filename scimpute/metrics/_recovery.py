@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.obs import Label, read_label
+from .._anndata.read import check_object
 from .._keywords import helpful
 from .._sparse import TARGET
 from . import _hidden
@@ -88,11 +88,11 @@ def recovery(
 
     Works through chunks of rows; no dense copy of the matrix is made.
     """
-    _adata.check_object(adata)
+    check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
     names = _check.layers(layers, BASELINES)
-    label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
+    label = read_label(adata, groupby, "groupby") if groupby is not None else None
     sums = add_up(adata, names, key, label)
     if by == "gene":
         return pd.DataFrame({name: sums.r2(name) for name in sums.methods}, index=adata.var_names)
@@ -211,7 +211,7 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else np.nan
 
 
-def add_up(adata: AnnData, names: Sequence[str], key: str, label: _annotations.Label | None, genes: np.ndarray | None = None) -> Sums:
+def add_up(adata: AnnData, names: Sequence[str], key: str, label: Label | None, genes: np.ndarray | None = None) -> Sums:
     """The sums of the baselines and of the layers, over all genes or the entries of some."""
     hidden = _hidden.read(adata, key, label)
     if genes is not None:

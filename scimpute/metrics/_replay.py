@@ -14,9 +14,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .. import _check, _progress
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
+from .._anndata import keys
+from .._anndata.obs import read_genes
+from .._anndata.read import layer_names, read_layer
+from .._anndata.results import params_of, written_by
+from .._anndata.source import read_counts_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -121,7 +123,7 @@ class Imputation:
         stored: dict[str, Any] = {"sd": False, "dtype": "float32"}
         with progress.one_step():
             function(given, **self.arguments | stored | changes, layer=layer, key_added=RESULT)
-        return given.layers[RESULT] if RESULT in _adata.layer_names(given) else given.obsm[RESULT]
+        return given.layers[RESULT] if RESULT in layer_names(given) else given.obsm[RESULT]
 
     def run_on_null(self, given: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:
         """As :func:`scimpute.metrics.false_signal` wants it. Library sizes are sums: those of dealt counts are other ones."""
@@ -133,8 +135,8 @@ class Imputation:
 
 def find(adata: AnnData) -> list[str]:
     """Keys of the imputations of counts that the object holds."""
-    present = {*_adata.layer_names(adata), *adata.obsm}
-    return [key for key in adata.uns if key in present and _adata.written_by(adata, key) in METHODS]
+    present = {*layer_names(adata), *adata.obsm}
+    return [key for key in adata.uns if key in present and written_by(adata, key) in METHODS]
 
 
 def read(
@@ -157,8 +159,8 @@ def read(
     """
     method = _method(adata, key)
     entry = adata.uns[key]
-    params = {str(name): _plain(value) for name, value in _adata.params_of(adata, key).items()}
-    counts = _adata.read_counts_of(adata, key, layer)
+    params = {str(name): _plain(value) for name, value in params_of(adata, key).items()}
+    counts = read_counts_of(adata, key, layer)
     conditioned = entry.get("conditioned_on", {})
     columns = {str(name): str(label["column"]) for name, label in conditioned.items()}
     needed = {**{name: params[name] for name in _COLUMNS if name in params}, **columns}
@@ -173,8 +175,8 @@ def read(
         arguments = _of_training(method, params, entry) | {"device": device, "progress": progress}
         arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
     genes = None
-    if key in _adata.layer_names(adata):
-        _adata.read_layer(adata, key)  # refused here, and not after all has been run
+    if key in layer_names(adata):
+        read_layer(adata, key)  # refused here, and not after all has been run
     else:
         genes = list(adata.obsm[key].columns)
     if genes is not None and not params.get("applied"):
@@ -186,7 +188,7 @@ def read(
         arguments,
         counts,
         adata.var_names,
-        _annotations.read_genes(adata, genes),
+        read_genes(adata, genes),
         columns,
         _parts(adata, set(needed.values()), params),
     )
@@ -198,7 +200,7 @@ def _method(adata: AnnData, key: str) -> str:
         raise TypeError(
             f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(found)}"
         )
-    method = _adata.written_by(adata, key)
+    method = written_by(adata, key)
     if method in METHODS and key in found:
         return method
     if method in ("pmi", "gain"):
@@ -208,7 +210,7 @@ def _method(adata: AnnData, key: str) -> str:
         )
     if method in METHODS:
         raise KeyError(f"uns[{key!r}] is there, but neither layers[{key!r}] nor obsm[{key!r}] is; impute again")
-    if key in _adata.layer_names(adata):
+    if key in layer_names(adata):
         raise ValueError(
             f"key={key!r}: uns[{key!r}] does not say how this layer was imputed, so that it cannot be imputed again; it is not of "
             f"scimpute.tl. Imputations of counts: {_check.listing(found)}. Score other layers with scimpute.pp.thin and "
@@ -258,10 +260,10 @@ def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -
 
 def _parts(adata: AnnData, columns: set[str], params: Mapping[str, Any]) -> dict[str, Any]:
     """Only what is read: columns of obs, and what is known of the places of spots."""
-    spatial = [name for name in (_keys.ARRAY_ROW, _keys.ARRAY_COL) if name in adata.obs]
-    obsm = [name for name in (_keys.SPATIAL, params.get("tile_features")) if name in adata.obsm]
-    obsp = [name for name in (_keys.SPATIAL_CONNECTIVITIES,) if name in adata.obsp]
-    uns = [name for name in (_keys.SPATIAL, _keys.neighbors(_keys.SPATIAL)) if name in adata.uns]
+    spatial = [name for name in (keys.ARRAY_ROW, keys.ARRAY_COL) if name in adata.obs]
+    obsm = [name for name in (keys.SPATIAL, params.get("tile_features")) if name in adata.obsm]
+    obsp = [name for name in (keys.SPATIAL_CONNECTIVITIES,) if name in adata.obsp]
+    uns = [name for name in (keys.SPATIAL, keys.neighbors(keys.SPATIAL)) if name in adata.uns]
     return {
         "obs": adata.obs[[name for name in adata.obs if name in columns or name in spatial]].copy(),
         "obsm": {name: adata.obsm[name] for name in obsm},

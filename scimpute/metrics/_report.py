@@ -10,8 +10,8 @@ import pandas as pd
 from scanpy import logging as logg
 
 from .. import _check, _device, _files, _progress, _random
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
+from .._anndata import keys
+from .._anndata.read import check_object, read_layer
 from .._keywords import helpful
 from . import _replay, _report_figures, _report_numbers, _report_page, _report_sections, _verdict
 
@@ -134,7 +134,7 @@ def report(
     >>> found = scimpute.metrics.report(adata, "began", save="report.html")  # doctest: +SKIP
     >>> print(found["verdict"])  # doctest: +SKIP
     """
-    _adata.check_object(adata)
+    check_object(adata)
     path = _files.target("save", save, ours=_is_report, else_it=_NO_REPORT)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
@@ -240,8 +240,8 @@ def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np
     params = {name: value for name, value in imputation.params.items() if name != "layer"}
     layers, obsm = {}, {f"X_{basis}": place}
     if imputation.genes is None:
-        layers[key] = _adata.read_layer(adata, key)
+        layers[key] = read_layer(adata, key)
     else:
         obsm[key] = adata.obsm[key].set_axis(names[imputation.genes], axis=1)
-    uns = {key: {_keys.METHOD: imputation.method, "params": params}}
+    uns = {key: {keys.METHOD: imputation.method, "params": params}}
     return ad.AnnData(imputation.counts, obs=imputation.parts["obs"], var=pd.DataFrame(index=names), obsm=obsm, uns=uns, layers=layers)

@@ -14,7 +14,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from .. import _device, _progress
-from .._anndata import keys as _keys
+from .._anndata import keys
 from .._sparse import chunks, row_sums
 from . import _clusters, _gene_trust, _heldout, _profiles, _thinned
 from ._again import THIN, impute_again
@@ -58,7 +58,7 @@ def heldout(
     reads = {
         **whole.predictions(work, [RESULT], own=True),
         "own_count": own_count(whole, np.random.default_rng(seed)),
-        "knn": _similar_cells(work.layers[_keys.train(THIN)], whole, seed),
+        "knn": _similar_cells(work.layers[keys.train(THIN)], whole, seed),
     }
     if imputation.genes is not None:
         reads = {name: _of_some(read, len(whole.kept), columns) for name, read in reads.items()}
@@ -182,8 +182,8 @@ def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: i
 
     if basis is not None:
         return _read.positions(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"
-    if imputation.method != "began" and _keys.SPATIAL in adata.obsm:
-        return _on_tissue(_read.positions(adata, _keys.SPATIAL), adata, imputation), _keys.SPATIAL, "the positions of the spots"
+    if imputation.method != "began" and keys.SPATIAL in adata.obsm:
+        return _on_tissue(_read.positions(adata, keys.SPATIAL), adata, imputation), keys.SPATIAL, "the positions of the spots"
     counts, how = profile(imputation.counts), settings(seed)
     scores = _clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how)
     if adata.n_obs <= _SMALLEST or not scores.any():

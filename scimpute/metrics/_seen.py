@@ -8,10 +8,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import fingerprint as _fingerprint
-from .._anndata import keys as _keys
+from .._anndata import keys
+from .._anndata.fingerprint import is_same
 from .._anndata.matrix import some_rows
+from .._anndata.read import layer_names, read_finite, read_matrix, source_name
+from .._anndata.results import IMPUTE, fingerprint_of, params_of, written_by
+from .._anndata.source import find_counts
 from .._sparse import chunks
 from . import _replay
 
@@ -24,16 +26,16 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
 
     ``run`` says whether the score takes ``run=True``.
     """
-    method = _adata.written_by(adata, name)
-    if method not in _adata.IMPUTE:
+    method = written_by(adata, name)
+    if method not in IMPUTE:
         return
-    params = _adata.params_of(adata, name)
-    source = _keys.layer_of(params)
+    params = params_of(adata, name)
+    source = keys.layer_of(params)
     if source == kept or not _made_from_more(adata, name, source, kept):
         return
     function = "apply" if params.get("applied") else method
     _check.warn(
-        f"layer {name!r} was made from {_adata.source_name(adata, source)} and has seen {hidden}, so that its score is too good; "
+        f"layer {name!r} was made from {source_name(adata, source)} and has seen {hidden}, so that its score is too good; "
         f"make it again, from what was kept: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
         + (", or pass run=True" if run and name in _replay.find(adata) else "")
     )
@@ -41,23 +43,23 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
 
 def _made_from_more(adata: AnnData, name: str, source: str | None, kept: str) -> bool:
     """Whether what a layer was made from, wherever that lies now, is anywhere above what was kept."""
-    known = _adata.fingerprint_of(adata, name)
+    known = fingerprint_of(adata, name)
     if known is None:
         try:
-            whole = _adata.read_matrix(adata, source)
+            whole = read_matrix(adata, source)
         except (KeyError, TypeError, ValueError):
             return True  # it is gone, and was another
-        return _has_more(adata, whole, _adata.params_of(adata, name).get("mask_layer"), kept)
-    if _fingerprint.same(_adata.read_finite(adata, kept), known):
+        return _has_more(adata, whole, params_of(adata, name).get("mask_layer"), kept)
+    if is_same(read_finite(adata, kept), known):
         return False
-    found = _adata.find_counts(adata, name)
+    found = find_counts(adata, name)
     return found is None or _has_more(adata, found[1], None, kept)
 
 
 def _has_more(adata: AnnData, whole: Any, mask: str | None, kept: str) -> bool:
     """Whether a matrix, where its mask shows it, is anywhere above what was kept: the same may lie in another place."""
-    part = _adata.read_matrix(adata, kept)
-    shown = _adata.read_matrix(adata, mask) if mask in _adata.layer_names(adata) else None
+    part = read_matrix(adata, kept)
+    shown = read_matrix(adata, mask) if mask in layer_names(adata) else None
     whole, part = (matrix.tocsr() if sp.issparse(matrix) else matrix for matrix in (whole, part))
     for rows in chunks(*adata.shape):
         seen = _size(whole, rows)

@@ -10,9 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
+from .._anndata import keys
+from .._anndata.counts import read_counts
 from .._anndata.matrix import some_rows
+from .._anndata.read import layer_names, read_layer
 from .._sparse import chunks, column_sums, row_sums
 from . import _replay, _scale, _seen
 
@@ -70,13 +71,13 @@ class Thinned:
         ``rescale`` brings every cell to its depth. With ``own`` the layer is of a second run made here, and on the right scale, though
         it may have some genes only.
         """
-        if name not in _adata.layer_names(adata) and name in adata.obsm:
+        if name not in layer_names(adata) and name in adata.obsm:
             raise KeyError(
                 f"{name!r} is a table of some genes in adata.obsm, and no layer; score it with "
                 f"scimpute.metrics.gene_trust(adata, {name!r}, run=True), or impute all genes"
             )
-        matrix = _adata.read_layer(adata, name, require_output="counts")
-        _seen.warn_of_leak(adata, name, _keys.train(self.key), "the held-out molecules", run=True)
+        matrix = read_layer(adata, name, require_output="counts")
+        _seen.warn_of_leak(adata, name, keys.train(self.key), "the held-out molecules", run=True)
 
         def part(rows: slice) -> np.ndarray:
             part = some_rows(matrix, rows)
@@ -102,7 +103,7 @@ class Thinned:
 
 def read(adata: AnnData, key: str, *names: str) -> Thinned:
     """Both parts; KeyError where the object was not thinned under this key, which says what to do for the layers of these names."""
-    train, test = (_adata.read_counts(adata, _require(adata, part, key, names)) for part in (_keys.train(key), _keys.test(key)))
+    train, test = (read_counts(adata, _require(adata, part, key, names)) for part in (keys.train(key), keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
     train, test = train[:, kept], test[:, kept]
@@ -110,12 +111,12 @@ def read(adata: AnnData, key: str, *names: str) -> Thinned:
 
 
 def _require(adata: AnnData, layer: str, key: str, names: Sequence[str]) -> str:
-    if layer not in _adata.layer_names(adata):
-        found = _check.listing(_adata.layer_names(adata))
+    if layer not in layer_names(adata):
+        found = _check.listing(layer_names(adata))
         ours = names and set(names) <= set(_replay.find(adata))
         run = f"pass run=True to impute {_check.listing(names)} again of some molecules and score it on the others, or " if ours else ""
         raise KeyError(
             f"layer {layer!r} not found; {run}call scimpute.pp.thin(adata, key_added={key!r}) first and impute "
-            f"layer={_keys.train(key)!r}. Layers: {found}"
+            f"layer={keys.train(key)!r}. Layers: {found}"
         )
     return layer

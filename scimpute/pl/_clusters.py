@@ -7,8 +7,8 @@ from matplotlib.patches import Patch
 from scipy.optimize import linear_sum_assignment
 
 from .. import _check, _random
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.obs import column_names
+from .._anndata.read import check_object
 from .._keywords import helpful
 from ..metrics import _profiles
 from ..metrics._clusters import Known, Settings, cluster, read_known
@@ -98,9 +98,9 @@ def clusters(
     >>> import scimpute
     >>> scimpute.pl.clusters(adata, "spatial_imputed", labels="layer")  # doctest: +SKIP
     """
-    _adata.check_object(adata)
+    check_object(adata)
     names = _check.layers(layers, [_profiles.RAW])
-    columns = _annotations.column_names("columns", columns)
+    columns = column_names("columns", columns)
     if not names and not columns:
         raise ValueError("there is nothing to draw beside the labels; give layers to cluster, or columns of obs with clusters")
     given = {"n_clusters": n_clusters, "resolution": resolution, "layer": layer, "output": output}

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _check, _random
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.obs import column_names
+from .._anndata.read import check_object
 from .._keywords import helpful
 from . import _figure
 from ._palette import palette
@@ -85,7 +85,7 @@ def embeddings(
     >>> scimpute.tl.pmi(adata, categorical_covariates="tissue")  # doctest: +SKIP
     >>> scimpute.pl.embeddings(adata, "pmi")  # doctest: +SKIP
     """
-    _adata.check_object(adata)
+    check_object(adata)
     _check.option("method", method, _METHODS)
     tables = _read(adata, key, columns, _FEWEST if method == "umap" else 2)
     seed = _random.seed(_random.generator(random_state))
@@ -113,7 +113,7 @@ def _read(adata: AnnData, key: str, columns: str | Sequence[str] | None, fewest:
             f"Imputations that have: {_check.listing(found)}"
         )
     stored = entry["embeddings"]
-    names = list(stored) if columns is None else _annotations.column_names("columns", columns)
+    names = list(stored) if columns is None else column_names("columns", columns)
     if not names:
         raise ValueError("columns is empty; name a covariate, or None for all")
     tables = {}

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._anndata import adata as _adata
+from .._anndata.read import check_object
 from .._keywords import helpful
 from . import _figure, _read
 
@@ -87,7 +87,7 @@ def imputed(
     >>> scimpute.tl.began(adata, size_key="n_counts")  # doctest: +SKIP
     >>> scimpute.pl.imputed(adata, ["CST3", "NKG7"])  # doctest: +SKIP
     """
-    _adata.check_object(adata)
+    check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     place, name = _read.positions(adata, basis), _axis_name(basis.removeprefix("X_"))
     both = _read.before_and_after(adata, genes, key, layer)

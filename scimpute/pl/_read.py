@@ -10,8 +10,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.counts import read_counts
+from .._anndata.obs import read_genes, read_size
+from .._anndata.read import layer_names, read_layer
+from .._anndata.results import params_of, without_sd, written_by
+from .._anndata.source import find_counts, read_counts_of
 from .._sparse import TARGET, row_sums
 from ..metrics import _scale
 
@@ -43,15 +46,15 @@ def positions(adata: AnnData, basis: str) -> np.ndarray:
 def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
     """log1p(CP10k) of some genes as counted and as imputed, both ``(n, genes)``."""
     _check.name_of("key", key, "an imputation")
-    places = _annotations.read_genes(adata, genes)
-    params: Mapping[str, Any] = _adata.params_of(adata, key) if _adata.written_by(adata, key) else {}
-    matrix = _adata.read_layer(adata, key, require_output=None if params else "counts") if key in _adata.layer_names(adata) else None
+    places = read_genes(adata, genes)
+    params: Mapping[str, Any] = params_of(adata, key) if written_by(adata, key) else {}
+    matrix = read_layer(adata, key, require_output=None if params else "counts") if key in layer_names(adata) else None
     result = _of_table(adata, genes, key) if matrix is None else _dense(matrix[:, places])
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
     size_key = params.get("size_key")
 
-    counts = _adata.read_counts_of(adata, key, layer) if params else _adata.read_counts(adata, layer)
-    per_molecule = TARGET / np.maximum(_annotations.read_size(adata, size_key, counts, params.get("rounding")), 1)[:, None]
+    counts = read_counts_of(adata, key, layer) if params else read_counts(adata, layer)
+    per_molecule = TARGET / np.maximum(read_size(adata, size_key, counts, params.get("rounding")), 1)[:, None]
     before = np.log1p(counts[:, places].toarray() * per_molecule)
     if scale == "log1p":
         return before, result
@@ -63,9 +66,9 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
         per_molecule = TARGET / np.where(totals > 0, totals, 1)[:, None]
     elif params and size_key is None and layer is not None:
         # Imputed counts are at the depth of the counts they were made from; where these are gone, ``layer`` is what there is.
-        found = _adata.find_counts(adata, key)
+        found = find_counts(adata, key)
         if found is not None:
-            per_molecule = TARGET / np.maximum(_annotations.read_size(adata, None, found[1]), 1)[:, None]
+            per_molecule = TARGET / np.maximum(read_size(adata, None, found[1]), 1)[:, None]
     return before, np.log1p(result * per_molecule)
 
 
@@ -83,4 +86,4 @@ def _of_table(adata: AnnData, genes: Sequence[str], key: str) -> np.ndarray:
                 raise _check.missing(f"gene imputed in obsm[{key!r}]:", gene, table.columns)
         return table[list(genes)].to_numpy(dtype=float)
     tables = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
-    raise _adata.without_sd(adata, key) or _check.missing("imputed layer or obsm table", key, [*_adata.layer_names(adata), *tables])
+    raise without_sd(adata, key) or _check.missing("imputed layer or obsm table", key, [*layer_names(adata), *tables])

@@ -7,8 +7,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import obs as _annotations
+from .._anndata.obs import read_genes, read_label
+from .._anndata.read import check_object
 from .._keywords import helpful
 from ..metrics._recovery import BASELINES, add_up
 from . import _figure
@@ -96,10 +96,10 @@ def recovery(
     >>> scimpute.pp.hide(adata, (0.1, 0.9), of="all")
     >>> scimpute.pl.recovery(adata, "truth", groupby="tissue")  # doctest: +SKIP
     """
-    _adata.check_object(adata)
+    check_object(adata)
     names = _check.layers(layers, BASELINES)
-    label = _annotations.read_label(adata, groupby, "groupby") if groupby is not None else None
-    places = _annotations.read_genes(adata, genes)
+    label = read_label(adata, groupby, "groupby") if groupby is not None else None
+    places = read_genes(adata, genes)
     sums = add_up(adata, names, key, label, places)
     methods = [name for name in sums.methods if name != "gene_mean"]
     if not methods:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _check
-from .._anndata import adata as _adata
+from .._anndata.read import check_object
 from .._keywords import helpful
 from . import _figure, _read, _tissue
 
@@ -98,7 +98,7 @@ def spatial(
     >>> import scimpute
     >>> scimpute.pl.spatial(adata, ["ERBB2", "KRT8"], library_key="section", library_id="B4")  # doctest: +SKIP
     """
-    _adata.check_object(adata)
+    check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     _check.number("alpha", alpha, 0, 1)
     _check.number("image_alpha", image_alpha, 0, 1)

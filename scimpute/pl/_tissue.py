@@ -11,8 +11,9 @@ from matplotlib.collections import EllipseCollection
 from scipy.spatial import cKDTree
 
 from .. import _check
-from .._anndata import space as _spatial
-from .._anndata import tissue as _tissue
+from .._anndata.positions import read_coordinates, stored_sections
+from .._anndata.sections import check_drawn
+from .._anndata.tissue import section_image
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,16 +49,16 @@ def read(adata: AnnData, image_key: str | None, library_key: str | None, library
     """The section asked for, or the only one."""
     if spot_size is not None:
         _check.number("spot_size", spot_size, 0, open_low=True)
-    entries = _tissue.stored(adata)
+    entries = stored_sections(adata)
     if library_key is None and len(entries) < 2:
-        _spatial.check_drawn(adata)
+        check_drawn(adata)
     library_id, spots = _spots(adata, entries, library_key, library_id)
     entry = _entry(entries, library_id, image_key)
-    xy = _spatial.read_coordinates(adata)[spots, :2]
+    xy = read_coordinates(adata)[spots, :2]
     image, scale = None, 1.0
     if image_key is not None and entry.get("images"):
         assert library_id is not None, "an entry has a name"
-        image, scale = _tissue.section_image(adata, library_id, image_key, xy)
+        image, scale = section_image(adata, library_id, image_key, xy)
     factors = entry.get("scalefactors", {})
     apart = _distance(xy)
     diameter = factors.get("spot_diameter_fullres", apart) if spot_size is None else spot_size

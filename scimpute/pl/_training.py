@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
-from .._anndata import adata as _adata
+from .._anndata.results import params_of
 from .._keywords import helpful
 from . import _figure, _read
 
@@ -81,7 +81,7 @@ def training(
     """
     history = _read.history(adata, key)
     # Those of the bulk methods count models, not repeats.
-    squared = _adata.params_of(adata, key).get("likelihood") == "squared"
+    squared = params_of(adata, key).get("likelihood") == "squared"
     shown = panels(history, squared=squared) if "repeat" in history else []
     if not shown:
         raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")

@@ -6,8 +6,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _check, _random
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
+from .._anndata import keys
+from .._anndata.read import read_finite, read_with_gaps, source_name
+from .._anndata.write import check_target, write
 from .._keywords import helpful
 from .._sparse import chunks
 
@@ -80,7 +81,7 @@ def hide(
     >>> scimpute.pp.hide(adata, (0.1, 0.9), of="all")
     >>> scimpute.metrics.recovery(adata, [], groupby="tissue")  # doctest: +SKIP
     """
-    _adata.check_target(adata, "hide", key_added, layer=layer, copy=copy, suffixes=("", "_mask"))
+    check_target(adata, "hide", key_added, layer=layer, copy=copy, suffixes=("", "_mask"))
     low, high = _bounds(frac)
     _check.option("of", of, _OF)
     rng = _random.generator(random_state)
@@ -89,12 +90,10 @@ def hide(
     params = {
         "frac": low if low == high else [low, high],
         "of": of,
-        "layer": _keys.recorded(layer),
+        "layer": keys.recorded(layer),
         "random_state": _random.describe(random_state),
     }
-    return _adata.write(
-        adata, key_added, "hide", layers={key_added: visible, _keys.mask(key_added): mask}, uns={"params": params}, copy=copy
-    )
+    return write(adata, key_added, "hide", layers={key_added: visible, keys.mask(key_added): mask}, uns={"params": params}, copy=copy)
 
 
 def _bounds(frac: float | tuple[float, float]) -> tuple[float, float]:
@@ -117,9 +116,9 @@ def _fractions(n_obs: int, low: float, high: float, rng: np.random.Generator) ->
 def _of_nonzero(
     adata: AnnData, layer: str | None, low: float, high: float, rng: np.random.Generator
 ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    values = _adata.read_finite(adata, layer)
+    values = read_finite(adata, layer)
     if not values.nnz:
-        raise ValueError(f"{_adata.source_name(adata, layer)} has no non-zero entry to hide; where zero is a value, pass of='all'")
+        raise ValueError(f"{source_name(adata, layer)} has no non-zero entry to hide; where zero is a value, pass of='all'")
     fractions = np.repeat(_fractions(adata.n_obs, low, high, rng), np.diff(values.indptr))
     hidden = rng.random(values.nnz) < fractions
     parts = []
@@ -133,7 +132,7 @@ def _of_nonzero(
 def _of_all(adata: AnnData, layer: str | None, low: float, high: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     # Four bytes of a value and one of the mask.
     _check.memory(5 * adata.n_obs * adata.n_vars, "take fewer cells or genes, or hide only non-zero entries with of='nonzero'")
-    visible = _adata.read_with_gaps(adata, layer)
+    visible = read_with_gaps(adata, layer)
     fractions = _fractions(adata.n_obs, low, high, rng)
     mask = np.empty(visible.shape, dtype=bool)
     n_values = 0
@@ -145,5 +144,5 @@ def _of_all(adata: AnnData, layer: str | None, low: float, high: float, rng: np.
         mask[rows] = drawn & present
         visible[rows][mask[rows]] = np.nan
     if not n_values:
-        raise ValueError(f"{_adata.source_name(adata, layer)} has no value to hide: all entries are NaN")
+        raise ValueError(f"{source_name(adata, layer)} has no value to hide: all entries are NaN")
     return visible, mask

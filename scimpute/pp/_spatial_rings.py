@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 from scanpy import logging as logg
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
-from .._anndata import space as _spatial
+from .._anndata import keys
+from .._anndata.results import params_of, written_by
+from .._anndata.sections import read_sections, warn_of_spots_off_tissue
+from .._anndata.space import COORD_TYPES, N_NEIGHS, find_neighbours, read_rings
+from .._anndata.write import check_writable, write
 from .._keywords import helpful
-from .._space import graph as _graph
+from .._space.graph import further_rings
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,15 +99,15 @@ def spatial_rings(
     >>> int(adata.obsp["spatial_connectivities"].sum(axis=1).max()), int(adata.obsp["spatial_ring2"].sum(axis=1).max())
     (6, 12)
     """
-    _adata.check_writable(adata, copy)
+    check_writable(adata, copy)
     _check.key_name("key_added", key_added)
     n_neighs, n_rings = _check.integer("n_neighs", n_neighs), _check.integer("n_rings", n_rings)
     if coord_type is not None:
-        _check.option("coord_type", coord_type, _spatial.COORD_TYPES)
-    given = _keys.connectivities(key_added) in adata.obsp and not _is_ours(adata, key_added)
+        _check.option("coord_type", coord_type, COORD_TYPES)
+    given = keys.connectivities(key_added) in adata.obsp and not _is_ours(adata, key_added)
     earlier = _earlier(adata, key_added, given)
     _check_free(adata, key_added, n_rings, earlier, given)
-    _spatial.warn_of_spots_off_tissue(adata, "taken as neighbours of the others")
+    warn_of_spots_off_tissue(adata, "taken as neighbours of the others")
 
     params: dict[str, Any] = {"n_rings": n_rings, "graph": "given" if given else "own"}
     if library_key is not None:
@@ -113,19 +115,19 @@ def spatial_rings(
     obsp, more_uns = {}, {}
     if given:
         _check_settings(adata, key_added, n_neighs, coord_type)
-        sections = None if library_key is None else _spatial.read_sections(adata, library_key)
-        further = _spatial.read_rings(adata, n_rings, sections, key_added)[1:]
-        logg.info(f"adata.obsp[{_keys.connectivities(key_added)!r}] is there already; it stays as it is and only further rings are added")
+        sections = None if library_key is None else read_sections(adata, library_key)
+        further = read_rings(adata, n_rings, sections, key_added)[1:]
+        logg.info(f"adata.obsp[{keys.connectivities(key_added)!r}] is there already; it stays as it is and only further rings are added")
     else:
-        found = _spatial.find_neighbours(adata, _spatial.read_sections(adata, library_key), n_neighs, coord_type)
-        further = _graph.further_rings(found.connectivities, n_rings)
+        found = find_neighbours(adata, read_sections(adata, library_key), n_neighs, coord_type)
+        further = further_rings(found.connectivities, n_rings)
         params |= {"n_neighs": n_neighs, "coord_type": found.coord_type, "lattice": found.lattice or "none"}
-        obsp = {_keys.connectivities(key_added): found.connectivities, _keys.distances(key_added): found.distances}
-        more_uns = {_keys.neighbors(key_added): _as_squidpy(key_added, n_neighs, found.coord_type)}
-    rings = {_keys.ring(key_added, number): ring for number, ring in enumerate(further, start=2)}
-    return _adata.write(
+        obsp = {keys.connectivities(key_added): found.connectivities, keys.distances(key_added): found.distances}
+        more_uns = {keys.neighbors(key_added): _as_squidpy(key_added, n_neighs, found.coord_type)}
+    rings = {keys.ring(key_added, number): ring for number, ring in enumerate(further, start=2)}
+    return write(
         adata,
-        _keys.rings(key_added),
+        keys.rings(key_added),
         _NAME,
         obsp={**obsp, **rings},
         uns={"params": params, "rings": list(rings)},
@@ -137,38 +139,38 @@ def spatial_rings(
 
 def _is_ours(adata: AnnData, key: str) -> bool:
     """Whether the first ring is of this function: the mark lies where squidpy's would be, so another graph takes it away."""
-    return _adata.written_by(adata, _keys.neighbors(key)) == _NAME
+    return written_by(adata, keys.neighbors(key)) == _NAME
 
 
 def _earlier(adata: AnnData, key: str, given: bool) -> set[str]:
     """What this function wrote to obsp before."""
-    names = set(map(str, adata.uns[_keys.rings(key)]["rings"])) if _adata.written_by(adata, _keys.rings(key)) == _NAME else set()
+    names = set(map(str, adata.uns[keys.rings(key)]["rings"])) if written_by(adata, keys.rings(key)) == _NAME else set()
     if not given and _is_ours(adata, key):
-        names |= {_keys.connectivities(key), _keys.distances(key)}
+        names |= {keys.connectivities(key), keys.distances(key)}
     return names
 
 
 def _check_free(adata: AnnData, key: str, n_rings: int, earlier: set[str], given: bool) -> None:
     """Refuse to overwrite what this function did not write."""
-    names = {_keys.ring(key, number) for number in range(2, n_rings + 1)} | (set() if given else {_keys.distances(key)})
+    names = {keys.ring(key, number) for number in range(2, n_rings + 1)} | (set() if given else {keys.distances(key)})
     taken = [f"obsp[{name!r}]" for name in sorted(names - earlier) if name in adata.obsp]
-    entries = [_keys.rings(key)] if given else [_keys.rings(key), _keys.neighbors(key)]
-    taken += [f"uns[{name!r}]" for name in entries if name in adata.uns and _adata.written_by(adata, name) != _NAME]
+    entries = [keys.rings(key)] if given else [keys.rings(key), keys.neighbors(key)]
+    taken += [f"uns[{name!r}]" for name in entries if name in adata.uns and written_by(adata, name) != _NAME]
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {_NAME}; choose another key or delete them")
 
 
 def _check_settings(adata: AnnData, key: str, n_neighs: int, coord_type: str | None) -> None:
     """Refuse settings that the graph which is there does not have: they would have no effect."""
-    made_with = _adata.params_of(adata, _keys.neighbors(key))
+    made_with = params_of(adata, keys.neighbors(key))
     wanted = []
-    if n_neighs not in (_spatial.N_NEIGHS, made_with.get("n_neighbors")):
+    if n_neighs not in (N_NEIGHS, made_with.get("n_neighbors")):
         wanted.append(f"n_neighs={n_neighs}")
     if coord_type not in (None, made_with.get("coord_type")):
         wanted.append(f"coord_type={coord_type!r}")
     if wanted:
         raise ValueError(
-            f"adata.obsp[{_keys.connectivities(key)!r}] is there already and is taken as it is, so {' and '.join(wanted)} would have no "
+            f"adata.obsp[{keys.connectivities(key)!r}] is there already and is taken as it is, so {' and '.join(wanted)} would have no "
             "effect; leave it out, delete the graph, or choose another key_added"
         )
 
@@ -178,4 +180,4 @@ def _as_squidpy(key: str, n_neighs: int, coord_type: str) -> dict[str, Any]:
     params: dict[str, Any] = {"coord_type": coord_type, "n_neighbors": n_neighs, "transform": None}
     if coord_type == "grid":
         params |= {"n_rings": 1, "delaunay": False}
-    return {"connectivities_key": _keys.connectivities(key), "distances_key": _keys.distances(key), "params": params}
+    return {"connectivities_key": keys.connectivities(key), "distances_key": keys.distances(key), "params": params}

@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _check, _random
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
+from .._anndata import keys
+from .._anndata.counts import read_counts
+from .._anndata.write import check_target, write
 from .._keywords import helpful
 from .._sparse import split
 
@@ -71,17 +72,17 @@ def thin(
     >>> scimpute.tl.began(adata, layer="thin_train")  # doctest: +SKIP
     >>> scimpute.metrics.heldout(adata, ["began"])  # doctest: +SKIP
     """
-    _adata.check_target(adata, "thin", key_added, layer=layer, copy=copy, suffixes=("", "_train", "_test"))
+    check_target(adata, "thin", key_added, layer=layer, copy=copy, suffixes=("", "_train", "_test"))
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     rng = _random.generator(random_state)
-    kept, removed = split(_adata.read_counts(adata, layer, rounding, rng), frac, rng)
-    params: dict[str, Any] = {"frac": frac, "layer": _keys.recorded(layer), "random_state": _random.describe(random_state)}
+    kept, removed = split(read_counts(adata, layer, rounding, rng), frac, rng)
+    params: dict[str, Any] = {"frac": frac, "layer": keys.recorded(layer), "random_state": _random.describe(random_state)}
     params |= {} if rounding is None else {"rounding": rounding}
-    return _adata.write(
+    return write(
         adata,
         key_added,
         "thin",
-        layers={_keys.train(key_added): kept, _keys.test(key_added): removed},
+        layers={keys.train(key_added): kept, keys.test(key_added): removed},
         uns={"params": params},
         copy=copy,
     )

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from .. import _check, _device
-from .._anndata import adata as _adata
-from .._anndata import tissue as _tissue
+from .._anndata.tissue import Tissue, read_tissues
+from .._anndata.write import check_target, write
 from .._keywords import helpful
 from .._space import image as _image
 
@@ -120,10 +120,10 @@ def tiles(
     >>> import scimpute
     >>> scimpute.pp.tiles(adata, library_key="section")  # doctest: +SKIP
     """
-    _adata.check_target(adata, "tiles", key_added, layer=None, copy=copy, suffixes=("",))
+    check_target(adata, "tiles", key_added, layer=None, copy=copy, suffixes=("",))
     batch_size = _check.integer("batch_size", batch_size)
     where = _encoder_device(encoder, device)
-    tissues = _tissue.read_tissues(adata, image_key, library_key, tile_size, image, scale)
+    tissues = read_tissues(adata, image_key, library_key, tile_size, image, scale)
     features = _by_batches(tissues, batch_size, _describe) if encoder is None else _encode(encoder, tissues, batch_size, where)
     params: dict[str, Any] = {
         "image": [tissue.described for tissue in tissues],
@@ -135,7 +135,7 @@ def tiles(
     if library_key is not None:
         params["library_key"] = library_key
     names = {"features": [f"{field}x_{name}" for field in _FIELDS for name in _STATISTICS]} if encoder is None else {}
-    return _adata.write(adata, key_added, "tiles", obsm={key_added: features}, uns={"params": params, **names}, copy=copy)
+    return write(adata, key_added, "tiles", obsm={key_added: features}, uns={"params": params, **names}, copy=copy)
 
 
 def _encoder_device(encoder: Any, device: str) -> torch.device:
@@ -148,7 +148,7 @@ def _encoder_device(encoder: Any, device: str) -> torch.device:
     return where
 
 
-def _by_batches(tissues: list[_tissue.Tissue], batch_size: int, describe: Callable[[_tissue.Tissue, np.ndarray], np.ndarray]) -> np.ndarray:
+def _by_batches(tissues: list[Tissue], batch_size: int, describe: Callable[[Tissue, np.ndarray], np.ndarray]) -> np.ndarray:
     """Features of all spots in the order of the object, a batch of centres at a time."""
     rows, features = [], []
     for tissue in tissues:
@@ -165,7 +165,7 @@ def _by_batches(tissues: list[_tissue.Tissue], batch_size: int, describe: Callab
     return table
 
 
-def _describe(tissue: _tissue.Tissue, centres: np.ndarray) -> np.ndarray:
+def _describe(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
     sizes = [field * tissue.tile_size for field in _FIELDS]
     return np.column_stack([_statistics(_image.cut(tissue.source, centres, size, min(size, _MOST_PIXELS))) for size in sizes])
 
@@ -195,10 +195,10 @@ def _halved(grey: np.ndarray) -> np.ndarray:
     return (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
 
 
-def _encode(encoder: torch.nn.Module, tissues: list[_tissue.Tissue], batch_size: int, device: torch.device) -> np.ndarray:
+def _encode(encoder: torch.nn.Module, tissues: list[Tissue], batch_size: int, device: torch.device) -> np.ndarray:
     pixels = max(tissue.tile_size for tissue in tissues)
 
-    def encode(tissue: _tissue.Tissue, centres: np.ndarray) -> np.ndarray:
+    def encode(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
         cut = torch.from_numpy(_image.cut(tissue.source, centres, tissue.tile_size, pixels))
         images = cut.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous, as a module may call .view
         return _checked(encoder(images), images)

@@ -11,12 +11,15 @@ import pandas as pd
 import torch
 
 from .. import _check, _device, _progress
-from .._anndata import adata as _adata
-from .._anndata import genes as _genes
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
-from .._anndata import side as _modalities
-from .._anndata import space as _spatial
+from .._anndata import keys
+from .._anndata.counts import read_source, warn_of_empty_cells
+from .._anndata.genes import matched, misnamed
+from .._anndata.memory import check_memory
+from .._anndata.obs import check_columns, read_codes, read_size
+from .._anndata.read import check_object
+from .._anndata.sections import read_sections, warn_of_spots_off_tissue
+from .._anndata.side import read_side
+from .._anndata.write import check_target, write
 from .._counts import saved as _applied
 from .._counts.output import check_dtype, narrow
 from .._keywords import helpful
@@ -121,7 +124,7 @@ def apply(
     >>> scimpute.tl.apply(query, "model.safetensors")  # doctest: +SKIP
     """
     start = time.perf_counter()
-    _adata.check_object(adata)
+    check_object(adata)
     _check.option("unseen", unseen, ("error", "average"))
     shown = _progress.shown(progress)
     tensors, metadata = load_model(model)
@@ -130,7 +133,7 @@ def apply(
         raise ValueError(f"model: {str(model)!r} is of method {method!r}; this version applies models of {_check.listing(_METHODS)}")
     key = default_key(method) if key_added is None else key_added
     with_sd, stored_as = _stored(method, metadata, sd, dtype)
-    _adata.check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes, sd=with_sd)
+    check_target(adata, method, key, layer=layer, copy=copy, suffixes=_METHODS[method].suffixes, sd=with_sd)
     if not adata.var_names.is_unique:
         raise ValueError("genes are matched by name but adata.var_names are not unique; call adata.var_names_make_unique() first")
     options = Options(layer, rounding, key, unseen, with_sd, stored_as, _device.resolve(device), shown, copy)
@@ -140,10 +143,10 @@ def apply(
         except torch.linalg.LinAlgError as error:
             raise _damaged(model, "no result") from error
     _look_at(result, model, signed=_METHODS[method].signed)
-    ran = {"applied": True, "model": os.fspath(model), "layer": _keys.recorded(layer), "unseen": unseen, "device": str(options.device)}
+    ran = {"applied": True, "model": os.fspath(model), "layer": keys.recorded(layer), "unseen": unseen, "device": str(options.device)}
     params = {**result.pop("params", metadata["params"]), **ran}
     uns = {"params": params, **result.pop("uns", {}), "version": __version__, "seconds": time.perf_counter() - start}
-    return _adata.write(adata, key, method, **result, uns=uns, copy=copy)
+    return write(adata, key, method, **result, uns=uns, copy=copy)
 
 
 def _stored(method: str, metadata: Mapping[str, Any], sd: bool | None, dtype: str | None) -> tuple[bool, str]:
@@ -227,17 +230,17 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     if not found:
         raise ValueError(f"none of the genes that the model imputes is in adata.var_names: {_check.listing(model.imputed, 5)}")
     if not whole:
-        _annotations.check_columns(adata, found)
+        check_columns(adata, found)
     labels = _codes(adata, model, options.unseen)
     rounding = model.params.get("rounding") if options.rounding is None else options.rounding
     state = model.params.get("random_state")
     rng = np.random.default_rng(state if isinstance(state, int) else 0)
-    raw, source = _adata.read_source(adata, options.layer, rounding, rng)
+    raw, source = read_source(adata, options.layer, rounding, rng)
     counts = _applied.aligned(raw, places)
     size, size_key = _size(adata, model.params.get("size_key"), raw, counts, rounding)
-    _adata.warn_of_empty_cells(counts, size)
+    warn_of_empty_cells(counts, size)
     _warn_of_genes(model, counts, found)
-    _adata.check_memory(
+    check_memory(
         adata,
         counts,
         len(found),
@@ -251,14 +254,14 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
     check_dtype(options.dtype, model.params["output"], counts, model.positions(found), found)
     side = None
     if model.features is not None:
-        _spatial.warn_of_spots_off_tissue(adata, "imputed, and are neighbours of the others")
+        warn_of_spots_off_tissue(adata, "imputed, and are neighbours of the others")
         library_key = model.params.get("library_key")
         # Where the training had one section only, the column was of no use.
         params = model.params if labels or library_key in adata.obs else {**model.params, "library_key": None}
-        sections = _spatial.read_sections(adata, params.get("library_key"))
+        sections = read_sections(adata, params.get("library_key"))
         known = labels[0] if labels else np.zeros(adata.n_obs, dtype=np.int64)
         n_known = model.levels[0] if labels else 1
-        side, _ = _modalities.read_side(adata, params, sections, known, n_known, tensors)
+        side, _ = read_side(adata, params, sections, known, n_known, {name: tensor.numpy() for name, tensor in tensors.items()})
     measured = places >= 0
     # Without a column of library sizes these are the sums of these genes.
     covered = 1.0 if model.params.get("size_key") is None else float(model.tensors["share"].numpy()[measured].sum())
@@ -279,8 +282,8 @@ def _counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, A
 
     params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}
     params |= {"sd": options.sd, "dtype": dtype} | ({"rounding": rounding} if rounding is not None else {})
-    values = {options.key: result.rates.mean} | ({_keys.sd(options.key): result.rates.squares} if options.sd else {})
-    written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"], _keys.SOURCE: source}}
+    values = {options.key: result.rates.mean} | ({keys.sd(options.key): result.rates.squares} if options.sd else {})
+    written: dict[str, Any] = {"params": params, "uns": {"conditioned_on": metadata["conditioned_on"], keys.SOURCE: source}}
     if whole:
         return written | {"layers": values}
     return written | {"obsm": {name: pd.DataFrame(value, index=adata.obs_names, columns=found) for name, value in values.items()}}
@@ -290,7 +293,7 @@ def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
     """For every gene of a model its column in the object, -1 where there is none; warned of, refused where most are missing."""
     places = adata.var_names.astype(str).get_indexer(genes)
     absent = [gene for gene, place in zip(genes, places, strict=True) if place < 0]
-    hint = _genes.misnamed(adata, genes) if absent else ""
+    hint = misnamed(adata, genes) if absent else ""
     if 2 * len(absent) > len(genes):
         raise ValueError(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; adata has "
@@ -306,7 +309,7 @@ def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
 
 def _unknown(adata: AnnData, genes: list[str]) -> str:
     """What is said of genes that the model does not know."""
-    _, unknown, first = _genes.matched(adata, genes)
+    _, unknown, first = matched(adata, genes)
     return f"; {unknown} of the {adata.n_vars} genes of adata are not in the model and are not imputed: {first}" if unknown else ""
 
 
@@ -321,7 +324,7 @@ def _codes(adata: AnnData, model: _applied.Model, unseen: str) -> tuple[np.ndarr
         )
     found = []
     for argument, (column, levels) in model.labels.items():
-        codes = _annotations.read_codes(adata, column, argument, levels)
+        codes = read_codes(adata, column, argument, levels)
         unknown = codes < 0
         if unknown.any() and unseen == "error":
             names = adata.obs[column][unknown].astype(str).unique()
@@ -339,14 +342,14 @@ def _size(
     """Library sizes, and the column they are from."""
     if size_key is None:
         # Rates are shares of the molecules of the genes that were trained on.
-        return _annotations.read_size(adata, None, counts), None
+        return read_size(adata, None, counts), None
     if size_key in adata.obs:
-        return _annotations.read_size(adata, size_key, raw, rounding), size_key
+        return read_size(adata, size_key, raw, rounding), size_key
     _check.warn(
         f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
         "taken as library sizes, which are too small where adata was cut to some of its genes"
     )
-    return _annotations.read_size(adata, None, raw), None
+    return read_size(adata, None, raw), None
 
 
 def _warn_of_genes(model: _applied.Model, counts: sp.csr_matrix, names: list[str]) -> None:

@@ -11,11 +11,13 @@ import pandas as pd
 import torch
 
 from .. import _check, _device, _progress, _random
-from .._anndata import adata as _adata
-from .._anndata import hints as _hints
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
-from .._anndata import space as _spatial
+from .._anndata import keys
+from .._anndata.counts import read_source, warn_of_empty_cells
+from .._anndata.hints import warn_of_hints
+from .._anndata.memory import check_memory
+from .._anndata.obs import check_columns, read_genes, read_label, read_size
+from .._anndata.sections import warn_of_spots_off_tissue
+from .._anndata.write import check_target, model_file, write
 from .._counts.expressed import thresholds
 from .._counts.output import check_dtype, finish, narrow
 from .._counts.rates import Result
@@ -233,7 +235,7 @@ def began(
     """
     start = time.perf_counter()
     sd = _check.boolean("sd", sd)
-    _adata.check_target(adata, "began", key_added, layer=layer, copy=copy, sd=sd)
+    check_target(adata, "began", key_added, layer=layer, copy=copy, sd=sd)
     _check_options(output, fill, batch_key, celltype_key, target_batch)
     posterior = _check.boolean("posterior", posterior)
     settings = checked_settings(
@@ -253,30 +255,30 @@ def began(
         adversarial_weight=adversarial_weight,
         reconstruction_weight=reconstruction_weight,
     )
-    path = _adata.model_file(adata, save)
+    path = model_file(adata, save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
     shown = _progress.shown(progress)
 
-    counts, source = _adata.read_source(adata, layer, rounding, rng)
+    counts, source = read_source(adata, layer, rounding, rng)
     if adata.n_obs < MIN_CELLS:
         raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
-    size = _annotations.read_size(adata, size_key, counts, rounding)
-    chosen_genes = _annotations.read_genes(adata, genes)
+    size = read_size(adata, size_key, counts, rounding)
+    chosen_genes = read_genes(adata, genes)
     if chosen_genes is not None:
-        _annotations.check_columns(adata, adata.var_names[chosen_genes])
+        check_columns(adata, adata.var_names[chosen_genes])
     columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
     names = list(map(str, adata.var_names[columns]))
     check_dtype(dtype, output, counts, columns, names)
     given = {"batch_key": batch_key, "celltype_key": celltype_key}
-    labels = {name: _annotations.read_label(adata, column, name) for name, column in given.items() if column is not None}
+    labels = {name: read_label(adata, column, name) for name, column in given.items() if column is not None}
     used = {name: label for name, label in labels.items() if label is not None}
     levels = {name: label.levels for name, label in used.items()}
     if batch_key is not None and "batch_key" not in used:
         # The only batch can be asked for by its name, and no other.
         target_of(target_batch, {"batch_key": [str(adata.obs[batch_key].iloc[0])]})
     target = target_of(target_batch, levels)
-    _adata.check_memory(
+    check_memory(
         adata,
         counts,
         len(columns),
@@ -292,9 +294,9 @@ def began(
     )
     if _check.auto("drop_quantile", drop_quantile):
         settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
-    _adata.warn_of_empty_cells(counts, size)
-    _spatial.warn_of_spots_off_tissue(adata, "trained on")
-    _hints.warn(adata, counts, layer, size_key)
+    warn_of_empty_cells(counts, size)
+    warn_of_spots_off_tissue(adata, "trained on")
+    warn_of_hints(adata, counts, layer, size_key)
 
     what = f"tl.began: {adata.n_obs:,} cells x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
     with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
@@ -312,7 +314,7 @@ def began(
     params = {
         "batch_key": batch_key,
         "celltype_key": celltype_key,
-        "layer": _keys.recorded(layer),
+        "layer": keys.recorded(layer),
         "rounding": rounding,
         "genes": genes if genes is None or isinstance(genes, str) else list(map(str, adata.var_names[columns])),
         "output": output,
@@ -337,15 +339,15 @@ def began(
         "params": params,
         **record,
         "conditioned_on": conditioned,
-        _keys.SOURCE: source,
+        keys.SOURCE: source,
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
-    values = {key_added: result.rates.mean} | ({_keys.sd(key_added): result.rates.squares} if sd else {})
+    values = {key_added: result.rates.mean} | ({keys.sd(key_added): result.rates.squares} if sd else {})
     if chosen_genes is None:
-        return _adata.write(adata, key_added, "began", layers=values, uns=uns, copy=copy, save=save_as)
+        return write(adata, key_added, "began", layers=values, uns=uns, copy=copy, save=save_as)
     frames = {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
-    return _adata.write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy, save=save_as)
+    return write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy, save=save_as)
 
 
 def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: str | None, target_batch: str | None) -> None:

@@ -13,13 +13,15 @@ from scanpy import logging as logg
 from scipy.stats import norm
 
 from .. import _check, _device, _progress, _random
-from .._anndata import adata as _adata
-from .._anndata import genes as _genes
-from .._anndata import hints as _hints
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
-from .._bulk import run as _bulk
+from .._anndata import keys
+from .._anndata.genes import matched, misnamed
+from .._anndata.hints import warn_of_genes_in_rows
+from .._anndata.memory import copied
+from .._anndata.obs import Covariates, check_columns, read_covariates, read_known_covariates
+from .._anndata.read import read_mask, read_with_gaps
+from .._anndata.write import check_target, model_file, write
 from .._bulk.linear import FEW, Scale, Table
+from .._bulk.run import BulkSettings, Fitted, train
 from .._save import save_model
 from .._version import __version__
 
@@ -60,23 +62,23 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     """Everything but the docstring of `tl.pmi` and `tl.gain`."""
     start = time.perf_counter()
     key = asked["key_added"]
-    _adata.check_target(adata, method, key, layer=asked["layer"], copy=copy)
+    check_target(adata, method, key, layer=asked["layer"], copy=copy)
     settings = _settings(method, asked)
     _check.option("missing", asked["missing"], ("nan", "zero"))
     _check.option("empty_genes", asked["empty_genes"], ("error", "nan"))
     max_missing = _check.number("max_missing", asked["max_missing"], 0, 1)
-    path = _adata.model_file(adata, save)
+    path = model_file(adata, save)
     device = _device.resolve(asked["device"])
     rng = _random.generator(asked["random_state"])
     shown = _progress.shown(progress)
 
     if adata.n_obs < MIN_SAMPLES:
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
-    needed = 8 * 4 * adata.n_obs * adata.n_vars + _adata.copied(adata, copy=copy)
+    needed = 8 * 4 * adata.n_obs * adata.n_vars + copied(adata, copy=copy)
     _check.memory(needed, f"{'pass copy=False, or ' if copy else ''}impute fewer genes, e.g. adata[:, genes].copy()")
-    _hints.warn_of_genes_in_rows(adata)
+    warn_of_genes_in_rows(adata)
     values = read_values(adata, asked["layer"], asked["mask_layer"], asked["missing"])
-    covariates = _annotations.read_covariates(adata, asked["categorical_covariates"], asked["continuous_covariates"])
+    covariates = read_covariates(adata, asked["categorical_covariates"], asked["continuous_covariates"])
     left = np.isnan(values).mean(axis=0) > max_missing
     kept = _nonempty_genes(adata, values, left, asked["empty_genes"])
     known = values[:, kept]
@@ -87,13 +89,13 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
 
     what = f"tl.{method}: {adata.n_obs:,} samples x {len(kept):,} genes, {settings.n_models} networks, {device}"
     with _device.session(device), _progress.Progress(what, show=shown) as bar:
-        fitted = _bulk.train(table, settings, device, rng, bar)
+        fitted = train(table, settings, device, rng, bar)
         own = np.arange(adata.n_obs) if settings.linear else None
         filled, spread = fitted.predict(table, device, own)
 
     params = {name: value for name, value in asked.items() if value is not None and name not in ("key_added", "random_state", "device")}
     params |= {name: list(value) for name, value in params.items() if isinstance(value, tuple)}
-    params |= {"layer": _keys.recorded(asked["layer"]), "random_state": _random.describe(asked["random_state"]), "device": str(device)}
+    params |= {"layer": keys.recorded(asked["layer"]), "random_state": _random.describe(asked["random_state"]), "device": str(device)}
     used = {name: value for name, value in asdict(settings).items() if name in asked} | {"max_epochs": fitted.record.pop("max_epochs")}
     params |= {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}
     genes = adata.var_names[kept].astype(str)
@@ -121,10 +123,10 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
         )
     if "chosen" in uns:
         uns["chosen"] = {**uns["chosen"], "candidates": pd.DataFrame(uns["chosen"]["candidates"])}
-    return _adata.write(adata, key, method, layers=layers, uns=uns, copy=copy, save=save_as)
+    return write(adata, key, method, layers=layers, uns=uns, copy=copy, save=save_as)
 
 
-def _embeddings(fitted: _bulk.Fitted, covariates: _annotations.Covariates) -> dict[str, Any]:
+def _embeddings(fitted: Fitted, covariates: Covariates) -> dict[str, Any]:
     """What ``uns`` has of the levels of categorical covariates, where there are any."""
     if not covariates.levels:
         return {}
@@ -139,19 +141,19 @@ def _embeddings(fitted: _bulk.Fitted, covariates: _annotations.Covariates) -> di
 def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
     """The layers; genes that were left out have what was observed of them, and NaN elsewhere."""
     if len(kept) == values.shape[1]:
-        return {key: filled, _keys.sd(key): spread}
-    layers = {key: values.copy(), _keys.sd(key): np.where(np.isnan(values), values, 0)}
-    layers[key][:, kept], layers[_keys.sd(key)][:, kept] = filled, spread
+        return {key: filled, keys.sd(key): spread}
+    layers = {key: values.copy(), keys.sd(key): np.where(np.isnan(values), values, 0)}
+    layers[key][:, kept], layers[keys.sd(key)][:, kept] = filled, spread
     return layers
 
 
 def read_values(adata: AnnData, layer: str | None, mask_layer: str | None, missing: str) -> np.ndarray:
     """Expression with NaN where it is missing: NaN itself, False in ``mask_layer``, or zero where asked for."""
-    values = _adata.read_with_gaps(adata, layer)
+    values = read_with_gaps(adata, layer)
     if missing == "zero":
         values[values == 0] = np.nan
     if mask_layer is not None:
-        mask = _adata.read_mask(adata, mask_layer)
+        mask = read_mask(adata, mask_layer)
         values[~mask] = np.nan
     return values
 
@@ -230,7 +232,7 @@ def _other_scale(values: np.ndarray, scale: Scale) -> str | None:
     return f"the highest values are {times:.3g} times those of the same genes in the training{guess}"
 
 
-def _settings(method: str, asked: dict[str, Any]) -> _bulk.BulkSettings:
+def _settings(method: str, asked: dict[str, Any]) -> BulkSettings:
     """Check every number of the training; "auto" becomes the variant's own value."""
     mode = _check.option("mode", asked["mode"], ("inplace", "inductive"))
     variant = _check.option("variant", asked["variant"], ("default", "published"))
@@ -243,7 +245,7 @@ def _settings(method: str, asked: dict[str, Any]) -> _bulk.BulkSettings:
     def real(name: str, auto: float, **bounds: Any) -> float:
         return auto if _check.auto(name, asked[name]) else _check.number(name, asked[name], **bounds)
 
-    return _bulk.BulkSettings(
+    return BulkSettings(
         method=method,
         mode=mode,
         linear=not published,
@@ -275,12 +277,12 @@ def _mask_rate(asked: Any, auto: tuple[float, float]) -> tuple[float, float]:
 
 def _check_genes(adata: AnnData, genes: list[str]) -> None:
     """Refuse where next to no gene is known; say so where there are unknown ones on both sides, or too few to find neighbours by."""
-    found, unknown, first = _genes.matched(adata, genes)
+    found, unknown, first = matched(adata, genes)
     lacking = len(genes) - found
     if found < min(ENOUGH, len(genes)):
         raise ValueError(
             f"{found or 'none'} of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
-            f"adata {_check.listing(adata.var_names, 5)}; {min(ENOUGH, len(genes))} are needed at least{_genes.misnamed(adata, genes)}"
+            f"adata {_check.listing(adata.var_names, 5)}; {min(ENOUGH, len(genes))} are needed at least{misnamed(adata, genes)}"
         )
     few = found < min(FEW, len(genes) // 2)
     if lacking and (unknown or few):
@@ -288,7 +290,7 @@ def _check_genes(adata: AnnData, genes: list[str]) -> None:
         poor = f"; by fewer than {FEW} genes no similar samples can be found, and little is recovered" if few else ""
         _check.warn(
             f"{lacking} of the {len(genes)} genes of the model are not in adata.var_names and are filled from the other "
-            f"{found}{poor}{ignored}{_genes.misnamed(adata, genes)}"
+            f"{found}{poor}{ignored}{misnamed(adata, genes)}"
         )
     elif lacking or unknown:
         logg.info(f"{lacking} of the {len(genes)} genes of the model are filled, {unknown} genes of adata are not looked at")
@@ -296,11 +298,11 @@ def _check_genes(adata: AnnData, genes: list[str]) -> None:
 
 def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """What `tl.apply` does with a model of `tl.pmi` or `tl.gain`: genes of the query's that the model knows say what the others are."""
-    fitted = _bulk.Fitted.read(tensors, metadata, options.device)
+    fitted = Fitted.read(tensors, metadata, options.device)
     genes = pd.Index(metadata["genes"])
     places = adata.var_names.astype(str).get_indexer(genes)
     found = places >= 0
-    _hints.warn_of_genes_in_rows(adata)
+    warn_of_genes_in_rows(adata)
     _check_genes(adata, metadata["genes"])
     if options.rounding is not None:
         raise ValueError(
@@ -308,8 +310,8 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
         )
     params = dict(metadata["params"])
     if not (found.all() and len(genes) == adata.n_vars):
-        _annotations.check_columns(adata, genes)
-    _check.memory(8 * 4 * adata.n_obs * len(genes) + _adata.copied(adata, copy=options.copy), "apply it to fewer samples at a time")
+        check_columns(adata, genes)
+    _check.memory(8 * 4 * adata.n_obs * len(genes) + copied(adata, copy=options.copy), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")
     if own_mask is not None and own_mask not in adata.layers:
         _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers does not have; only NaN is missing here")
@@ -320,7 +322,7 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     values[:, found] = read[:, places[found]]
     _warn_of_blanks(values, adata)
     _warn_of_complete(values, saved=False)
-    covariates = _annotations.read_known_covariates(adata, metadata["covariates"], options.unseen)
+    covariates = read_known_covariates(adata, metadata["covariates"], options.unseen)
     levels = tuple(map(len, covariates.levels.values()))
     other = _other_scale(values, fitted.scale)
     if other is not None:
@@ -328,7 +330,7 @@ def apply_saved(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[st
     else:
         _warn_of_level(values)
     filled, spread = fitted.predict(Table(values, covariates.codes, levels, covariates.numbers), options.device)
-    results = {options.key: filled, _keys.sd(options.key): spread}
+    results = {options.key: filled, keys.sd(options.key): spread}
     written: dict[str, Any] = {"params": params, "uns": {"covariates": metadata["covariates"], **_embeddings(fitted, covariates)}}
     if found.all() and len(genes) == adata.n_vars:
         order = genes.get_indexer(adata.var_names.astype(str))

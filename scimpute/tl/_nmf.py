@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
-from .._anndata import side as _modalities
-from .._counts.side import SPOT
+from .._anndata import keys
+from .._anndata.side import checked_ring_weights
+from .._anndata.write import check_target
 from .._keywords import helpful
+from .._space.side import SPOT
 from ..models.multimodal import FactorGenerator
 from . import _spots
 
@@ -141,11 +141,11 @@ def nmf(
     >>> adata.obsm["X_nmf"].shape[1], adata.varm["NMF"].shape[1]
     (20, 20)
     """
-    factors = {"obsm": [_keys.spot_factors(key_added)], "varm": [_keys.gene_factors(key_added)]} if isinstance(key_added, str) else {}
+    factors = {"obsm": [keys.spot_factors(key_added)], "varm": [keys.gene_factors(key_added)]} if isinstance(key_added, str) else {}
     sd = _check.boolean("sd", sd)
-    _adata.check_target(adata, "nmf", key_added, layer=layer, copy=copy, beside=factors, sd=sd)
+    check_target(adata, "nmf", key_added, layer=layer, copy=copy, beside=factors, sd=sd)
     weight = _check.number("spatial_weight", spatial_weight, 0)
-    weights = _modalities.ring_weights(ring_weights)
+    weights = checked_ring_weights(ring_weights)
     if weight and not any(weights):
         raise ValueError(
             "spatial_weight is about neighbours, which ring_weights leaves out; pass spatial_weight=0 or give a ring a weight above 0"

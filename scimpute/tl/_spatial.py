@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _check
-from .._anndata import adata as _adata
-from .._anndata import keys as _keys
-from .._anndata import side as _modalities
+from .._anndata import keys
+from .._anndata.side import checked_ring_weights, chosen_modalities
+from .._anndata.write import check_target
 from .._keywords import helpful
 from . import _spots
 
@@ -163,16 +163,16 @@ def spatial(
     ['counts', 'position', 'image']
     """
     _check.key_name("key_added", key_added)
-    if key_added == _keys.SPATIAL:
+    if key_added == keys.SPATIAL:
         raise ValueError("key_added='spatial': uns['spatial'] is the place of the images; choose another key")
     sd = _check.boolean("sd", sd)
-    _adata.check_target(adata, "spatial", key_added, layer=layer, copy=copy, sd=sd)
+    check_target(adata, "spatial", key_added, layer=layer, copy=copy, sd=sd)
     asked: dict[str, Any] = {
         "image_key": image_key,
-        "modalities": list(_modalities.chosen(modalities, image_key, tile_features, edge_weight)),
+        "modalities": list(chosen_modalities(modalities, image_key, tile_features, edge_weight)),
         "library_key": library_key,
         "tile_features": tile_features,
-        "ring_weights": list(_modalities.ring_weights(ring_weights)),
+        "ring_weights": list(checked_ring_weights(ring_weights)),
         "spatial_weight": _check.number("spatial_weight", spatial_weight, 0),
         "edge_weight": edge_weight,
     }

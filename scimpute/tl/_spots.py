@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .. import _check, _device, _progress, _random
-from .._anndata import adata as _adata
-from .._anndata import hints as _hints
-from .._anndata import keys as _keys
-from .._anndata import obs as _annotations
-from .._anndata import side as _modalities
-from .._anndata import space as _spatial
+from .._anndata import keys
+from .._anndata.counts import read_source, warn_of_empty_cells
+from .._anndata.hints import warn_of_hints
+from .._anndata.memory import check_memory
+from .._anndata.obs import check_columns, read_genes, read_size
+from .._anndata.results import has_sd, params_of, written_by
+from .._anndata.sections import one_section, read_sections, warn_of_spots_off_tissue
+from .._anndata.side import read_side
+from .._anndata.write import model_file, write
 from .._counts.output import check_dtype, finish, narrow
 from .._counts.run import run
 from .._counts.selection import WIDTH
-from .._counts.side import SPOT
 from .._counts.split import Data, checked_settings
 from .._save import save_model
+from .._space.side import SPOT
 from .._version import __version__
 from ..models.multimodal import FactorGenerator
 
@@ -80,29 +84,29 @@ def impute(
         reconstruction_weight=1.0,
         **training,
     )
-    path = _adata.model_file(adata, save)
+    path = model_file(adata, save)
     torch_device = _device.resolve(device)
     rng = _random.generator(random_state)
     shown = _progress.shown(progress)
 
     factors = SPOT in asked["modalities"]
-    counts, source = _adata.read_source(adata, layer, rounding, rng)
+    counts, source = read_source(adata, layer, rounding, rng)
     if factors and adata.n_vars < 2:
         raise ValueError(f"tl.{method} needs at least 2 genes, got {adata.n_vars}")
     if adata.n_obs < MIN_SPOTS:
         raise ValueError(f"tl.{method} needs at least {MIN_SPOTS} spots, got {adata.n_obs}")
-    size = _annotations.read_size(adata, size_key, counts, rounding)
-    chosen = _annotations.read_genes(adata, genes)
+    size = read_size(adata, size_key, counts, rounding)
+    chosen = read_genes(adata, genes)
     if chosen is not None:
-        _annotations.check_columns(adata, adata.var_names[chosen])
+        check_columns(adata, adata.var_names[chosen])
     columns = np.arange(adata.n_vars) if chosen is None else chosen
     names = list(map(str, adata.var_names[columns]))
     earlier = _earlier(adata, method, key_added, chosen) if factors else None
     alone = factors and not asked["spatial_weight"]
     check_dtype(dtype, output, counts, columns, names)
     # Without neighbours it is the same in which section a spot is.
-    sections = _spatial.one_section(adata) if alone else _spatial.read_sections(adata, asked["library_key"])
-    _adata.check_memory(
+    sections = one_section(adata) if alone else read_sections(adata, asked["library_key"])
+    check_memory(
         adata,
         counts,
         len(columns),
@@ -116,10 +120,10 @@ def impute(
         batch_size=settings.batch_size,
         width=settings.width or WIDTH,
     )
-    side, moments = _modalities.read_side(adata, asked, sections, sections.codes, len(sections.names))
-    _adata.warn_of_empty_cells(counts, size)
-    _spatial.warn_of_spots_off_tissue(adata, "trained on" if alone else "trained on, and are neighbours of the others")
-    _hints.warn(adata, counts, layer, size_key)
+    side, moments = read_side(adata, asked, sections, sections.codes, len(sections.names))
+    warn_of_empty_cells(counts, size)
+    warn_of_spots_off_tissue(adata, "trained on" if alone else "trained on, and are neighbours of the others")
+    warn_of_hints(adata, counts, layer, size_key)
 
     labels = (sections.codes,) if len(sections.names) > 1 and method == "spatial" else ()
     fill = "zeros" if entrywise else "all"
@@ -136,7 +140,7 @@ def impute(
 
     params = {
         **asked,
-        "layer": _keys.recorded(layer),
+        "layer": keys.recorded(layer),
         "genes": genes if genes is None or isinstance(genes, str) else names,
         "rounding": rounding,
         "likelihood": likelihood,
@@ -156,17 +160,23 @@ def impute(
     if path is not None:
         every = list(map(str, adata.var_names))
         metadata = {"method": method, "version": __version__, "genes": every, "imputed": names, "conditioned_on": conditioned}
+        tensors |= {name: torch.from_numpy(value) for name, value in moments.items()}
         features = {name: list(shape) for name, shape in side.shapes(complexity.n_context).items()}
-        save_as = partial(save_model, path, {**tensors, **moments}, {**metadata, "params": params, "features": features})
+        save_as = partial(
+            save_model,
+            path,
+            tensors,
+            {**metadata, "params": params, "features": features},
+        )
     uns = {
         "params": params,
         **record,
         "conditioned_on": conditioned,
-        _keys.SOURCE: source,
+        keys.SOURCE: source,
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
-    values = {key_added: result.rates.mean} | ({_keys.sd(key_added): result.rates.squares} if sd else {})
+    values = {key_added: result.rates.mean} | ({keys.sd(key_added): result.rates.squares} if sd else {})
     obsm: dict[str, Any] = {}
     varm: dict[str, Any] = {}
     if factors:
@@ -175,27 +185,25 @@ def impute(
         for name in ("modalities", "block_size", "n_repeats", "width"):
             del params[name]
         place = tensors["repeat0.place"].numpy()
-        obsm = {_keys.spot_factors(key_added): tensors["repeat0.steps"].detach().cpu().numpy() * FactorGenerator.PACE}
-        varm = {_keys.gene_factors(key_added): tensors["repeat0.of_genes"].detach().cpu().numpy()[place]}
+        obsm = {keys.spot_factors(key_added): tensors["repeat0.steps"].detach().cpu().numpy() * FactorGenerator.PACE}
+        varm = {keys.gene_factors(key_added): tensors["repeat0.of_genes"].detach().cpu().numpy()[place]}
     if chosen is None:
-        return _adata.write(
-            adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy, save=save_as
-        )
+        return write(adata, key_added, method, layers=values, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy, save=save_as)
     obsm |= {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
-    return _adata.write(adata, key_added, method, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy, save=save_as)
+    return write(adata, key_added, method, obsm=obsm, varm=varm, uns=uns, earlier=earlier, copy=copy, save=save_as)
 
 
 def _earlier(adata: AnnData, method: str, key: str, genes: np.ndarray | None) -> dict[str, list[str]] | None:
     """Where an earlier result lies that the new one is not written over: in layers, or with some genes in obsm, beside the factors."""
-    if _adata.written_by(adata, key) != method:
+    if written_by(adata, key) != method:
         return None
-    before, now = ("obsm" if some else "layers" for some in ("genes" in _adata.params_of(adata, key), genes is not None))
+    before, now = ("obsm" if some else "layers" for some in ("genes" in params_of(adata, key), genes is not None))
     if before == now:
         return None
-    taken = [f"{now}[{name!r}]" for name in (key, _keys.sd(key)) if name in getattr(adata, now)]
+    taken = [f"{now}[{name!r}]" for name in (key, keys.sd(key)) if name in getattr(adata, now)]
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
-    return {before: [key, *([_keys.sd(key)] if _adata.has_sd(adata, key) else [])]}
+    return {before: [key, *([keys.sd(key)] if has_sd(adata, key) else [])]}
 
 
 def _posterior(asked: bool | str, entrywise: bool, modalities: list[str]) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scimpute.models import masked
+from scimpute.models import pmi_gain as masked
 from scimpute.models.pmi_gain import Gain, Network, Pmi, Samples
 
 SAMPLES, GENES, LEVELS, NUMBERS = 6, 11, (4, 3), 2

@@ -1,85 +1,13 @@
-"""What a network is told of a spot beside its own counts: its neighbours, its position, the image around it."""
+"""Features of positions and images, and weights of neighbours, as plain arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.sparse as sp
-import torch
-from torch import Tensor
 
-from .._sparse import TARGET, chunks
+from .._sparse import chunks
 
 FREQUENCIES = (1, 2, 4)
-SPOT = "spot"
-"""Name of the modality that is the number of the spot."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """Beside the counts of ``n`` spots.
-
-    Attributes
-    ----------
-    modalities
-        Names, in the order in which they are told.
-    features
-        For ``"position"`` ``(n, p)``; for ``"image"`` ``(n, q)``, or tiles ``(n, 3, h, w)`` as uint8; for ``"spot"`` ``(n,)``.
-    rings
-        Rows of neighbours, weights that sum to 1 or none, ``(n, n)``; empty where neighbours are not looked at.
-    ring_weights
-        What each ring counts in the spatial contribution.
-    spatial_weight
-        Weight of the spatial contribution.
-    """
-
-    modalities: tuple[str, ...]
-    features: Mapping[str, Tensor]
-    rings: Sequence[sp.csr_matrix]
-    ring_weights: tuple[float, ...]
-    spatial_weight: float
-
-    def shapes(self, n_scores: int) -> dict[str, tuple[int, ...]]:
-        """What :class:`~scimpute.models.modal.ModalGenerator` is to expect; ``n_scores`` low-rank scores for each ring."""
-        own = {"counts": (len(self.rings) * n_scores,)}
-        return {name: own[name] if name == "counts" else tuple(self.features[name].shape[1:]) for name in self.modalities}
-
-    def told(self, counts: sp.csr_matrix, size: np.ndarray, loadings: Tensor) -> list[Tensor]:
-        """What is told of each modality, ``(n, ...)``."""
-        return [self.of_counts(counts, size, loadings) if name == "counts" else self.features[name] for name in self.modalities]
-
-    def of_counts(self, counts: sp.csr_matrix, size: np.ndarray, loadings: Tensor) -> Tensor:
-        """Low-rank scores of each ring's molecules together, ``(n, rings * c)``: a ring is deeper than a spot."""
-        n, scores = counts.shape[0], loadings.shape[1]
-        found = np.zeros((n, len(self.rings) * scores), dtype=np.float32)
-        projection = loadings.cpu().numpy()
-        for number, ring in enumerate(self.rings):
-            depth = np.maximum(ring @ size, 1e-6)
-            # A ring has nearly every gene: all of them at once would be as large as a dense matrix.
-            for rows in chunks(n, counts.shape[1]):
-                root = (sp.diags((TARGET / depth[rows]).astype(np.float32)) @ (ring[rows] @ counts)).tocsr()
-                root.data = np.sqrt(root.data)
-                found[rows, number * scores : (number + 1) * scores] = root @ projection
-        return torch.from_numpy(found)
-
-    def draw(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Two neighbours of every spot in each ring, ``(rings, 2, b)``.
-
-        One is drawn as often as its weight says. A spot without neighbours gets itself.
-        """
-        found = np.broadcast_to(rows, (len(self.rings), 2, len(rows))).copy()
-        for number, ring in enumerate(self.rings):
-            near = ring[rows]
-            first, last = near.indptr[:-1], near.indptr[1:]
-            some = last > first
-            running = np.concatenate([[0.0], np.cumsum(near.data)])
-            low, high = running[first[some]], running[last[some]]
-            for which in range(2):
-                at = np.searchsorted(running, low + rng.random(len(low)) * (high - low), side="right") - 1
-                found[number, which, some] = near.indices[np.clip(at, first[some], last[some] - 1)]
-        return found
 
 
 def extents(coordinates: np.ndarray, sections: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scimpute.models import kriging
+from scimpute.models import sample_regression as kriging
 
 
 def seeded(seed: int = 0) -> torch.Generator:

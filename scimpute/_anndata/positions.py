@@ -1,0 +1,72 @@
+"""Where the spots are: coordinates, the array they were printed in, images, features of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .. import _check
+from . import keys
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+_FARTHEST = 1e100
+"""Squares of longer distances are infinite soon."""
+
+
+def read_coordinates(adata: AnnData) -> np.ndarray:
+    """Positions of the spots ``(n, 2)`` or ``(n, 3)`` as float64: x to the right, y downwards, in whatever unit they are in."""
+    if keys.SPATIAL not in adata.obsm:
+        raise _check.missing("positions of the spots: obsm key", keys.SPATIAL, list(adata.obsm))
+    name, stored_sections = f"adata.obsm[{keys.SPATIAL!r}]", adata.obsm[keys.SPATIAL]
+    values = stored_sections.to_numpy() if isinstance(stored_sections, pd.DataFrame) else np.asarray(stored_sections)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} has dtype {values.dtype}, expected numbers; convert it, e.g. with .astype(float)")
+    if values.ndim != 2 or values.shape[1] not in (2, 3):
+        raise ValueError(f"{name} has shape {values.shape}, expected ({adata.n_obs}, 2) or ({adata.n_obs}, 3): x, y and perhaps z")
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(f"{name} is NaN or infinite for {wrong.sum()} spots (first: {first!r}); remove these spots")
+    far = np.abs(values.astype(np.float64)).max(axis=1) > _FARTHEST
+    if far.any():
+        first = adata.obs_names[int(np.flatnonzero(far)[0])]
+        raise ValueError(
+            f"{name} is beyond {_FARTHEST:g} for {far.sum()} spots (first: {first!r}), which is no place; correct or remove them"
+        )
+    return values.astype(np.float64)
+
+
+def read_array(adata: AnnData) -> np.ndarray | None:
+    """Row and column of every spot in the array it was printed in ``(n, 2)``; None where obs does not say, or not in whole numbers."""
+    columns = [adata.obs.get(name) for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
+    if any(column is None or not pd.api.types.is_numeric_dtype(column.dtype) for column in columns):
+        return None
+    values = np.column_stack([column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns])
+    return values if np.isfinite(values).all() and np.array_equal(values, np.rint(values)) else None
+
+
+def stored_sections(adata: AnnData) -> dict[str, Mapping[str, Any]]:
+    """Entries of ``uns["spatial"]`` by section; some objects have flags beside them."""
+    entries = adata.uns.get(keys.SPATIAL)
+    return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
+
+
+def read_features(adata: AnnData, key: str) -> np.ndarray:
+    """Features of every spot in obsm, as they are: float64 ``(n, q)``."""
+    if key not in adata.obsm:
+        raise _check.missing("tile_features: obsm key", key, list(adata.obsm))
+    stored_sections = adata.obsm[key]
+    values = stored_sections.to_numpy() if isinstance(stored_sections, pd.DataFrame) else np.asarray(stored_sections)
+    if values.ndim != 2 or values.dtype.kind not in "iufb" or not values.shape[1]:
+        raise ValueError(f"adata.obsm[{key!r}] has shape {values.shape} and dtype {values.dtype}, expected numbers, a row for each spot")
+    wrong = ~np.isfinite(values.astype(np.float64)).all(axis=1)
+    if wrong.any():
+        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
+        raise ValueError(f"adata.obsm[{key!r}] is NaN or infinite for {wrong.sum()} spots (first: {first!r}); make it again")
+    return values.astype(np.float64)
