@@ -106,16 +106,16 @@ def _problem_with_decimals(csr: sp.csr_matrix, adata: ad.AnnData, rounding: str 
     why = normalised(csr)
     if rounding is not None and why is None:
         return None
-    places = strays(csr.data)
-    few = places.size <= max(3, csr.nnz // 200) and 10 * places.size <= csr.nnz
-    some = "; ".join(f"{name_of_entry(csr, adata, place)} is {csr.data[place]:.6g}" for place in places[: 3 if few else 1])
-    found = f"has values that are not whole numbers ({places.size:,} of {csr.nnz:,}; farthest from one: {some})"
+    decimals = strays(csr.data)
+    few = decimals.size <= max(3, csr.nnz // 200) and 10 * decimals.size <= csr.nnz
+    some = "; ".join(f"{name_of_entry(csr, adata, place)} is {csr.data[place]:.6g}" for place in decimals[: 3 if few else 1])
+    found = f"has values that are not whole numbers ({decimals.size:,} of {csr.nnz:,}; farthest from one: {some})"
     if why is not None:
         off = ", which rounding does not undo" if rounding is not None else ""
         return f"{found}: it looks normalised or logged ({why}){off}; counts are needed"
     way = "pass rounding='nearest' or 'random'" if can_round else "round them first, e.g. with numpy.rint"
     if few:
-        return f"{found}: all others are counts. Correct {'it' if places.size == 1 else 'them'}, or {way}"
+        return f"{found}: all others are counts. Correct {'it' if decimals.size == 1 else 'them'}, or {way}"
     return (
         f"{found}: if these are counts with decimals (of SoupX, CellBender, STARsolo, alevin or RSEM), {way}; "
         "if they are normalised, counts are needed"
