@@ -25,6 +25,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from . import _check, _files
 from ._anndata import keys
+from ._methods import METHODS
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -38,17 +39,9 @@ if TYPE_CHECKING:
 _MARKERS = ("CD79A", "CD3D", "GNLY", "FCER1A")
 """B cells, T cells, NK cells, dendritic cells."""
 
-_IMPUTERS = {
-    "began": "counts of single cells or nuclei, as droplets and plates give them (also of spots, whose places are not used)",
-    "spatial": "counts of spots or cells with their positions in obsm['spatial'], and the image of the tissue where there is one",
-    "nmf": "counts of spots or cells with their positions in obsm['spatial']",
-    "pmi": "log expression of bulk samples, in which missing values are NaN (or zero: see --missing)",
-    "gain": "log expression of bulk samples, in which missing values are NaN (or zero: see --missing)",
-}
-"""What data each is for."""
 _COMMANDS = {
     "demo": "try it on 700 blood cells that come with scanpy",
-    **{name: f"impute {data}" for name, data in _IMPUTERS.items()},
+    **{name: f"impute {method.data}" for name, method in METHODS.items()},
     "apply": "impute other cells or samples with a model that --save wrote; data as in its training",
     "report": "judge an imputation of counts on one HTML page",
 }
@@ -97,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             options = parser.parse_args(argv)
             commands: dict[str, Callable[..., None]] = {"demo": demo, "apply": _apply, "report": _judge}
-            commands |= {name: functools.partial(_impute, name) for name in _IMPUTERS}
+            commands |= {name: functools.partial(_impute, name) for name in METHODS}
             given = {name: value for name, value in options[options.command].items() if name not in ("debug", "config")}
             with _lines_for_phases(given.get("progress")):
                 commands[options.command](**given)
@@ -233,7 +226,6 @@ def _impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
 def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     from . import tl
     from ._save import load_metadata
-    from .tl._apply import default_key
 
     if os.path.realpath(model) in map(os.path.realpath, (in_file, out_file)):
         raise ValueError(f"MODEL: {model!r} is the input or the output; give the file that was written with --save")
@@ -243,7 +235,7 @@ def _apply(in_file: str, model: str, out_file: str, **options: Any) -> None:
     tl.apply(adata, model, **options)
     with _as_private_as(in_file):
         target.write(adata.write_h5ad)
-    _report(adata, options["key_added"] or default_key(method), out_file)
+    _report(adata, options["key_added"] or METHODS[method].key, out_file)
 
 
 def _judge(in_file: str, **options: Any) -> None:
@@ -458,7 +450,7 @@ def _parser_of(name: str) -> _Parser:
         parser.add_function(function, skip={"adata", "key"})
         return parser
     function = _function(name)
-    data = _IMPUTERS.get(name, "as in the training of the model")
+    data = METHODS[name].data if name in METHODS else "as in the training of the model"
     parser = _Parser(function=function, data=f" For data: {data}.", epilog=epilog)
     parser.add_argument("in_file", metavar="IN.h5ad", help=f"File to read: {_READ}.")
     if name == "apply":

@@ -26,8 +26,10 @@ _LONGEST_HEADER = 100_000_000
 """Bytes of the JSON at the start of a safetensors file, by the format's own rule."""
 
 
-def model_target(path: str | os.PathLike[str]) -> Path:
-    """Where a model is to be saved; found out before any work is done (see :func:`._files.target`)."""
+def model_target(path: str | os.PathLike[str] | None) -> Path | None:
+    """Where a model is to be saved, if it is; found out before any work is done (see :func:`._files.target`)."""
+    if path is None:
+        return None
     found = _files.target("save", path, ours=is_model, else_it=_NO_MODEL)
     if not _is_utf8(found):
         raise ValueError(f"save: {str(found)!r} has letters that are no UTF-8, which a model cannot be called by; choose another name")

@@ -12,8 +12,10 @@ import torch
 import scimpute
 from scimpute._bulk import linear as _linear
 from scimpute._bulk import run as _bulk
+from scimpute._bulk.fitted import Fitted
 from scimpute._bulk.linear import Scale, Table
-from scimpute._bulk.run import BulkSettings, Fitted, train
+from scimpute._bulk.run import train
+from scimpute._bulk.settings import BulkSettings
 from scimpute._progress import Progress
 
 CPU = torch.device("cpu")

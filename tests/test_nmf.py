@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import scimpute
-from scimpute.models.multimodal import FactorGenerator
+from scimpute.models.factor import FactorGenerator
 
 QUICK = {"max_epochs": 2, "n_factors": 4, "progress": False}
 

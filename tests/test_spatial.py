@@ -15,10 +15,10 @@ from scimpute import _sparse
 from scimpute._counts.batches import CellBatches, Context
 from scimpute._counts.partition import Partition
 from scimpute._save import load_model, save_model
-from scimpute._space.features import edge_scale, extents, weighted
+from scimpute._space.features import edge_scale, extents, positions, weighted
 from scimpute._space.side import SideInformation
-from scimpute.models.began import Batch
-from scimpute.models.multimodal import CODE, Modal, ModalGenerator, TileEncoder
+from scimpute.models.batch import Batch
+from scimpute.models.multimodal import CODE, MultimodalGenerator, MultimodalModel, TileEncoder
 
 QUICK = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
 KEY = "spatial_imputed"
@@ -210,9 +210,9 @@ def test_scores_do_not_depend_on_the_chunks(replace_everywhere):
     np.testing.assert_allclose(side.neighbour_scores(*arguments), whole, rtol=1e-5)
 
 
-def modal(features: dict[str, tuple[int, ...]], levels: tuple[int, ...] = ()) -> ModalGenerator:
+def modal(features: dict[str, tuple[int, ...]], levels: tuple[int, ...] = ()) -> MultimodalGenerator:
     start, rng = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
-    return ModalGenerator(2, 6, 4, levels, features, torch.zeros(2, 1, 6), start, rng, width=8)
+    return MultimodalGenerator(2, 6, 4, levels, features, torch.zeros(2, 1, 6), start, rng, width=8)
 
 
 def test_the_code_of_a_modality_that_is_left_out_does_not_matter():
@@ -259,7 +259,7 @@ def test_spatial_loss_by_hand():
     generator = modal({"counts": (0,)}).eval()
     torch.nn.init.normal_(generator.inner.output.weight)
     share = torch.rand(2, 1, 6)
-    module = Modal(generator, penalty=0.0, spatial_weight=2.0, share=share)
+    module = MultimodalModel(generator, penalty=0.0, spatial_weight=2.0, share=share)
     # Three spots, then two neighbours of each of the first two, in one ring.
     inputs = torch.randn(2, 7, 10)
     nothing = torch.zeros(0)

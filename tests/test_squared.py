@@ -13,7 +13,7 @@ from scimpute._counts.batches import CellBatches, Context
 from scimpute._counts.partition import Partition
 from scimpute._counts.split import Data
 from scimpute._space.side import SideInformation
-from scimpute.models.multimodal import squared_error
+from scimpute.models.likelihood import squared_error
 
 QUICK = {"likelihood": "squared", "max_epochs": 2, "n_repeats": 1, "progress": False}
 KEY = "spatial_imputed"

@@ -1,4 +1,4 @@
-"""Labels, covariates, library sizes and genes, read from obs and var: the other half of the door."""
+"""Labels, library sizes and genes, read from ``obs`` and ``var``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from .rounding import HIGHEST
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
-
 
 _FLOAT_LEVELS = 50
 
@@ -81,7 +80,7 @@ def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
     return Label(column, [str(n) for n in names], codes.astype(np.int64))
 
 
-def _as_numbers(values: pd.Series) -> np.ndarray:
+def as_numbers(values: pd.Series) -> np.ndarray:
     """Floats; NaN for what is no real number, nor text that is one, such as dates."""
     dtype = values.cat.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
     if dtype.kind in "mMc":
@@ -105,7 +104,7 @@ def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, round
     if size_key is None:
         return totals
     stored = read_column(adata.obs, size_key, "size_key")
-    size = _as_numbers(stored)
+    size = as_numbers(stored)
     wrong = ~(np.isfinite(size) & (size > 0))
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
@@ -185,108 +184,40 @@ def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Covariates:
-    """Level names by categorical column, names of the continuous columns, and their values for every sample.
-
-    ``codes`` ``(n, a)`` has -1 for an unknown level, ``numbers`` is ``(n, c)``.
-    """
-
-    levels: dict[str, list[str]]
-    continuous: list[str]
-    codes: np.ndarray
-    numbers: np.ndarray
-
-    def describe(self) -> dict[str, Any]:
-        return {"categorical": self.levels, "continuous": self.continuous}
-
-
-def column_names(argument: str, columns: Any) -> list[str]:
-    """Names of obs columns: one, or several."""
-    if isinstance(columns, str):
-        columns = [columns]
-    if not isinstance(columns, Sequence) or not all(isinstance(column, str) for column in columns):
-        raise TypeError(f"{argument} must be the name of an obs column or several, got {columns!r}")
-    for column in columns:
-        # Of a model that is applied they become keys.
-        _check.key_name(f"{argument}: column", column)
-    twice = sorted({column for column in columns if list(columns).count(column) > 1})
-    if twice:
-        raise ValueError(f"{argument} names {_check.listing(twice)} more than once")
-    return list(columns)
-
-
-def read_covariates(adata: AnnData, categorical: Any, continuous: Any) -> Covariates:
-    """Covariates of samples to be trained on; a column with one value only is left out with an info line."""
-    found = [column_names("categorical_covariates", categorical), column_names("continuous_covariates", continuous)]
-    both = sorted(set(found[0]) & set(found[1]))
-    if both:
-        raise ValueError(f"{_check.listing(both)} named in both categorical_covariates and continuous_covariates; choose one")
-    found_labels = [read_label(adata, column, "categorical_covariates") for column in found[0]]
-    labels = [label for label in found_labels if label is not None]
-    numbers, kept = [], []
-    for column in found[1]:
-        values = _numbers(adata, column)
-        if np.ptp(values) == 0:
-            logg.info(f"continuous_covariates={column!r} is {values[0]:g} in all samples; it is left out")
-            continue
-        numbers.append(values)
-        kept.append(column)
-    return _joined({label.column: label.levels for label in labels}, kept, [label.codes for label in labels], numbers, adata.n_obs)
-
-
-def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str) -> Covariates:
-    """Covariates of new samples, by the names and levels of a trained model.
-
-    A level the model has not seen is refused, or with ``unseen="average"`` taken as unknown.
-    """
-    codes = []
-    for column, levels in known["categorical"].items():
-        values = read_column(adata.obs, column, "the model's covariate")
-        if values.isna().any() and unseen == "error":
-            first = adata.obs_names[int(np.flatnonzero(values.isna().to_numpy())[0])]
-            raise ValueError(
-                f"covariate {column!r} is missing in {values.isna().sum()} samples (first: {first!r}); fill it, or pass unseen='average'"
-            )
-        code = pd.Index(levels).get_indexer(np.asarray(values.astype(str), dtype=object))
-        if unseen == "error" and (code < 0).any():
-            new = sorted(set(values.astype(str)[code < 0]))
-            raise ValueError(
-                f"covariate {column!r} has levels the model was not trained on: {_check.listing(new)}; known: {_check.listing(levels)}. "
-                "Pass unseen='average' to take them as unknown"
-            )
-        codes.append(code.astype(np.int64))
-    numbers = [_numbers(adata, column, known=True) for column in known["continuous"]]
-    return _joined(dict(known["categorical"]), list(known["continuous"]), codes, numbers, adata.n_obs)
-
-
-def _numbers(adata: AnnData, column: str, *, known: bool = False) -> np.ndarray:
-    """A continuous covariate; with ``known`` it is a trained model's, and cannot become a categorical one."""
-    given = read_column(adata.obs, column, "the model's covariate" if known else "continuous_covariates")
-    name = f"covariate {column!r}" if known else f"continuous_covariates={column!r}"
-    instead = "make numbers of it, as in the training" if known else f"pass it as categorical_covariates={column!r}, or make numbers of it"
-    values = _as_numbers(given)
-    wrong = ~np.isfinite(values)
-    text = np.isnan(values) & given.notna().to_numpy()
-    if text.any():
-        kinds = given[text].astype(str).unique()
-        what = "text that is no number" if any(isinstance(value, str) for value in given) else "values that are no numbers"
-        raise ValueError(f"{name} holds {what} in {text.sum()} samples: {_check.listing(kinds, 5)}; {instead}")
-    if wrong.any():
-        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
-        raise ValueError(
-            f"{name} is missing or not a finite number in {wrong.sum()} samples (first: {first!r}); "
-            "fill it, e.g. with the median, or drop the samples"
+def read_known_labels(adata: AnnData, labels: Mapping[str, tuple[str, list[str]]], unseen: str) -> tuple[np.ndarray, ...]:
+    """Level codes of the labels of a model, -1 for a level it does not know; ``labels`` are column and levels by argument."""
+    columns = [column for column, _ in labels.values()]
+    lacking = [column for column in columns if column not in adata.obs]
+    if lacking:
+        raise KeyError(
+            f"the model is conditioned on the obs columns {_check.listing(columns)}, adata.obs lacks {_check.listing(lacking)}; "
+            f"available: {_check.listing(adata.obs.columns)}"
         )
-    return values
+    found = []
+    for argument, (column, levels) in labels.items():
+        codes = read_codes(adata, column, argument, levels)
+        unknown = codes < 0
+        if unknown.any() and unseen == "error":
+            names = adata.obs[column][unknown].astype(str).unique()
+            raise ValueError(
+                f"{argument}={column!r}: {unknown.sum()} cells have levels that the model does not know: {_check.listing(names, 5)}; "
+                f"known: {_check.listing(levels)}. Rename them, or pass unseen='average'"
+            )
+        found.append(codes)
+    return tuple(found)
 
 
-def _joined(
-    levels: dict[str, list[str]], continuous: list[str], codes: list[np.ndarray], numbers: list[np.ndarray], n_obs: int
-) -> Covariates:
-    return Covariates(
-        levels,
-        continuous,
-        np.column_stack(codes) if codes else np.zeros((n_obs, 0), np.int64),
-        np.column_stack(numbers) if numbers else np.zeros((n_obs, 0)),
+def read_size_as_trained(
+    adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.csr_matrix, rounding: str | None
+) -> tuple[np.ndarray, str | None]:
+    """Library sizes, and the column they are from."""
+    if size_key is None:
+        # Rates are shares of the molecules of the genes that were trained on.
+        return read_size(adata, None, counts), None
+    if size_key in adata.obs:
+        return read_size(adata, size_key, raw, rounding), size_key
+    _check.warn(
+        f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
+        "taken as library sizes, which are too small where adata was cut to some of its genes"
     )
+    return read_size(adata, None, raw), None

@@ -18,9 +18,6 @@ def recorded_rounding(params: Mapping[str, Any]) -> tuple[str | None, np.random.
     return None if rounding is None else str(rounding), np.random.default_rng(seed)
 
 
-IMPUTE = ("began", "spatial", "nmf", "pmi", "gain")
-
-
 def written_by(adata: ad.AnnData, key: str) -> str | None:
     """The function of ours that wrote ``uns[key]``, if one did."""
     entry = adata.uns.get(key)

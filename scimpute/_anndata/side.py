@@ -11,7 +11,7 @@ from .. import _check
 from .._space.features import colours, edge_scale, extents, moments, positions, standardised, weighted
 from .._space.side import SPOT, SideInformation
 from .positions import read_coordinates, read_features
-from .sections import Sections, check_array, check_coordinates
+from .sections import Sections, check_array, check_coordinates, read_sections
 from .space import read_rings
 from .tissue import cut_tiles, read_tissues
 
@@ -105,6 +105,19 @@ def read_side(
         rings = [weighted(graphs[number], None) for number in used]
     side = SideInformation(modalities, features, rings, tuple(weights[number] for number in used), spatial_weight)
     return side, kept | of_image
+
+
+def read_side_as_trained(
+    adata: AnnData, params: Mapping[str, Any], known: np.ndarray | None, n_known: int, saved: Mapping[str, np.ndarray]
+) -> SideInformation:
+    """The same for a saved model; ``known`` are codes of its ``n_known`` sections, None where its training had one."""
+    # Then the column was of no use.
+    if known is None and params.get("library_key") not in adata.obs:
+        params = {**params, "library_key": None}
+    sections = read_sections(adata, params.get("library_key"))
+    codes = np.zeros(adata.n_obs, dtype=np.int64) if known is None else known
+    side, _ = read_side(adata, params, sections, codes, n_known, saved)
+    return side
 
 
 def _read_positions(

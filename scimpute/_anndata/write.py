@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 from scanpy import logging as logg
 
-from .. import _check, _save
+from .. import _check
+from .._methods import METHODS
 from . import keys
 from .read import check_object, layer_names
-from .results import IMPUTE, has_sd, written_by
+from .results import has_sd, params_of, written_by
 
 
 def check_target(
@@ -59,10 +60,10 @@ def check_writable(adata: Any, copy: bool) -> None:
         )
 
 
-def model_file(adata: ad.AnnData, save: str | os.PathLike[str] | None) -> Path | None:
-    """Where a model is to be saved, if it is; found out before any work is done."""
+def check_saveable(adata: ad.AnnData, save: Any) -> None:
+    """Refuse before the work to save a model that could not be applied, or in the place of the object."""
     if save is None:
-        return None
+        return
     if not adata.var_names.is_unique:
         raise ValueError(
             "save: adata.var_names are not unique, and a model knows its genes by name; call adata.var_names_make_unique() first"
@@ -72,7 +73,6 @@ def model_file(adata: ad.AnnData, save: str | os.PathLike[str] | None) -> Path |
         backing = adata.filename is not None and os.path.realpath(save) == os.path.realpath(adata.filename)
     if backing:
         raise FileExistsError(f"save: {os.fspath(save)!r} is the file that backs adata; give the model a file of its own")
-    return _save.model_target(save)
 
 
 def _check_key(
@@ -98,7 +98,7 @@ def _check_key(
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
     taken += [f"{slot}[{n!r}]" for slot in beside for n in beside[slot] if n in getattr(adata, slot)]
     taken += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
-    if method in IMPUTE and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(taken):
+    if method in METHODS and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(taken):
         raise ValueError(
             f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method} as far as uns says. Results of samples "
             f"that were imputed apart are joined so, as anndata.concat drops uns. Choose another key, or delete them first: "
@@ -121,27 +121,52 @@ def _actual(adata: ad.AnnData) -> ad.AnnData:
     return adata
 
 
+def as_tables(adata: ad.AnnData, values: Mapping[str, np.ndarray], genes: Sequence[str] | pd.Index) -> dict[str, pd.DataFrame]:
+    """Results for some genes as DataFrames, cells in rows."""
+    return {name: pd.DataFrame(value, index=adata.obs_names, columns=genes) for name, value in values.items()}
+
+
+def earlier_result(adata: ad.AnnData, method: str, key: str, *, in_table: bool) -> dict[str, list[str]] | None:
+    """Where an earlier result lies that the new one does not overwrite, of a method that writes vectors to ``obsm`` as well.
+
+    Values lie in layers, or with some genes in ``obsm``. Refused where the user has something in the place of the new ones.
+    """
+    if written_by(adata, key) != method:
+        return None
+    before, now = ("obsm" if table else "layers" for table in ("genes" in params_of(adata, key), in_table))
+    if before == now:
+        return None
+    taken = [f"{now}[{name!r}]" for name in (key, keys.sd(key)) if name in getattr(adata, now)]
+    if taken:
+        raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
+    return {before: [key, *([keys.sd(key)] if has_sd(adata, key) else [])]}
+
+
 def write(
     adata: ad.AnnData,
     key: str,
     method: str,
+    slots: Mapping[str, Mapping[str, Any]],
+    uns: Mapping[str, Mapping[str, Any]],
     *,
-    layers: Mapping[str, Any] | None = None,
-    obsm: Mapping[str, Any] | None = None,
-    varm: Mapping[str, Any] | None = None,
-    obsp: Mapping[str, Any] | None = None,
-    uns: Mapping[str, Any],
-    more_uns: Mapping[str, Mapping[str, Any]] | None = None,
     earlier: Mapping[str, Collection[str]] | None = None,
     copy: bool = False,
     save: Callable[[], None] | None = None,
 ) -> ad.AnnData | None:
     """Write a result, all or nothing, and log what was written.
 
-    ``save`` writes the model that belongs to it. That it cannot be written is told once the result is in, which is not lost for it.
+    An earlier result of the same function under the same key goes, also where it was in the other of layers and obsm.
 
-    ``uns`` goes to ``uns[key]``, each entry of ``more_uns`` to its own key. An earlier result of the same function under the same key
-    goes, also where it was in the other of layers and obsm; of other slots, what ``earlier`` names.
+    Parameters
+    ----------
+    slots
+        What goes to ``layers``, ``obsm``, ``varm`` and ``obsp``, by name.
+    uns
+        What goes to ``uns``; an entry is called ``key``.
+    earlier
+        Names in any slot that go as well.
+    save
+        Writes the model that belongs to the result. If that fails, a warning says so once the result is in, which is not lost for it.
     """
     unsaved: Exception | None = None
     if save is not None:
@@ -150,37 +175,12 @@ def write(
         except Exception as error:
             unsaved = error
     target = adata.copy() if copy else _actual(adata)
-    new: dict[str, Mapping[str, Any]] = {"layers": layers or {}, "obsm": obsm or {}, "varm": varm or {}, "obsp": obsp or {}}
-    new["uns"] = {name: {keys.METHOD: method, **entry} for name, entry in {key: uns, **(more_uns or {})}.items()}
-    # Of a function that writes both, what is in one of them is not what was in the other.
-    arrays = {name for slot in ("layers", "obsm") for name in new[slot] if name not in getattr(target, slot)}
-    if (new["layers"] and new["obsm"]) or written_by(target, key) != method:
-        arrays = set()
-    old = {"layers": arrays, "obsm": arrays, **(earlier or {})}
-    if uns.get("params", {}).get("sd") is False and written_by(target, key) == method and has_sd(target, key):
-        # The standard deviations of an earlier result do not belong to this one. Where it was of the other kind, `earlier` names them.
-        where = ["layers" if key in new["layers"] else "obsm"] if new["varm"] else ["layers", "obsm"]
-        old |= {slot: {*old[slot], keys.sd(key)} for slot in where}
-    names = {slot: {*new[slot], *old.get(slot, ())} for slot in new}
-    before = {slot: {name: getattr(target, slot)[name] for name in names[slot] if name in getattr(target, slot)} for slot in new}
-    try:
-        for slot, entries in new.items():
-            for name in before[slot].keys() - entries.keys():
-                del getattr(target, slot)[name]
-            for name, value in entries.items():
-                getattr(target, slot)[name] = value
-    except BaseException:
-        for slot in new:
-            for name in names[slot]:
-                if name in before[slot]:
-                    getattr(target, slot)[name] = before[slot][name]
-                elif name in getattr(target, slot):
-                    del getattr(target, slot)[name]
-        raise
+    new = {**slots, "uns": {name: {keys.METHOD: method, **entry} for name, entry in uns.items()}}
+    _replace(target, new, _outdated(target, key, method, new, earlier or {}))
     # The result is in: a log that is closed or full does not make a failure of it.
     with contextlib.suppress(Exception):
-        for slot in ("layers", "obsm", "varm", "obsp"):
-            for name in new[slot]:
+        for slot, entries in slots.items():
+            for name in entries:
                 logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
         logg.info(f"    adata.uns[{key!r}] with parameters and history")
     if unsaved is not None:
@@ -190,3 +190,44 @@ def write(
             _check.NotSavedWarning,
         )
     return target if copy else None
+
+
+def _outdated(
+    adata: ad.AnnData, key: str, method: str, new: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, Collection[str]]
+) -> dict[str, set[str]]:
+    """Names of an earlier result by slot, which do not belong to the new one."""
+    outdated = {slot: set(names) for slot, names in earlier.items()}
+    if written_by(adata, key) != method:
+        return outdated
+    layers, tables = new.get("layers", {}), new.get("obsm", {})
+    if not (layers and tables):
+        # A function that writes to either: what it had in the other one is not the user's.
+        for slot, entries in (("layers", tables), ("obsm", layers)):
+            present = getattr(adata, "obsm" if slot == "layers" else "layers")
+            outdated[slot] = outdated.get(slot, set()) | {name for name in entries if name not in present}
+    if new["uns"][key].get("params", {}).get("sd") is False and has_sd(adata, key):
+        # Where values and vectors are written, `earlier` names those of the other slot.
+        where = ["layers" if key in layers else "obsm"] if new.get("varm") else ["layers", "obsm"]
+        for slot in where:
+            outdated[slot] = outdated.get(slot, set()) | {keys.sd(key)}
+    return outdated
+
+
+def _replace(adata: ad.AnnData, new: Mapping[str, Mapping[str, Any]], outdated: Mapping[str, set[str]]) -> None:
+    """Set all new entries and delete the outdated ones; at any failure everything is as it was before."""
+    names = {slot: {*new.get(slot, {}), *outdated.get(slot, set())} for slot in (*new, *outdated)}
+    before = {slot: {name: getattr(adata, slot)[name] for name in names[slot] if name in getattr(adata, slot)} for slot in names}
+    try:
+        for slot in names:
+            for name in before[slot].keys() - new.get(slot, {}).keys():
+                del getattr(adata, slot)[name]
+            for name, value in new.get(slot, {}).items():
+                getattr(adata, slot)[name] = value
+    except BaseException:
+        for slot in names:
+            for name in names[slot]:
+                if name in before[slot]:
+                    getattr(adata, slot)[name] = before[slot][name]
+                elif name in getattr(adata, slot):
+                    del getattr(adata, slot)[name]
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,78 +13,21 @@ import scipy.sparse as sp
 import torch
 
 from .._space.side import SideInformation
-from .._sparse import TARGET, binomial, chunks, row_sums, usual_size
-from ..models.began import Batch
+from .._sparse import TARGET, binomial, chunks, row_sums
+from ..models.batch import Batch
+from .context import Context
 from .partition import Partition
 
-SPARING = 4
-"""Of one in so many spots of a minibatch the neighbours are looked at: each of these costs four spots more."""
+NEIGHBOUR_STRIDE = 4
+"""One in so many spots of a minibatch has its neighbours drawn: each of these costs four spots more."""
 THINNING = (0.5, 0.9)
-"""Range of the fraction of molecules the generator is shown while it trains."""
+"""Range of the fraction of molecules the generator reads while it trains."""
+VISIBLE_RANGE = (0.3, 0.9)
+"""The same for whole entries, where these are hidden instead of molecules."""
 TILE_MAPS = 4
 """Values of the convolutional network's first maps for each value of a tile."""
 CLOSE = 0.05
-"""Relative error that the sum of a network's shares is taken to have, where it is not known from the counts what it is."""
-SHOWN = (0.3, 0.9)
-"""The same for whole entries, where these are hidden instead of molecules."""
-
-
-RANK = 1e-4
-"""Singular values below so much of the first are none."""
-
-
-class Context:
-    """The low-rank scores of a cell: what every gene block is told about the whole cell.
-
-    ``sqrt(CP10k)`` projected on the first right singular vectors, each score divided by its standard deviation over the
-    cells (and a tenth of its mean, added in squares), and the log of the library size over its median.
-
-    Parameters
-    ----------
-    loadings
-        Scaled singular vectors, ``(g, c)``.
-    median_size
-        Median library size of the cells that have any molecule.
-    """
-
-    def __init__(self, loadings: np.ndarray, median_size: float) -> None:
-        self.loadings = torch.from_numpy(np.ascontiguousarray(loadings, dtype=np.float32))
-        self.median_size = median_size
-
-    @classmethod
-    def fit(cls, counts: sp.csr_matrix, size: np.ndarray, n_scores: int, seed: int) -> Context:
-        """Truncated SVD of the given counts; ``n_scores`` is cut to what the matrix has."""
-        from sklearn.utils.extmath import randomized_svd
-
-        root = counts.multiply(TARGET / np.maximum(size, 1)[:, None]).tocsr().astype(np.float32)
-        root.data = np.sqrt(root.data)
-        n_scores = min(n_scores, min(counts.shape) - 1)
-        if n_scores < 1:
-            return cls(np.zeros((counts.shape[1], 0), np.float32), usual_size(size))
-        left, values, right = randomized_svd(root, n_scores, n_iter=3, random_state=seed)
-        # Where cells are alike and deep the first score is all mean: divided by its spread alone it would be in the thousands.
-        scores = left * values
-        spread = np.hypot(scores.std(axis=0), 0.1 * scores.mean(axis=0))
-        # Beyond the rank of the data (few cells, or copies of each other) a direction is rounding error: no cell is told of it.
-        real = values > RANK * values[0]
-        return cls(np.where(real, right.T / np.where(real, spread, 1.0), 0.0), usual_size(size))
-
-    @property
-    def n_values(self) -> int:
-        """Scores plus the library size."""
-        return self.loadings.shape[1] + 1
-
-    def truncated(self, n_scores: int) -> Context:
-        """The same with the first scores only."""
-        return Context(self.loadings[:, :n_scores].cpu().numpy(), self.median_size)
-
-    def to(self, device: torch.device) -> Context:
-        self.loadings = self.loadings.to(device)
-        return self
-
-    def __call__(self, genes: torch.Tensor, cp10k: torch.Tensor, starts: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-        scores = torch.nn.functional.embedding_bag(genes, self.loadings, starts, mode="sum", per_sample_weights=cp10k.sqrt())
-        return torch.cat([scores, (size / self.median_size).log()[:, None]], dim=1)
+"""Relative error that the sum of a network's shares is taken to have, where the counts do not say what it is."""
 
 
 def entries(counts: sp.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -108,17 +51,17 @@ class CellBatches:
     labels
         Level codes ``(n,)`` of each label.
     partition, context, device
-        Where each gene goes, what is told of the cell, where the tensors are made.
+        Where each gene goes, the low-rank scores of a cell, where the tensors are made.
     side
         What there is beside the counts of a spot.
-    told
-        What of it is told of each modality, if that is known already: that takes as long as a pass over the counts.
+    features
+        Features of every modality, ``(n, ...)`` (:meth:`SideInformation.features_with`).
     measured
-        Whether the counts are of each gene, ``(g,)``; None where what is predicted is no share of a cell's molecules.
+        True for each gene that was measured, ``(g,)``; None where the predictions are no shares of a cell's molecules.
     covered
-        Share of all molecules that are of these genes, over many cells.
+        Share of all molecules that belong to these genes, over many cells.
     weight
-        What each cell counts in the losses, ``(n,)``; None where all count alike.
+        Weight of each cell in the losses, ``(n,)``; None where all weigh the same.
     """
 
     def __init__(
@@ -130,38 +73,31 @@ class CellBatches:
         context: Context,
         device: torch.device,
         side: SideInformation | None = None,
-        told: list[np.ndarray] | None = None,
+        features: Sequence[np.ndarray] = (),
         measured: np.ndarray | None = None,
         covered: float = 1.0,
         weight: np.ndarray | None = None,
     ) -> None:
-        self.counts, self.size, self.labels = counts, size, labels
+        self.counts, self.size, self._labels, self._features = counts, size, labels, features
         self.partition, self.context, self.device, self.side = partition, context.to(device), device, side
-        if told is None:
-            told = [] if side is None else side.features_with(counts, size, context.loadings.cpu().numpy())
-        self._told = told
-        self.weight = weight
-        self.measured, self.covered = measured, min(max(covered, 1e-6), 1.0)
+        self.weight, self.measured, self.covered = weight, measured, min(max(covered, 1e-6), 1.0)
 
     def chunks(self) -> Iterator[slice]:
-        """All rows, in parts of which what is told, and the first maps that are made of a tile, take no more memory than the genes."""
-        widest = max([part[0].size * TILE_MAPS for part in self._told if part.ndim > 2], default=0)
+        """Row chunks small enough that features, and the first maps of a tile, need no more memory than the blocks of genes."""
+        widest = max([part[0].size * TILE_MAPS for part in self._features if part.ndim > 2], default=0)
         return chunks(self.counts.shape[0], max(self.partition.blocks * self.partition.genes_per_block, widest))
 
-    def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
-        """Position in a flat ``(P, b, stride)`` tensor of each entry."""
-        # The division is done once a gene, not once an entry.
-        block, offset = np.divmod(self.partition.place, self.partition.genes_per_block)
-        return (block * (n_rows * stride) + offset)[genes] + row * stride
+    def labels(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Level codes of some cells for each label, on the device."""
+        return tuple(torch.from_numpy(codes[rows]).to(self.device) for codes in self._labels)
 
-    def _context(
-        self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """CP10k of some entries, and what is told of their cells, ``(b, c)``."""
-        size = np.maximum(size, 1).astype(np.float32)
-        cp10k = torch.from_numpy(values * (np.float32(TARGET) / size)[row]).to(self.device)
-        columns = torch.from_numpy(genes.astype(np.int64)).to(self.device)
-        return cp10k, self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
+    def features(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Features of some spots in each modality, on the device."""
+        return tuple(torch.from_numpy(part[rows]).to(self.device) for part in self._features)
+
+    def inputs(self, rows: np.ndarray) -> torch.Tensor:
+        """Whole cells as the generator reads them, ``(P, b, m + c)``."""
+        return self._inputs(*entries(self.counts, rows), self.size[rows])
 
     def scores(self) -> torch.Tensor:
         """Low-rank scores of all cells, ``(n, c)``."""
@@ -169,25 +105,8 @@ class CellBatches:
         parts = [self._context(*entries(self.counts, np.arange(n)[rows]), self.size[rows])[1][:, :-1] for rows in chunks(n, g)]
         return torch.cat(parts)
 
-    def _inputs(self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray) -> torch.Tensor:
-        cp10k, context = self._context(values, genes, row, starts, size)
-        part = self.partition
-        stride = part.genes_per_block + context.shape[1]
-        logged = cp10k.log1p()
-        if not part.complete:
-            here = np.flatnonzero(part.place[genes] >= 0)
-            genes, row, logged = genes[here], row[here], logged[torch.from_numpy(here).to(self.device)]
-        x = torch.zeros(part.blocks, len(size), stride, dtype=torch.float32, device=self.device)
-        x.view(-1)[torch.from_numpy(self._flat(genes, row, len(size), stride)).to(self.device)] = logged
-        x[..., part.genes_per_block :] = context
-        return x
-
-    def codes(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Level codes of some cells on the device, and what is told of each modality."""
-        return tuple(torch.from_numpy(part[rows]).to(self.device) for part in (*self.labels, *self._told))
-
     def thinned(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Cells split at random into what the generator sees and what it has to predict."""
+        """Cells split at random into what the generator reads and the molecules it has to predict."""
         n_cells = len(rows)
         rows, neighbours = self._with_neighbours(rows, rng)
         values, genes, row, starts = entries(self.counts, rows)
@@ -203,14 +122,14 @@ class CellBatches:
         exposure = (lost + (1 - keep) * outside)[:n_cells]
         return replace(self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], exposure), **neighbours)
 
-    def masked(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Cells of which whole entries are hidden at random, which are to be predicted; the depth is known."""
+    def with_hidden_entries(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """Cells of which whole entries are hidden at random and have to be predicted; the depth is known."""
         n_cells = len(rows)
         rows, neighbours = self._with_neighbours(rows, rng)
         values, genes, row, starts = entries(self.counts, rows)
-        kept = rng.random(len(values)) < rng.uniform(*SHOWN)
+        kept = rng.random(len(values)) < rng.uniform(*VISIBLE_RANGE)
         inputs = self._inputs(values * kept, genes, row, starts, self.size[rows])
-        # What is hidden is missing and not zero: the scores are those of a cell that is shown in part, scaled up to the whole.
+        # A hidden entry is missing, not zero: the scores are those of a cell that is visible in part, scaled up to the whole.
         share = np.bincount(row, weights=kept, minlength=len(rows)) / np.maximum(np.bincount(row, minlength=len(rows)), 1)
         scale = 1 / np.maximum(share, 0.05).astype(np.float32)
         inputs[..., self.partition.genes_per_block : -1] *= torch.from_numpy(scale).to(self.device)[:, None]
@@ -218,50 +137,10 @@ class CellBatches:
         batch = self._with_target(rows, inputs, genes[gone], row[gone], values[gone], self.size[rows[:n_cells]])
         return replace(batch, **neighbours)
 
-    def _with_neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-        """The rows, those of the neighbours drawn of some of them, and what a batch says of the latter."""
-        if self.side is None or not self.side.spatial_weight or not self.side.rings:
-            return rows, {}
-        some = rows[: math.ceil(len(rows) / SPARING)]
-        near = self.side.draw_neighbours(some, rng)
-        places = np.arange(len(rows), len(rows) + near.size).reshape(near.shape)
-        # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
-        neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)
-        return np.concatenate([rows, near.ravel()]), {"neighbours": neighbours, "ring_weights": self.side.ring_weights}
-
     def against(self, rows: np.ndarray, target: sp.csr_matrix, exposure: np.ndarray) -> Batch:
         """Cells as they are, with the molecules of another matrix of the same shape to predict."""
         removed, genes, row, _ = entries(target, rows)
         return self._with_target(rows, self.inputs(rows), genes, row, removed, exposure[rows])
-
-    def _with_target(self, rows, inputs, genes, row, removed, exposure) -> Batch:
-        if not self.partition.complete:
-            here = self.partition.place[genes] >= 0
-            genes, row, removed = genes[here], row[here], removed[here]
-        if self.weight is not None:
-            weight = self.weight[rows[: len(exposure)]]
-            removed, exposure = removed * weight[row], exposure * weight
-        place = self._flat(genes, row, len(exposure), self.partition.genes_per_block)
-        return Batch(
-            inputs=inputs,
-            labels=self.codes(rows),
-            place=torch.from_numpy(place).to(self.device),
-            removed=torch.from_numpy(removed.astype(np.float32)).to(self.device),
-            exposure=torch.from_numpy(exposure.astype(np.float32)).to(self.device),
-        )
-
-    @functools.cached_property
-    def _inside(self) -> tuple[torch.Tensor, np.ndarray, float] | None:
-        """What takes genes that were not measured out of ``(P, b, m)``, each cell's molecules, how sure the network is of these."""
-        if self.measured is None:
-            return None
-        places = self.partition.place[self.measured]
-        if (places < 0).any():
-            return None
-        absent = np.full(self.partition.blocks * self.partition.genes_per_block, -np.inf, dtype=np.float32)
-        absent[places] = 0
-        sure = (1 - self.covered) / (self.covered * CLOSE**2)
-        return torch.from_numpy(absent).view(self.partition.blocks, 1, -1).to(self.device), row_sums(self.counts), sure
 
     def shares(self, rows: np.ndarray, log_rate: torch.Tensor) -> torch.Tensor:
         """Shares from their logs, ``(P, b, m)``, in place, with the sum in each cell that its molecules give.
@@ -281,6 +160,73 @@ class CellBatches:
         known = (torch.from_numpy(inside[rows]).to(total) + sure * total * top.clamp(max=0).exp()) / (size + sure).clamp(min=1e-12)
         return rate.mul_((torch.where(size + sure > 0, known, 1.0) / total)[:, None])
 
-    def inputs(self, rows: np.ndarray) -> torch.Tensor:
-        """Whole cells as the generator reads them, ``(P, b, m + c)``."""
-        return self._inputs(*entries(self.counts, rows), self.size[rows])
+    @functools.cached_property
+    def _inside(self) -> tuple[torch.Tensor, np.ndarray, float] | None:
+        """What takes genes that were not measured out of ``(P, b, m)``, each cell's molecules, how sure the network is of these."""
+        if self.measured is None:
+            return None
+        places = self.partition.place[self.measured]
+        if (places < 0).any():
+            return None
+        absent = np.full(self.partition.blocks * self.partition.genes_per_block, -np.inf, dtype=np.float32)
+        absent[places] = 0
+        sure = (1 - self.covered) / (self.covered * CLOSE**2)
+        return torch.from_numpy(absent).view(self.partition.blocks, 1, -1).to(self.device), row_sums(self.counts), sure
+
+    def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
+        """Position in a flat ``(P, b, stride)`` tensor of each entry."""
+        # The division is done once a gene, not once an entry.
+        block, offset = np.divmod(self.partition.place, self.partition.genes_per_block)
+        return (block * (n_rows * stride) + offset)[genes] + row * stride
+
+    def _context(
+        self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """CP10k of some entries, and the context of their cells, ``(b, c)``."""
+        size = np.maximum(size, 1).astype(np.float32)
+        cp10k = torch.from_numpy(values * (np.float32(TARGET) / size)[row]).to(self.device)
+        columns = torch.from_numpy(genes.astype(np.int64)).to(self.device)
+        return cp10k, self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
+
+    def _inputs(self, values: np.ndarray, genes: np.ndarray, row: np.ndarray, starts: np.ndarray, size: np.ndarray) -> torch.Tensor:
+        cp10k, context = self._context(values, genes, row, starts, size)
+        part = self.partition
+        stride = part.genes_per_block + context.shape[1]
+        logged = cp10k.log1p()
+        if not part.complete:
+            here = np.flatnonzero(part.place[genes] >= 0)
+            genes, row, logged = genes[here], row[here], logged[torch.from_numpy(here).to(self.device)]
+        x = torch.zeros(part.blocks, len(size), stride, dtype=torch.float32, device=self.device)
+        x.view(-1)[torch.from_numpy(self._flat(genes, row, len(size), stride)).to(self.device)] = logged
+        x[..., part.genes_per_block :] = context
+        return x
+
+    def _with_neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """The rows with those of the neighbours drawn for some of them, and the fields of a batch that say which these are."""
+        if self.side is None or not self.side.spatial_weight or not self.side.rings:
+            return rows, {}
+        some = rows[: math.ceil(len(rows) / NEIGHBOUR_STRIDE)]
+        near = self.side.draw_neighbours(some, rng)
+        places = np.arange(len(rows), len(rows) + near.size).reshape(near.shape)
+        # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
+        neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)
+        return np.concatenate([rows, near.ravel()]), {"neighbours": neighbours, "ring_weights": self.side.ring_weights}
+
+    def _with_target(
+        self, rows: np.ndarray, inputs: torch.Tensor, genes: np.ndarray, row: np.ndarray, removed: np.ndarray, exposure: np.ndarray
+    ) -> Batch:
+        if not self.partition.complete:
+            here = self.partition.place[genes] >= 0
+            genes, row, removed = genes[here], row[here], removed[here]
+        if self.weight is not None:
+            weight = self.weight[rows[: len(exposure)]]
+            removed, exposure = removed * weight[row], exposure * weight
+        place = self._flat(genes, row, len(exposure), self.partition.genes_per_block)
+        return Batch(
+            inputs=inputs,
+            labels=self.labels(rows),
+            features=self.features(rows),
+            place=torch.from_numpy(place).to(self.device),
+            removed=torch.from_numpy(removed.astype(np.float32)).to(self.device),
+            exposure=torch.from_numpy(exposure.astype(np.float32)).to(self.device),
+        )

@@ -1,4 +1,4 @@
-"""The random partition of the genes into blocks, and the running mean and spread over repeats."""
+"""The random partition of the genes into blocks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+EMPTY = -30.0
+"""Log share of a place in a block that holds no gene."""
+
 
 @dataclass(frozen=True)
 class Partition:
-    """Genes dealt at random into ``blocks`` of ``genes_per_block`` places; the last places may stay empty.
+    """Genes split at random into ``blocks`` of ``genes_per_block`` places; the last places may stay empty.
 
     Attributes
     ----------
@@ -30,7 +33,7 @@ class Partition:
 
     @classmethod
     def draw(cls, genes: np.ndarray, n_vars: int, block_size: int, rng: np.random.Generator, *, square: bool = False) -> Partition:
-        """Deal ``genes`` into ``ceil(k / block_size)`` blocks of equal size.
+        """Split ``genes`` at random into ``ceil(k / block_size)`` blocks of equal size.
 
         With ``square`` a block is a square whose side is a multiple of 4, as the convolutional network needs.
         """
@@ -47,34 +50,13 @@ class Partition:
         """Whether every gene of the object has a place."""
         return len(self.genes) == len(self.place)
 
-    def deal(self, values: np.ndarray, empty: float) -> torch.Tensor:
+    def to_blocks(self, values: np.ndarray, empty: float) -> torch.Tensor:
         """Values of all genes ``(g,)`` laid out as ``(P, 1, m)``, with ``empty`` in the places no gene has."""
         out = np.full(self.blocks * self.genes_per_block, empty, dtype=np.float32)
         out[self.place[self.genes]] = values[self.genes]
         return torch.from_numpy(out).view(self.blocks, 1, self.genes_per_block)
 
-    def gather(self, blocked: torch.Tensor) -> torch.Tensor:
+    def to_genes(self, blocked: torch.Tensor) -> torch.Tensor:
         """Bring ``(P, b, m)`` back to ``(b, k)`` in the order of ``genes``."""
         flat = blocked.transpose(0, 1).reshape(blocked.shape[1], -1)
         return flat.index_select(1, torch.from_numpy(self.place[self.genes]).to(flat.device))
-
-
-class RunningMoments:
-    """Mean and spread over repeats of a matrix that arrives in row chunks (Welford), in two float32 arrays."""
-
-    def __init__(self, n_rows: int, n_columns: int, *, spread: bool = True) -> None:
-        self.mean = np.zeros((n_rows, n_columns), dtype=np.float32)
-        self.squares = np.zeros((n_rows, n_columns), dtype=np.float32) if spread else None
-
-    def add(self, rows: slice, values: torch.Tensor, repeat: int) -> None:
-        """Take in the ``repeat``-th (from 0) value of some rows."""
-        mean = torch.from_numpy(self.mean[rows])
-        step = values.sub_(mean)
-        mean.add_(step, alpha=1 / (repeat + 1))
-        if self.squares is not None and repeat:
-            torch.from_numpy(self.squares[rows]).addcmul_(step, step, value=repeat / (repeat + 1))
-
-    def variance(self, rows: slice, repeats: int) -> torch.Tensor:
-        """Sample variance over repeats (zero where there was one)."""
-        assert self.squares is not None, "moments were kept without their spread"
-        return torch.from_numpy(self.squares[rows]) / max(1, repeats - 1)

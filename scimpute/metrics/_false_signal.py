@@ -15,6 +15,7 @@ from .._anndata.counts import read_counts
 from .._anndata.obs import read_label
 from .._anndata.read import check_object
 from .._keywords import helpful
+from .._methods import METHODS
 from .._sparse import TARGET, chunks, column_sums
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ HALF = "random_half"
 """Column of ``obs`` with the random halves."""
 _STEP = 1e-5
 """Relative difference below which two values are equal: layers are float32, and so is the arithmetic of many imputers."""
-_METHODS = ("began", "nmf")
+_METHODS = [name for name, method in METHODS.items() if method.on_cells is not None]
 _OUTPUTS = ("counts", "rate", "log1p")
 
 
@@ -149,16 +150,14 @@ def _imputer(impute: str | Callable[..., Any], output: str) -> tuple[Callable[[A
     if isinstance(impute, str):
         from .. import tl
 
-        name = _check.option("impute", impute, _METHODS)
+        method = METHODS[_check.option("impute", impute, _METHODS)]
 
         def of_ours(given: AnnData, label: str | None) -> Any:
-            if name == "nmf":
-                tl.nmf(given, spatial_weight=0)
-            else:
-                tl.began(given, celltype_key=label)
-            return given.layers[name]
+            arguments = {**(method.on_cells or {}), **({"celltype_key": label} if method.takes_label else {})}
+            getattr(tl, method.name)(given, **arguments)
+            return given.layers[method.key]
 
-        return of_ours, "counts", name == "began"
+        return of_ours, "counts", method.takes_label
     if not callable(impute):
         raise TypeError(f"impute must be a function or one of {_check.listing(_METHODS)}, got {impute!r}")
     try:

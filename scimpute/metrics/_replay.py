@@ -19,11 +19,11 @@ from .._anndata.obs import read_genes
 from .._anndata.read import layer_names, read_layer
 from .._anndata.results import params_of, written_by
 from .._anndata.source import read_counts_of
+from .._methods import METHODS, OF_COUNTS
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-METHODS = ("began", "spatial", "nmf")
 RESULT = "imputed"
 """Name of the result in the object of a replay."""
 RUNS = 0.9
@@ -94,7 +94,7 @@ class Imputation:
     @property
     def takes_label(self) -> bool:
         """Whether any column of ``obs`` can be given as a cell type."""
-        return self.method == "began" and not self.applied
+        return METHODS[self.method].takes_label and not self.applied
 
     def object_of(
         self,
@@ -136,7 +136,7 @@ class Imputation:
 def find(adata: AnnData) -> list[str]:
     """Keys of the imputations of counts that the object holds."""
     present = {*layer_names(adata), *adata.obsm}
-    return [key for key in adata.uns if key in present and written_by(adata, key) in METHODS]
+    return [key for key in adata.uns if key in present and written_by(adata, key) in OF_COUNTS]
 
 
 def read(
@@ -201,15 +201,15 @@ def _method(adata: AnnData, key: str) -> str:
             f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(found)}"
         )
     method = written_by(adata, key)
-    if method in METHODS and key in found:
+    if method in OF_COUNTS and key in found:
         return method
-    if method in ("pmi", "gain"):
+    if method in OF_COUNTS:
+        raise KeyError(f"uns[{key!r}] is there, but neither layers[{key!r}] nor obsm[{key!r}] is; impute again")
+    if method in METHODS:
         raise ValueError(
             f"key={key!r} was written by tl.{method}, which fills missing expression; a report is about counts. Score it with "
             "scimpute.pp.hide and scimpute.metrics.recovery"
         )
-    if method in METHODS:
-        raise KeyError(f"uns[{key!r}] is there, but neither layers[{key!r}] nor obsm[{key!r}] is; impute again")
     if key in layer_names(adata):
         raise ValueError(
             f"key={key!r}: uns[{key!r}] does not say how this layer was imputed, so that it cannot be imputed again; it is not of "

@@ -12,8 +12,9 @@ from .._anndata import keys
 from .._anndata.fingerprint import is_same
 from .._anndata.matrix import some_rows
 from .._anndata.read import layer_names, read_finite, read_matrix, source_name
-from .._anndata.results import IMPUTE, fingerprint_of, params_of, written_by
+from .._anndata.results import fingerprint_of, params_of, written_by
 from .._anndata.source import find_counts
+from .._methods import METHODS
 from .._sparse import chunks
 from . import _replay
 
@@ -27,7 +28,7 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
     ``run`` says whether the score takes ``run=True``.
     """
     method = written_by(adata, name)
-    if method not in IMPUTE:
+    if method not in METHODS:
         return
     params = params_of(adata, name)
     source = keys.layer_of(params)

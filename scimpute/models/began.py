@@ -16,79 +16,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch import Batch
 from .drop import drop
 from .layers import BlockEmbedding, BlockLinear, HiddenLayer
-
-EMPTY = -30.0
-"""Log share of a place in a block that holds no gene."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A minibatch of cells, thinned, with the molecules that were removed.
-
-    Attributes
-    ----------
-    inputs
-        ``(P, b, m + c)``: log1p(CP10k) of the kept molecules of each block, then the context of the cell.
-    labels
-        One tensor of level codes ``(b,)`` for each label the generator is conditioned on; then what it is told of each modality.
-    place, removed
-        Where in the flat ``(P, b, m)`` output molecules were removed, and how many; shape ``(nnz,)``.
-    exposure
-        Size of the removed part of each cell, ``(b,)``.
-    neighbours
-        Where in the inputs two neighbours of each of the first spots are, in each ring, ``(rings, 2, a)``; the inputs (and what is told)
-        then have more rows than the ``b`` spots that something was removed of.
-    ring_weights
-        What each ring counts.
-    """
-
-    inputs: Tensor
-    labels: tuple[Tensor, ...]
-    place: Tensor
-    removed: Tensor
-    exposure: Tensor
-    neighbours: Tensor | None = None
-    ring_weights: tuple[float, ...] = ()
-
-
-class _PoissonDeviance(torch.autograd.Function):
-    """``sum exposure_i * exp(log_rate) - sum removed * log_rate`` with its gradient made in the same pass.
-
-    Above a log rate of 0 (a share of 1, which only a diverging network gives) the value is capped and the gradient is not,
-    so that it still points back.
-    """
-
-    @staticmethod
-    def forward(ctx, log_rate: Tensor, exposure: Tensor, place: Tensor, removed: Tensor) -> Tensor:  # type: ignore[override]
-        log_rate = log_rate.contiguous()
-        data = log_rate.view(-1)[place] @ removed
-        gradient = log_rate.clamp(max=0).exp_().mul_(exposure[:, None])
-        total = gradient.sum()
-        gradient.view(-1).index_add_(0, place, removed, alpha=-1)
-        ctx.save_for_backward(gradient)
-        return total - data
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grad), None, None, None
-
-
-def poisson_deviance(log_rate: Tensor, exposure: Tensor, place: Tensor, removed: Tensor) -> Tensor:
-    """Negative Poisson log-likelihood of the removed molecules, up to a constant.
-
-    The first term needs every entry, the second only those that lost molecules; working on these alone is what
-    makes the loss cheap. ``log_rate`` has shape ``(P, b, m)``; its gradient is formed in the forward pass.
-    """
-    return _PoissonDeviance.apply(log_rate, exposure, place, removed)
+from .likelihood import poisson_deviance
 
 
 class Generator(nn.Module):
@@ -119,8 +55,8 @@ class Generator(nn.Module):
         with torch.no_grad():
             self.output.bias.copy_(log_share)
 
-    def forward(self, inputs: Tensor, labels: Sequence[Tensor]) -> Tensor:
-        """Log share of every gene, ``(P, b, m)``."""
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
+        """Log share of every gene, ``(P, b, m)``; it has no use for features beside the counts."""
         side = [inputs[..., self.genes :]]
         side += [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
         hidden = self.first(inputs)
@@ -131,8 +67,8 @@ class Generator(nn.Module):
         """Squared output weights summed within each block, ``(P,)``."""
         return self.output.weight.square().sum(dim=(1, 2))
 
-    def shift(self, by: Tensor) -> None:
-        """Add to the log share of every gene, ``(P, 1, m)``, whatever the cell."""
+    def add_to_log_share(self, by: Tensor) -> None:
+        """Add ``(P, 1, m)`` to the log share of every gene in all cells."""
         with torch.no_grad():
             self.output.bias.add_(by)
 

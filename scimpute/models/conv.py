@@ -142,10 +142,10 @@ class ConvGenerator(nn.Module):
         self.output = BlockConv(blocks, width, 1, generator, zero=True)
         self.bias = nn.Parameter(log_share.detach().to(torch.float32, copy=True))
 
-    def forward(self, inputs: Tensor, labels: Sequence[Tensor]) -> Tensor:
-        """Log share of every gene, ``(P, b, m)``, from ``(P, b, m + c)`` and one ``(b,)`` of codes a label."""
-        told = self.norm(to_images(self.linear(inputs), self.images))
-        parts = [self.cell(join([told, to_images(inputs[..., : self.genes], 1)], self.blocks))]
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
+        """Log share of every gene, ``(P, b, m)``, from ``(P, b, m + c)`` and level codes ``(b,)`` of each label."""
+        cell = self.norm(to_images(self.linear(inputs), self.images))
+        parts = [self.cell(join([cell, to_images(inputs[..., : self.genes], 1)], self.blocks))]
         parts += [label(codes) for label, codes in zip(self.labels, labels, strict=True)]
         change = self.output(self.mix(join(parts, self.blocks)))
         return to_blocks(change, self.blocks) + self.bias
@@ -154,14 +154,14 @@ class ConvGenerator(nn.Module):
         """Squared weights of the last convolution summed within each block, ``(P,)``."""
         return self.output.weight.square().view(self.blocks, -1).sum(1)
 
-    def shift(self, by: Tensor) -> None:
-        """Add to the log share of every gene, ``(P, 1, m)``, whatever the cell."""
+    def add_to_log_share(self, by: Tensor) -> None:
+        """Add ``(P, 1, m)`` to the log share of every gene in all cells."""
         with torch.no_grad():
             self.bias.add_(by)
 
 
 class ConvDiscriminator(nn.Module):
-    """An autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``.
+    """An autoencoder with a bottleneck of 16, conditioned on the labels: ``(P, b, m) -> (P, b, m)``.
 
     Two times convolution and pooling to 16 maps of side/4, labels joined, bottleneck, linear back to an image, convolutions to
     one map; ELU as in BEGAN. No BatchNorm: it would mix real with imputed cells, and the adversary may see a single
@@ -173,21 +173,21 @@ class ConvDiscriminator(nn.Module):
         side_of(genes)
         self.blocks = blocks
         self.embeddings = nn.ModuleList(BlockEmbedding(blocks, n, generator) for n in levels)
-        told = sum(e.size for e in self.embeddings)  # type: ignore[misc]
+        condition = sum(e.size for e in self.embeddings)  # type: ignore[misc]
         self.first = BlockConv(blocks, 1, CODE_MAPS, generator, bias=True)
         self.second = BlockConv(blocks, CODE_MAPS, CODE_MAPS, generator, bias=True)
         # 16 maps of side/4 are m numbers.
-        self.code = BlockLinear(blocks, genes + told, BOTTLENECK, generator)
+        self.code = BlockLinear(blocks, genes + condition, BOTTLENECK, generator)
         self.back = BlockLinear(blocks, BOTTLENECK, genes, generator)
         self.third = BlockConv(blocks, 1, CODE_MAPS, generator, bias=True)
         self.output = BlockConv(blocks, CODE_MAPS, 1, generator)
         self.bias = nn.Parameter(torch.zeros(blocks, 1, genes, dtype=torch.float32))
 
     def forward(self, values: Tensor, labels: Sequence[Tensor]) -> Tensor:
-        """Reconstruction of ``(P, b, m)``, told one ``(b,)`` of codes a label."""
+        """Reconstruction of ``(P, b, m)``, from level codes ``(b,)`` of each label."""
         images = F.avg_pool2d(F.elu(self.first(to_images(values, 1))), 2)
         images = F.avg_pool2d(F.elu(self.second(images)), 2)
-        told = [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
-        code = F.elu(self.code(torch.cat([to_blocks(images, self.blocks), *told], dim=-1)))
+        condition = [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
+        code = F.elu(self.code(torch.cat([to_blocks(images, self.blocks), *condition], dim=-1)))
         images = F.elu(self.third(to_images(self.back(code), 1)))
         return to_blocks(self.output(images), self.blocks) + self.bias

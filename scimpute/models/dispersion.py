@@ -11,11 +11,11 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from .posterior import LOG_SIZES, NODES, WEIGHTS, Prior, centre_of, log_likelihood, mean_and_variance, nonzero, size_at
+from .posterior import LOG_THETA, NODES, WEIGHTS, Prior, centre_of, log_likelihood, mean_and_variance, nonzero, theta_at
 
 GRID = torch.logspace(-1.5, 3.0, 16, dtype=torch.float32)
 STEP = 0.3 * math.log(10)
-"""Sizes among which each gene's is chosen, and the distance of their logs."""
+"""Values of theta (inverse dispersion) among which each gene's is chosen, and the distance of their logs."""
 STEPS, OUTER = 3, 1 / 6
 """A quadrature of three points that are places of the grid: the outer two are so many steps away and have this weight. A spread of 1.2."""
 CELLS, SAMPLED = 512, 20_000
@@ -27,10 +27,10 @@ BOUNDS = ((-5.0, 5.0), (-1.0, 1.0), (-1.0, 1.5), (-3.0, 1.1))
 """Of log factor, tilt, slope and log spread: centre and standard deviation of their priors, and the least and largest they are."""
 
 
-def _mixture_mean(x: Tensor, mu: Tensor, sizes: Sequence[Tensor] | Sequence[float], fits: Sequence[Tensor]) -> Tensor:
-    """Posterior mean alone, by the log-likelihoods of the counts under the size of each node."""
+def _mixture_mean(x: Tensor, mu: Tensor, thetas: Sequence[Tensor] | Sequence[float], fits: Sequence[Tensor]) -> Tensor:
+    """Posterior mean alone, by the log-likelihoods of the counts under the theta of each node."""
     logs = torch.stack([fit + math.log(weight) for fit, weight in zip(fits, WEIGHTS, strict=True)])
-    means = torch.stack([(x + size) / (1 + size / mu) for size in sizes])
+    means = torch.stack([(x + theta) / (1 + theta / mu) for theta in thetas])
     return (logs.softmax(0) * means).sum(0)
 
 
@@ -40,10 +40,10 @@ def deviance(mean: Tensor, target: Tensor) -> Tensor:
     return mean.sum(1).index_add_(0, hits[0], target[hits] * mean[hits].clamp(min=1e-12).log(), alpha=-1)
 
 
-def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, sizes: Tensor = GRID[::3]) -> Tensor:
-    """Poisson deviance of each cell's held-out molecules under the posterior mean, with each of T sizes for all genes, ``(T, b)``.
+def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, thetas: Tensor = GRID[::3]) -> Tensor:
+    """Poisson deviance of each cell's held-out molecules under the posterior mean, for T values of theta that all genes share, ``(T, b)``.
 
-    Sizes have a spread of 1.2 among entries.
+    Log theta has a spread of 1.2 among entries.
 
     Parameters
     ----------
@@ -54,11 +54,13 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     ratio
         Held-out depth of a cell over its training depth, ``(b,)``.
     """
-    sizes = sizes.to(mu.device)
-    prior = Prior(sizes, torch.ones_like(sizes), spread=STEPS * STEP / 3**0.5)
+    thetas = thetas.to(mu.device)
+    prior = Prior(thetas, torch.ones_like(thetas), spread=STEPS * STEP / 3**0.5)
     # Where nothing was seen the posterior mean is a function of the prediction alone.
     knots = torch.linspace(-16, 12, 561, dtype=mu.dtype, device=mu.device)
-    kept = mean_and_variance(mu.new_zeros(len(knots), len(sizes)), knots.exp()[:, None].expand(-1, len(sizes)), prior, mu.new_zeros(()))[0]
+    kept = mean_and_variance(mu.new_zeros(len(knots), len(thetas)), knots.exp()[:, None].expand(-1, len(thetas)), prior, mu.new_zeros(()))[
+        0
+    ]
     kept = kept / knots.exp()[:, None]
     logs = mu.clamp(min=1e-12).log()
     left = ((logs - knots[0]) / (knots[1] - knots[0])).clamp_(0, len(knots) - 1.001)
@@ -68,17 +70,17 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     x, at = counts[seen], mu[seen].clamp(min=1e-12)
     values = _Counts.of(x)
     out = []
-    for t, size in enumerate(sizes.tolist()):
+    for t, theta in enumerate(thetas.tolist()):
         mean = torch.lerp(kept[place, t], kept[place + 1, t], left).mul_(mu)
-        thetas = [size * math.exp(prior.spread * node) for node in NODES]
-        fits = [values.rising(theta) + x * (at / (at + theta)).log() - theta * (at / theta).log1p() for theta in thetas]
-        mean[seen] = _mixture_mean(x, at, thetas, fits)
+        nodes = [theta * math.exp(prior.spread * node) for node in NODES]
+        fits = [values.rising(node) + x * (at / (at + node)).log() - node * (at / node).log1p() for node in nodes]
+        mean[seen] = _mixture_mean(x, at, nodes, fits)
         out.append(deviance(mean.mul_(ratio[:, None]), target))
     return torch.stack(out)
 
 
 def marginal_deviance(counts: Tensor, mu: Tensor, weight: Tensor) -> Tensor:
-    """Negative log-likelihood of the training counts for each size of the grid (and a spread of 1.2), up to a constant, ``(T, g)``.
+    """Negative log-likelihood of the training counts for each theta of the grid (and a spread of 1.2), up to a constant, ``(T, g)``.
 
     Each cell has its weight, ``(b,)``.
     Sharp for every gene, but too sure of a model that was fitted to the same counts.
@@ -121,11 +123,11 @@ class _Counts:
         return (torch.lgamma(whole + theta) - math.lgamma(theta)).to(self.values)[self.place]
 
 
-def gene_sizes(marginal: Tensor, share: Tensor, *, n_bins: int = 20, spread: float = 1.0) -> Tensor:
-    """Size of every gene by the training counts, ``(g,)``.
+def gene_thetas(marginal: Tensor, share: Tensor, *, n_bins: int = 20, spread: float = 1.0) -> Tensor:
+    """Theta of every gene by the training counts, ``(g,)``.
 
-    With a normal prior on log theta around the best common size of the gene's abundance bin (``spread`` in nats): a gene with a few dozen
-    molecules says little of its own size.
+    With a normal prior on log theta around the best common theta of the gene's abundance bin (``spread`` in nats): a gene with a few dozen
+    molecules says little of its own theta.
 
     Parameters
     ----------
@@ -186,9 +188,9 @@ class Sample:
 def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_cells: int, share: Tensor, reference: Tensor) -> Prior:
     """The prior by training counts and held-out molecules of some cells.
 
-    How the genes differ in size is found on the training counts. These give sizes that are too large, because the network has seen them;
-    and the held-out molecules are too few to give each gene a size. So the latter decide four numbers that all genes share: a factor
-    for all sizes, how it changes with the abundance of the gene, the slope and the spread; each with a normal prior that gives way
+    How the genes differ in theta is found on the training counts. These give a theta that is too large, because the network has seen them;
+    and the held-out molecules are too few to give each gene its own. So the latter decide four numbers that all genes share: a factor
+    for all genes, how it changes with the abundance of the gene, the slope and the spread; each with a normal prior that gives way
     to some hundred molecules.
 
     Parameters
@@ -199,7 +201,7 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_c
     n_cells
         Number of cells in all parts.
     share, reference
-        Of each gene the share of all molecules, and the prediction at which it has its size, ``(g,)``.
+        Of each gene the share of all molecules, and the prediction at which it has its theta, ``(g,)``.
     """
     every, start, samples = math.ceil(n_cells / CELLS), 0, []
     marginal = torch.zeros(len(GRID), len(share), dtype=torch.float64, device=share.device)
@@ -210,19 +212,19 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_c
         samples.append(Sample.draw(counts, mu, target, ratio, weight, math.ceil(SAMPLED / n_cells)))
         start += len(mu)
     sample = Sample(*(torch.cat([getattr(s, name) for s in samples]) for name in vars(samples[0])))
-    log_sizes = gene_sizes(marginal.float(), share).log()
+    log_theta = gene_thetas(marginal.float(), share).log()
     found = sample.hits.sum().clamp(min=1e-6)
     log_share = share.log()
     log_share = log_share - (log_share[sample.gene] * sample.hits).sum() / found
-    own, about, target_of = log_sizes[sample.gene], log_share[sample.gene], reference[sample.gene].log()
+    own, about, target_of = log_theta[sample.gene], log_share[sample.gene], reference[sample.gene].log()
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         given = torch.tensor(values, dtype=torch.float32, device=own.device, requires_grad=True)
         factor, tilt, slope, log_spread = given
         centre = centre_of(own + factor + tilt * about, target_of, slope, sample.mu)
-        sizes = [size_at(centre, log_spread.exp(), node) for node in NODES]
-        fits = [log_likelihood(sample.counts, sample.mu, size) for size in sizes]
-        mean = _mixture_mean(sample.counts, sample.mu, sizes, fits).clamp(min=1e-12)
+        thetas = [theta_at(centre, log_spread.exp(), node) for node in NODES]
+        fits = [log_likelihood(sample.counts, sample.mu, theta) for theta in thetas]
+        mean = _mixture_mean(sample.counts, sample.mu, thetas, fits).clamp(min=1e-12)
         deviance = sample.rate @ mean - sample.hits @ mean.log()
         total = deviance + ((given - given.new_tensor(CENTRES)) / given.new_tensor(WIDTHS)).square().sum() / 2
         total = total / found
@@ -231,5 +233,5 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_c
 
     best = minimize(loss, CENTRES, jac=True, method="L-BFGS-B", bounds=BOUNDS, options={"maxiter": 30, "gtol": FLAT}).x
     factor, tilt, slope, log_spread = best.tolist()
-    sizes = (log_sizes + factor + tilt * log_share).clamp(*LOG_SIZES).exp()
-    return Prior(sizes, reference, slope, math.exp(log_spread))
+    theta = (log_theta + factor + tilt * log_share).clamp(*LOG_THETA).exp()
+    return Prior(theta, reference, slope, math.exp(log_spread))

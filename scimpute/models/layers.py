@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 
 class BlockLinear(nn.Module):
@@ -59,3 +60,22 @@ class HiddenLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.gelu(self.norm(self.linear(x)))
+
+
+def start_uniform(layer: nn.Linear | nn.Conv2d, generator: torch.Generator, *, bias: bool = False) -> None:
+    """Draw the weights of a layer from a given generator; also its biases, or they start at 0."""
+    bound = layer.weight[0].numel() ** -0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        assert layer.bias is not None
+        if bias:
+            layer.bias.uniform_(-bound, bound, generator=generator)
+        else:
+            layer.bias.zero_()
+
+
+def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = False) -> nn.Linear:
+    """A linear layer whose weights come from a given generator: its own start draws from the global one."""
+    layer = skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
+    start_uniform(layer, generator, bias=bias)
+    return layer

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import linear
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -67,7 +69,7 @@ class Network(nn.Module):
         self.covariates = Covariates(levels, n_numbers, generator)
         self.dropout, self.rescale, self.rng = dropout, rescale, rng
         sizes = [2 * genes + self.covariates.size, *[n_hidden] * n_layers, genes]
-        self.layers = nn.ModuleList(_linear(a, b, generator) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(linear(a, b, generator, bias=True) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, dtype=torch.float32) for _ in range(n_layers))
         if zero:
             nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
@@ -87,16 +89,6 @@ class Network(nn.Module):
             return hidden
         kept = torch.rand(hidden.shape, generator=self.rng, device=hidden.device, dtype=torch.float32) >= self.dropout
         return hidden * kept / (1 - self.dropout)
-
-
-def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
-    # Its own weights would be drawn from the global generator.
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)  # type: ignore[assignment]
-    bound = 1 / math.sqrt(n_in)
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
-    return layer
 
 
 def _masked_error(output: Tensor, target: Tensor, wanted: Tensor) -> Tensor:

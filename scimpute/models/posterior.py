@@ -1,17 +1,17 @@
 """The empirical-Bayes step: the cell's own count, used once more.
 
-The rate of an entry is Gamma distributed around the network's prediction ``mu`` with a size ``theta``, and the count is Poisson around
-the rate; then, the size known, the posterior of the rate is Gamma again, with
+The rate of an entry is Gamma distributed around the network's prediction ``mu`` with an inverse dispersion ``theta``, and the count is
+Poisson around the rate. For a known theta the posterior of the rate is Gamma again, with
 
     mean = (x + theta) / (1 + theta / mu),      variance = mean / (1 + theta / mu).
 
-The size is not known. Its logarithm is normal over the entries of a gene, and its centre follows the prediction:
+Theta is not known. Its logarithm is normal over the entries of a gene, and its centre follows the prediction:
 
     log theta_ij = log theta_j + slope * log(mu_ij / reference_j) + spread * z,      z ~ N(0, 1).
 
-With one size a gene (slope and spread 0) a single stray molecule counts as much as it does among three others, while real counts have more
-entries far off their prediction than a Gamma has, and entries that the network expects to be low are relatively less certain. The normal is
-replaced by the nodes of a Gauss-Hermite quadrature, so the posterior is a mixture of Gammas.
+With one theta for each gene (slope and spread 0) a single stray molecule counts as much as it does among three others. Real counts have
+more entries far off their prediction than a Gamma has, and entries that the network expects to be low are relatively less certain. The
+normal is replaced by the nodes of a Gauss-Hermite quadrature, so the posterior is a mixture of Gammas.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _nodes, _weights = np.polynomial.hermite_e.hermegauss(5)
 NODES, WEIGHTS = _nodes.tolist(), (_weights / _weights.sum()).tolist()
 """Of the standard normal."""
 FARTHEST = 7.0
-"""Largest log of prediction over reference that the size follows."""
-LOG_SIZES = (-7.0, 14.0)
+"""Largest log of prediction over reference that theta follows."""
+LOG_THETA = (-7.0, 14.0)
 
 
 @dataclass(frozen=True)
@@ -38,74 +38,74 @@ class Prior:
 
     Attributes
     ----------
-    sizes, reference
-        Size of each gene where its prediction is the reference, and that reference, in expected molecules; both ``(g,)``.
+    theta, reference
+        Inverse dispersion of each gene where its prediction is the reference, and that reference, in expected molecules; both ``(g,)``.
     slope, spread
-        How the log size follows that of the prediction, and its standard deviation among entries.
+        How log theta follows the log of the prediction, and its standard deviation among entries.
     """
 
-    sizes: Tensor
+    theta: Tensor
     reference: Tensor
     slope: float = 0.0
     spread: float = 0.0
 
     def __getitem__(self, genes: Tensor) -> Prior:
-        return Prior(self.sizes[genes], self.reference[genes], self.slope, self.spread)
+        return Prior(self.theta[genes], self.reference[genes], self.slope, self.spread)
 
     def to(self, device: torch.device | str) -> Prior:
-        return Prior(self.sizes.to(device), self.reference.to(device), self.slope, self.spread)
+        return Prior(self.theta.to(device), self.reference.to(device), self.slope, self.spread)
 
     def centre(self, mu: Tensor) -> Tensor:
-        """Centre of the log sizes of entries ``(b, g)``."""
-        return centre_of(self.sizes.log(), self.reference.log(), self.slope, mu)
+        """Centre of log theta of entries ``(b, g)``."""
+        return centre_of(self.theta.log(), self.reference.log(), self.slope, mu)
 
     def variance(self, mu: Tensor) -> Tensor:
         """Variance of the rates before their counts are seen, ``(b, g)``."""
         centre = self.centre(mu)
-        return mu.square() * sum(w / size_at(centre, self.spread, node) for node, w in self.points())
+        return mu.square() * sum(w / theta_at(centre, self.spread, node) for node, w in self.points())
 
     def points(self) -> list[tuple[float, float]]:
         """Nodes and weights of the quadrature."""
         return list(zip(NODES, WEIGHTS, strict=True)) if self.spread else [(0.0, 1.0)]
 
 
-def centre_of(log_size: Tensor, log_reference: Tensor, slope: float | Tensor, mu: Tensor) -> Tensor:
-    """Centre of the log sizes of entries with the prediction ``mu``."""
-    return log_size + slope * (mu.clamp(min=1e-12).log() - log_reference).clamp(-FARTHEST, FARTHEST)
+def centre_of(log_theta: Tensor, log_reference: Tensor, slope: float | Tensor, mu: Tensor) -> Tensor:
+    """Centre of log theta of entries with the prediction ``mu``."""
+    return log_theta + slope * (mu.clamp(min=1e-12).log() - log_reference).clamp(-FARTHEST, FARTHEST)
 
 
-def size_at(centre: Tensor, spread: float | Tensor, node: float) -> Tensor:
-    """Size at a node of the normal."""
-    return (centre + spread * node).clamp(*LOG_SIZES).exp()
+def theta_at(centre: Tensor, spread: float | Tensor, node: float) -> Tensor:
+    """Theta at a node of the normal."""
+    return (centre + spread * node).clamp(*LOG_THETA).exp()
 
 
 def log_likelihood(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """Of the negative binomial, without the part in which there is no size."""
+    """Of the negative binomial, without the part that does not depend on theta."""
     return torch.lgamma(x + theta) - torch.lgamma(theta) + x * (mu / (mu + theta)).log() - theta * (mu / theta).log1p()
 
 
 def mean_and_variance(counts: Tensor, mu: Tensor, prior: Prior, mu_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and variance of every entry; the spread of ``mu`` over repeats enters by the delta method, at known sizes.
+    """Posterior mean and variance of every entry; the spread of ``mu`` over repeats enters by the delta method, at known theta.
 
     ``counts``, ``mu`` and ``mu_variance`` have shape ``(b, g)``.
     """
     mu = mu.clamp(min=1e-12)
     centre, points = prior.centre(mu), prior.points()
-    mean, variance, slope = _moments(mu.new_zeros(()), mu, [size_at(centre, prior.spread, node) for node, _ in points], points)
+    mean, variance, slope = _moments(mu.new_zeros(()), mu, [theta_at(centre, prior.spread, node) for node, _ in points], points)
     seen = nonzero(counts)
     if len(seen[0]):
         # In float64: the logs of two large gamma functions are subtracted.
         x, at, middle = counts[seen].double(), mu[seen].double(), centre[seen].double()
-        found = _moments(x, at, [size_at(middle, prior.spread, node) for node, _ in points], points)
+        found = _moments(x, at, [theta_at(middle, prior.spread, node) for node, _ in points], points)
         for whole, part in zip((mean, variance, slope), found, strict=True):
             whole[seen] = part.to(whole.dtype)
     return mean, variance + slope.square() * mu_variance
 
 
-def _moments(x: Tensor, mu: Tensor, sizes: Sequence[Tensor], points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, mu: Tensor, thetas: Sequence[Tensor], points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and slope in ``mu`` of mixtures of Gammas."""
     logs = []
-    for theta, (_, weight) in zip(sizes, points, strict=True):
+    for theta, (_, weight) in zip(thetas, points, strict=True):
         # Without a molecule the gamma functions are equal.
         fit = log_likelihood(x, mu, theta) if x.ndim else -theta * (mu / theta).log1p()
         logs.append(fit + math.log(weight))
@@ -113,7 +113,7 @@ def _moments(x: Tensor, mu: Tensor, sizes: Sequence[Tensor], points: Sequence[tu
     for other in logs[1:]:
         top = torch.maximum(top, other)
     total, mean, second, slope = (torch.zeros_like(mu) for _ in range(4))
-    for theta, fit in zip(sizes, logs, strict=True):
+    for theta, fit in zip(thetas, logs, strict=True):
         share, odds = (fit - top).exp_(), theta / mu
         centre = (x + theta) / (1 + odds)
         total += share

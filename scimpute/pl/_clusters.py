@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 from scipy.optimize import linear_sum_assignment
 
 from .. import _check, _random
-from .._anndata.obs import column_names
+from .._anndata.covariates import column_names
 from .._anndata.read import check_object
 from .._keywords import helpful
 from ..metrics import _profiles

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _check, _random
-from .._anndata.obs import column_names
+from .._anndata.covariates import column_names
 from .._anndata.read import check_object
 from .._keywords import helpful
 from . import _figure

@@ -93,7 +93,8 @@ def hide(
         "layer": keys.recorded(layer),
         "random_state": _random.describe(random_state),
     }
-    return write(adata, key_added, "hide", layers={key_added: visible, keys.mask(key_added): mask}, uns={"params": params}, copy=copy)
+    layers = {key_added: visible, keys.mask(key_added): mask}
+    return write(adata, key_added, "hide", {"layers": layers}, {key_added: {"params": params}}, copy=copy)
 
 
 def _bounds(frac: float | tuple[float, float]) -> tuple[float, float]:

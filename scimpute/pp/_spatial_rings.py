@@ -112,7 +112,7 @@ def spatial_rings(
     params: dict[str, Any] = {"n_rings": n_rings, "graph": "given" if given else "own"}
     if library_key is not None:
         params["library_key"] = library_key
-    obsp, more_uns = {}, {}
+    obsp, uns = {}, {}
     if given:
         _check_settings(adata, key_added, n_neighs, coord_type)
         sections = None if library_key is None else read_sections(adata, library_key)
@@ -123,18 +123,11 @@ def spatial_rings(
         further = further_rings(found.connectivities, n_rings)
         params |= {"n_neighs": n_neighs, "coord_type": found.coord_type, "lattice": found.lattice or "none"}
         obsp = {keys.connectivities(key_added): found.connectivities, keys.distances(key_added): found.distances}
-        more_uns = {keys.neighbors(key_added): _as_squidpy(key_added, n_neighs, found.coord_type)}
+        uns = {keys.neighbors(key_added): _as_squidpy(key_added, n_neighs, found.coord_type)}
     rings = {keys.ring(key_added, number): ring for number, ring in enumerate(further, start=2)}
-    return write(
-        adata,
-        keys.rings(key_added),
-        _NAME,
-        obsp={**obsp, **rings},
-        uns={"params": params, "rings": list(rings)},
-        more_uns=more_uns,
-        earlier={"obsp": earlier},
-        copy=copy,
-    )
+    key = keys.rings(key_added)
+    uns[key] = {"params": params, "rings": list(rings)}
+    return write(adata, key, _NAME, {"obsp": {**obsp, **rings}}, uns, earlier={"obsp": earlier}, copy=copy)
 
 
 def _is_ours(adata: AnnData, key: str) -> bool:

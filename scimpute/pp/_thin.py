@@ -78,11 +78,5 @@ def thin(
     kept, removed = split(read_counts(adata, layer, rounding, rng), frac, rng)
     params: dict[str, Any] = {"frac": frac, "layer": keys.recorded(layer), "random_state": _random.describe(random_state)}
     params |= {} if rounding is None else {"rounding": rounding}
-    return write(
-        adata,
-        key_added,
-        "thin",
-        layers={keys.train(key_added): kept, keys.test(key_added): removed},
-        uns={"params": params},
-        copy=copy,
-    )
+    layers = {keys.train(key_added): kept, keys.test(key_added): removed}
+    return write(adata, key_added, "thin", {"layers": layers}, {key_added: {"params": params}}, copy=copy)

@@ -135,7 +135,7 @@ def tiles(
     if library_key is not None:
         params["library_key"] = library_key
     names = {"features": [f"{field}x_{name}" for field in _FIELDS for name in _STATISTICS]} if encoder is None else {}
-    return write(adata, key_added, "tiles", obsm={key_added: features}, uns={"params": params, **names}, copy=copy)
+    return write(adata, key_added, "tiles", {"obsm": {key_added: features}}, {key_added: {"params": params, **names}}, copy=copy)
 
 
 def _encoder_device(encoder: Any, device: str) -> torch.device:

@@ -1,44 +1,20 @@
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import pandas as pd
-import torch
-
-from .. import _check, _device, _progress, _random
-from .._anndata import keys
-from .._anndata.counts import read_source, warn_of_empty_cells
-from .._anndata.hints import warn_of_hints
-from .._anndata.memory import check_memory
-from .._anndata.obs import check_columns, read_genes, read_label, read_size
-from .._anndata.sections import warn_of_spots_off_tissue
-from .._anndata.write import check_target, model_file, write
-from .._counts.expressed import thresholds
-from .._counts.output import check_dtype, finish, narrow
-from .._counts.rates import Result
-from .._counts.run import run
-from .._counts.selection import WIDTH
-from .._counts.split import Data, checked_settings, target_of
+from .. import _check
+from .._anndata.inputs import CellReader
+from .._counts.began import BeganEngine
+from .._counts.settings import checked_settings
 from .._keywords import helpful
-from .._save import save_model
-from .._version import __version__
+from ._run import Request, impute
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import numpy as np
     from anndata import AnnData
-
-MIN_CELLS = 10
-_FLAT = 1e-3
-"""Standard deviation of a log rate over cells below which all cells are alike."""
-_WORSE = 0.02
-"""Nats per held-out molecule by which a network is clearly behind the gene mean."""
 
 
 @helpful
@@ -233,14 +209,29 @@ def began(
     >>> adata.layers["began"].shape
     (60, 40)
     """
-    start = time.perf_counter()
-    sd = _check.boolean("sd", sd)
-    check_target(adata, "began", key_added, layer=layer, copy=copy, sd=sd)
-    _check_options(output, fill, batch_key, celltype_key, target_batch)
-    posterior = _check.boolean("posterior", posterior)
+    request = Request.checked(
+        adata,
+        "began",
+        layer=layer,
+        rounding=rounding,
+        size_key=size_key,
+        genes=genes,
+        key_added=key_added,
+        output=output,
+        fill=fill,
+        sd=sd,
+        dtype=dtype,
+        posterior=posterior,
+        target_batch=target_batch,
+        random_state=random_state,
+        device=device,
+        progress=progress,
+        save=save,
+        copy=copy,
+    )
+    _check_labels(batch_key, celltype_key, target_batch, fill)
     settings = checked_settings(
         adata.n_obs,
-        architecture=architecture,
         block_size=block_size,
         n_repeats=n_repeats,
         n_context=n_context,
@@ -249,110 +240,21 @@ def began(
         max_epochs=max_epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
+    )
+    engine = BeganEngine.checked(
+        settings.block_size,
+        architecture=architecture,
         drop_quantile=drop_quantile,
         drop_shape=drop_shape,
         gamma=gamma,
         adversarial_weight=adversarial_weight,
         reconstruction_weight=reconstruction_weight,
     )
-    path = model_file(adata, save)
-    torch_device = _device.resolve(device)
-    rng = _random.generator(random_state)
-    shown = _progress.shown(progress)
-
-    counts, source = read_source(adata, layer, rounding, rng)
-    if adata.n_obs < MIN_CELLS:
-        raise ValueError(f"tl.began needs at least {MIN_CELLS} cells, got {adata.n_obs}")
-    size = read_size(adata, size_key, counts, rounding)
-    chosen_genes = read_genes(adata, genes)
-    if chosen_genes is not None:
-        check_columns(adata, adata.var_names[chosen_genes])
-    columns = np.arange(adata.n_vars) if chosen_genes is None else chosen_genes
-    names = list(map(str, adata.var_names[columns]))
-    check_dtype(dtype, output, counts, columns, names)
-    given = {"batch_key": batch_key, "celltype_key": celltype_key}
-    labels = {name: read_label(adata, column, name) for name, column in given.items() if column is not None}
-    used = {name: label for name, label in labels.items() if label is not None}
-    levels = {name: label.levels for name, label in used.items()}
-    if batch_key is not None and "batch_key" not in used:
-        # The only batch can be asked for by its name, and no other.
-        target_of(target_batch, {"batch_key": [str(adata.obs[batch_key].iloc[0])]})
-    target = target_of(target_batch, levels)
-    check_memory(
-        adata,
-        counts,
-        len(columns),
-        sd=sd,
-        own=target is not None and posterior,
-        dtype=dtype,
-        copy=copy,
-        hint="impute fewer genes with genes=, or train on some cells with save= and impute all in parts with tl.apply",
-        workers=_device.workers(torch_device),
-        training=settings.n_repeats,
-        batch_size=settings.batch_size,
-        width=settings.width or WIDTH,
-    )
-    if _check.auto("drop_quantile", drop_quantile):
-        settings = replace(settings, drop_quantile=100 * (1 - counts.nnz / math.prod(counts.shape)))
-    warn_of_empty_cells(counts, size)
-    warn_of_spots_off_tissue(adata, "trained on")
-    warn_of_hints(adata, counts, layer, size_key)
-
-    what = f"tl.began: {adata.n_obs:,} cells x {len(columns):,} genes, {settings.n_repeats} repeats, {torch_device}"
-    with _device.session(torch_device), _progress.Progress(what, show=shown) as bar:
-        data = Data.prepare(counts, size, tuple(label.codes for label in used.values()), columns, torch_device, rng)
-        complexity, result, record, tensors = run(data, settings, target, rng, bar, posterior=posterior, sd=sd)
-        least = None
-        if fill == "expressed":
-            least = record["expressed_above"] = thresholds(result.rates.mean, counts, size, columns)
-            tensors["expressed_above"] = torch.from_numpy(least)
-        bar.phase("using the cells' own counts", 0.1)
-        finish(result, counts, size, columns, settings.n_repeats, posterior=posterior, output=output, fill=fill, expressed_above=least)
-    stored_as = narrow(result, dtype, names)
-    _warn_of_a_failed_fit(result)
-
-    params = {
-        "batch_key": batch_key,
-        "celltype_key": celltype_key,
-        "layer": keys.recorded(layer),
-        "rounding": rounding,
-        "genes": genes if genes is None or isinstance(genes, str) else list(map(str, adata.var_names[columns])),
-        "output": output,
-        "fill": fill,
-        "sd": sd,
-        "dtype": stored_as,
-        "target_batch": target_batch,
-        "posterior": posterior,
-        "size_key": size_key,
-        "random_state": _random.describe(random_state),
-        "device": str(torch_device),
-        **vars(settings),
-        **vars(complexity),
-    }
-    params = {name: value for name, value in params.items() if value is not None}
-    conditioned = {name: {"column": label.column, "levels": label.levels} for name, label in used.items()}
-    save_as = None
-    if path is not None:
-        metadata = {"method": "began", "version": __version__, "genes": list(map(str, adata.var_names)), "imputed": names}
-        save_as = partial(save_model, path, tensors, {**metadata, "params": params, "conditioned_on": conditioned})
-    uns = {
-        "params": params,
-        **record,
-        "conditioned_on": conditioned,
-        keys.SOURCE: source,
-        "version": __version__,
-        "seconds": time.perf_counter() - start,
-    }
-    values = {key_added: result.rates.mean} | ({keys.sd(key_added): result.rates.squares} if sd else {})
-    if chosen_genes is None:
-        return write(adata, key_added, "began", layers=values, uns=uns, copy=copy, save=save_as)
-    frames = {name: pd.DataFrame(value, index=adata.obs_names, columns=names) for name, value in values.items()}
-    return write(adata, key_added, "began", obsm=frames, uns=uns, copy=copy, save=save_as)
+    labels = CellReader({"batch_key": batch_key, "celltype_key": celltype_key})
+    return impute(began, adata, request, engine, settings, labels)
 
 
-def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: str | None, target_batch: str | None) -> None:
-    _check.option("output", output, ("counts", "rate", "log1p"))
-    _check.option("fill", fill, ("all", "zeros", "expressed"))
+def _check_labels(batch_key: str | None, celltype_key: str | None, target_batch: str | None, fill: str) -> None:
     for name, value in (("batch_key", batch_key), ("celltype_key", celltype_key)):
         if value is not None:
             _check.name_of(name, value, "a column of obs")
@@ -362,17 +264,3 @@ def _check_options(output: str, fill: str, batch_key: str | None, celltype_key: 
         raise ValueError(f"target_batch and fill={fill!r} exclude each other: observed counts are of the cell's own batch")
     if target_batch is not None and batch_key is None:
         raise ValueError(f"target_batch={target_batch!r} needs batch_key")
-
-
-def _warn_of_a_failed_fit(result: Result) -> None:
-    if result.variation < _FLAT:
-        _check.tell(
-            f"the generator gives every cell the same profile (largest sd of a log rate over cells {result.variation:.1e}): "
-            "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?"
-        )
-    elif result.heldout["network"] > result.heldout["gene_mean"] + _WORSE:
-        _check.tell(
-            f"the generator predicts held-out molecules worse than the gene mean ({result.heldout['network']:.3f} against "
-            f"{result.heldout['gene_mean']:.3f} nats per molecule); do not rely on the result. Is adversarial_weight or learning_rate "
-            "too large?"
-        )

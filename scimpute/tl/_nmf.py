@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _check
-from .._anndata import keys
+from .._anndata.inputs import SpotReader
 from .._anndata.side import checked_ring_weights
-from .._anndata.write import check_target
+from .._counts.settings import checked_settings
+from .._counts.spatial import FactorEngine
 from .._keywords import helpful
 from .._space.side import SPOT
-from ..models.multimodal import FactorGenerator
-from . import _spots
+from ..models.factor import FactorGenerator
+from ._run import Request, checked_posterior, fill_of, impute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,35 +142,40 @@ def nmf(
     >>> adata.obsm["X_nmf"].shape[1], adata.varm["NMF"].shape[1]
     (20, 20)
     """
-    factors = {"obsm": [keys.spot_factors(key_added)], "varm": [keys.gene_factors(key_added)]} if isinstance(key_added, str) else {}
-    sd = _check.boolean("sd", sd)
-    check_target(adata, "nmf", key_added, layer=layer, copy=copy, beside=factors, sd=sd)
     weight = _check.number("spatial_weight", spatial_weight, 0)
     weights = checked_ring_weights(ring_weights)
     if weight and not any(weights):
         raise ValueError(
             "spatial_weight is about neighbours, which ring_weights leaves out; pass spatial_weight=0 or give a ring a weight above 0"
         )
-    asked: dict[str, Any] = {"modalities": [SPOT], "library_key": library_key, "ring_weights": list(weights), "spatial_weight": weight}
-    return _spots.impute(
+    params: dict[str, Any] = {
+        "modalities": [SPOT],
+        "library_key": library_key,
+        "ring_weights": list(weights),
+        "spatial_weight": weight,
+    }
+    request = Request.checked(
         adata,
         "nmf",
-        asked,
         layer=layer,
-        genes=genes,
         rounding=rounding,
-        likelihood=likelihood,
+        size_key=size_key,
+        genes=genes,
         key_added=key_added,
         output=output,
+        fill=fill_of(likelihood),
         sd=sd,
         dtype=dtype,
-        posterior=posterior,
-        size_key=size_key,
+        posterior=checked_posterior(posterior, likelihood),
+        likelihood=likelihood,
         random_state=random_state,
         device=device,
         progress=progress,
         save=None,
         copy=copy,
+    )
+    settings = checked_settings(
+        adata.n_obs,
         # All genes in one block: a spot has one vector.
         block_size=max(adata.n_vars, 1),
         n_repeats=1,
@@ -180,3 +186,4 @@ def nmf(
         batch_size=batch_size,
         learning_rate=learning_rate,
     )
+    return impute(nmf, adata, request, FactorEngine(), settings, SpotReader(params, conditioned=False))

@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import _check
 from .._anndata import keys
+from .._anndata.inputs import SpotReader
 from .._anndata.side import checked_ring_weights, chosen_modalities
-from .._anndata.write import check_target
+from .._counts.settings import checked_settings
+from .._counts.spatial import SpatialEngine
 from .._keywords import helpful
-from . import _spots
+from ._run import Request, checked_posterior, fill_of, impute
 
 if TYPE_CHECKING:
     import os
@@ -165,9 +167,7 @@ def spatial(
     _check.key_name("key_added", key_added)
     if key_added == keys.SPATIAL:
         raise ValueError("key_added='spatial': uns['spatial'] is the place of the images; choose another key")
-    sd = _check.boolean("sd", sd)
-    check_target(adata, "spatial", key_added, layer=layer, copy=copy, sd=sd)
-    asked: dict[str, Any] = {
+    params: dict[str, Any] = {
         "image_key": image_key,
         "modalities": list(chosen_modalities(modalities, image_key, tile_features, edge_weight)),
         "library_key": library_key,
@@ -176,26 +176,29 @@ def spatial(
         "spatial_weight": _check.number("spatial_weight", spatial_weight, 0),
         "edge_weight": edge_weight,
     }
-    _check_neighbours(asked)
-    return _spots.impute(
+    request = Request.checked(
         adata,
         "spatial",
-        asked,
         layer=layer,
-        genes=genes,
         rounding=rounding,
-        likelihood=likelihood,
+        size_key=size_key,
+        genes=genes,
         key_added=key_added,
         output=output,
+        fill=fill_of(likelihood),
         sd=sd,
         dtype=dtype,
-        posterior=posterior,
-        size_key=size_key,
+        posterior=checked_posterior(posterior, likelihood, counts_are_read="counts" in params["modalities"]),
+        likelihood=likelihood,
         random_state=random_state,
         device=device,
         progress=progress,
         save=save,
         copy=copy,
+    )
+    _check_neighbours(params)
+    settings = checked_settings(
+        adata.n_obs,
         block_size=block_size,
         n_repeats=n_repeats,
         n_context=n_context,
@@ -205,11 +208,12 @@ def spatial(
         batch_size=batch_size,
         learning_rate=learning_rate,
     )
+    return impute(spatial, adata, request, SpatialEngine(), settings, SpotReader(params, conditioned=True))
 
 
-def _check_neighbours(asked: Mapping[str, Any]) -> None:
-    edge_weight, spatial_weight = asked["edge_weight"], asked["spatial_weight"]
-    if edge_weight and "counts" not in asked["modalities"] and not spatial_weight:
+def _check_neighbours(params: Mapping[str, Any]) -> None:
+    edge_weight, spatial_weight = params["edge_weight"], params["spatial_weight"]
+    if edge_weight and "counts" not in params["modalities"] and not spatial_weight:
         raise ValueError("edge_weight is about neighbours, which are not looked at without counts and with spatial_weight=0; leave it out")
-    if not any(asked["ring_weights"]) and (spatial_weight or edge_weight):
+    if not any(params["ring_weights"]) and (spatial_weight or edge_weight):
         raise ValueError("spatial_weight and edge_weight are about neighbours, which ring_weights leaves out; give a ring a weight above 0")

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scimpute.models.began import Batch, Began, Candidates, Discriminator, Generator, poisson_deviance
+from scimpute.models.batch import Batch
+from scimpute.models.began import Began, Candidates, Discriminator, Generator
 from scimpute.models.drop import drop
+from scimpute.models.likelihood import poisson_deviance
 
 BLOCKS, CELLS, GENES, CONTEXT, LEVELS = 2, 6, 9, 4, (3, 2)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scimpute.models.began import Batch, Began
+from scimpute.models.batch import Batch
+from scimpute.models.began import Began
 from scimpute.models.conv import ConvDiscriminator, ConvGenerator, join, to_blocks, to_images
 
 BLOCKS, GENES, CONTEXT, CELLS, LEVELS = 3, 64, 5, 6, (4, 2)

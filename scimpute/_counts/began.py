@@ -1,0 +1,122 @@
+"""The engine of :func:`scimpute.tl.began`: dense or convolutional networks with an adversary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _check
+from ..models.began import Began, Discriminator, Generator
+from ..models.conv import ConvDiscriminator, ConvGenerator
+from .engine import Engine, draws, log_shares, starts
+from .partition import Partition
+from .settings import STEPS, Complexity, Settings
+from .split import CountSplit, SplitInContext
+
+FLAT = 1e-3
+"""Standard deviation of a log rate over cells below which all cells are alike."""
+WORSE = 0.02
+"""Nats per held-out molecule by which a network is clearly behind the gene mean."""
+
+
+@dataclass(frozen=True)
+class BeganEngine(Engine):
+    """Generator and discriminator.
+
+    The attributes are the parameters of :func:`scimpute.tl.began` with these names; ``drop_quantile`` is None where the data decide.
+    """
+
+    architecture: str
+    drop_quantile: float | None
+    drop_shape: float
+    gamma: float
+    adversarial_weight: float
+    reconstruction_weight: float
+
+    @classmethod
+    def checked(
+        cls,
+        block_size: int,
+        *,
+        architecture: Any,
+        drop_quantile: Any,
+        drop_shape: Any,
+        gamma: Any,
+        adversarial_weight: Any,
+        reconstruction_weight: Any,
+    ) -> BeganEngine:
+        """Check every parameter; ``block_size`` has been checked."""
+        _check.option("architecture", architecture, ("dense", "conv"))
+        if architecture == "conv" and (math.isqrt(block_size) ** 2 != block_size or math.isqrt(block_size) % 4):
+            raise ValueError(
+                f"block_size must be the square of a multiple of 4 for architecture='conv', as 256, 400 or 576; got {block_size}"
+            )
+        found = cls(
+            architecture,
+            None if _check.auto("drop_quantile", drop_quantile) else _check.number("drop_quantile", drop_quantile, 0, 100),
+            _check.number("drop_shape", drop_shape, 0, open_low=True),
+            _check.number("gamma", gamma, 0, 1),
+            _check.number("adversarial_weight", adversarial_weight, 0),
+            _check.number("reconstruction_weight", reconstruction_weight, 0),
+        )
+        if found.adversarial_weight == found.reconstruction_weight == 0:
+            raise ValueError("adversarial_weight and reconstruction_weight are both 0: the generator would have nothing to learn")
+        return found
+
+    @property
+    def square(self) -> bool:
+        return self.architecture == "conv"
+
+    def build(self, source: SplitInContext, partition: Partition, complexity: Complexity, rng: np.random.Generator) -> Began:
+        split, start = source.split, starts(rng)
+        blocks, genes = partition.blocks, partition.genes_per_block
+        make = ConvGenerator if self.square else Generator
+        shares = log_shares(split, partition)
+        generator = make(blocks, genes, source.context.n_values, split.levels, shares, start, width=complexity.width)
+        discriminator = None
+        if self.adversarial_weight:
+            discriminator = (ConvDiscriminator if self.square else Discriminator)(blocks, genes, split.levels, start)
+        return Began(
+            generator,
+            discriminator,
+            penalty=split.prior_precision(complexity.penalty),
+            adversarial_weight=self.adversarial_weight,
+            reconstruction_weight=self.reconstruction_weight,
+            gamma=self.gamma,
+            drop_quantile=self._quantile(split),
+            drop_shape=self.drop_shape,
+            rng=draws(rng, split.device),
+        )
+
+    def fixed(self, split: CountSplit, settings: Settings, steps_per_epoch: int) -> tuple[str, Complexity] | None:
+        # To try one candidate of the convolutional network would take minutes.
+        return ("fixed for architecture='conv'", Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch))) if self.square else None
+
+    def watch(self, split: CountSplit) -> tuple[str, ...]:
+        return ("heldout", "M") if self.adversarial_weight else ("heldout",)
+
+    def params(self, split: CountSplit, complexity: Complexity) -> dict[str, Any]:
+        return asdict(self) | {"drop_quantile": self._quantile(split)}
+
+    def warn_of_a_failed_fit(self, variation: float, heldout: Mapping[str, float]) -> None:
+        if variation < FLAT:
+            _check.tell(
+                f"the generator gives every cell the same profile (largest sd of a log rate over cells {variation:.1e}): "
+                "the result is the gene mean. Is adversarial_weight too large for reconstruction_weight?"
+            )
+        elif heldout["network"] > heldout["gene_mean"] + WORSE:
+            _check.tell(
+                f"the generator predicts held-out molecules worse than the gene mean ({heldout['network']:.3f} against "
+                f"{heldout['gene_mean']:.3f} nats per molecule); do not rely on the result. Is adversarial_weight or learning_rate "
+                "too large?"
+            )
+
+    def _quantile(self, split: CountSplit) -> float:
+        """Percentile at which Drop keeps half of the entries: by default the percentage of zeros in the counts."""
+        if self.drop_quantile is not None:
+            return self.drop_quantile
+        return 100 * (1 - split.counts.nnz / math.prod(split.counts.shape))

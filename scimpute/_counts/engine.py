@@ -1,0 +1,77 @@
+"""What a count method adds to a run: which network it trains, what is fixed for it, what stops its training early."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from .. import _random
+from .partition import EMPTY, Partition
+from .settings import Complexity, Settings
+from .split import CountSplit, SplitInContext
+
+
+class Engine(ABC):
+    """A count method on plain arrays. A frozen dataclass whose fields are the parameters that only this method has.
+
+    Attributes
+    ----------
+    all_genes
+        Whether the network needs all genes, whichever are imputed.
+    """
+
+    all_genes: ClassVar[bool] = False
+
+    @property
+    def square(self) -> bool:
+        """Whether blocks of genes have to be squares."""
+        return False
+
+    @abstractmethod
+    def build(self, source: SplitInContext, partition: Partition, complexity: Complexity, rng: np.random.Generator) -> nn.Module:
+        """The model of one repeat: its ``generator``, and the losses that the training loop steps."""
+
+    def fixed(self, split: CountSplit, settings: Settings, steps_per_epoch: int) -> tuple[str, Complexity] | None:
+        """Why the complexity is not chosen by held-out molecules, and what it is; None where it is chosen."""
+        return None
+
+    def watch(self, split: CountSplit) -> tuple[str, ...]:
+        """Measures of which at least one has to improve, or the training stops early."""
+        return ("heldout",)
+
+    def contributions(self, generator: nn.Module, source: SplitInContext, partition: Partition) -> pd.DataFrame | None:
+        """Weight and contribution of each modality, where there are several."""
+        return None
+
+    def params(self, split: CountSplit, complexity: Complexity) -> dict[str, Any]:
+        """Parameters that only this method has, as they were used."""
+        return {}
+
+    def factors(self, generator: nn.Module, partition: Partition) -> tuple[np.ndarray, np.ndarray] | None:
+        """Vectors of the spots ``(n, f)`` and of the genes ``(g, f)``, of a method that has them."""
+        return None
+
+    def warn_of_a_failed_fit(self, variation: float, heldout: Mapping[str, float]) -> None:
+        """Say so where the fit is of no use; see :class:`.run.Fit` for the two measures."""
+        return
+
+
+def starts(rng: np.random.Generator) -> torch.Generator:
+    """A generator from which the weights of a network are drawn."""
+    return torch.Generator().manual_seed(_random.seed(rng))
+
+
+def draws(rng: np.random.Generator, device: torch.device) -> torch.Generator:
+    """A generator from which a network draws while it is trained."""
+    return torch.Generator(device).manual_seed(_random.seed(rng))
+
+
+def log_shares(split: CountSplit, partition: Partition) -> torch.Tensor:
+    """The null model: log share of every gene, ``(P, 1, m)``."""
+    return partition.to_blocks(np.log(split.share), EMPTY)

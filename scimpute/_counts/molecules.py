@@ -1,0 +1,116 @@
+"""Count splitting: molecules are held out, hidden and predicted (Batson 2019; Neufeld 2023)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from .._space.side import SideInformation
+from .._sparse import CACHED, chunks, column_sums, columns, row_sums, split, usual_size
+from ..models import dispersion, posterior
+from ..models.batch import Batch
+from ..models.likelihood import Poisson
+from .batches import CellBatches
+from .split import HELDOUT, VALIDATION_CELLS, CountSplit, depth_weights, n_levels, with_molecules
+
+REMOVED = 0.3
+"""Mean fraction of the molecules that the generator has to predict while it trains (see :data:`.batches.THINNING`)."""
+
+
+class MoleculeSplit(CountSplit):
+    """Every entry is split binomially, so both parts are independent given the rates."""
+
+    likelihood = Poisson()
+
+    @classmethod
+    def prepare(
+        cls,
+        counts: sp.csr_matrix,
+        size: np.ndarray,
+        labels: tuple[np.ndarray, ...],
+        genes: np.ndarray,
+        device: torch.device,
+        rng: np.random.Generator,
+        side: SideInformation | None = None,
+    ) -> MoleculeSplit:
+        train, heldout = split(counts, 1 - HELDOUT, rng)
+        outside = size - row_sums(counts)
+        size_train = row_sums(train) + (1 - HELDOUT) * outside
+        size_heldout = row_sums(heldout) + HELDOUT * outside
+        share = _share(train, size_train)
+        validation = np.sort(rng.permutation(with_molecules(size_train))[:VALIDATION_CELLS])
+        # Spots of a section are of one technology, and their neighbours hold them.
+        weight = depth_weights(size_train, labels) if side is None else None
+        parts = (counts, size, labels, n_levels(labels), genes, train, heldout, size_train, size_heldout, share, validation)
+        return cls(*parts, device, side, weight)
+
+    def hide(self, batches: CellBatches, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        return batches.thinned(rows, rng)
+
+    def prior_precision(self, penalty: float) -> float:
+        size = self.size_train * self.weights_of(np.arange(len(self.size_train)))
+        return penalty / (self.train.shape[0] * max(REMOVED * float(size.mean()), 1e-6))
+
+    def gene_weights(self) -> np.ndarray:
+        return self.share
+
+    @functools.cached_property
+    def level_correction(self) -> np.ndarray:
+        # The held-out molecules are a twentieth of a rare gene's evidence.
+        return np.log(_share(self.counts, self.size) / self.share)
+
+    @property
+    def measured(self) -> np.ndarray:
+        return np.ones(self.counts.shape[1], dtype=bool)
+
+    def heldout_ratio(self, rows: np.ndarray) -> torch.Tensor:
+        """Held-out depth of some cells over their training depth, ``(b,)``."""
+        ratio = self.size_heldout[rows] / np.maximum(self.size_train[rows], 1)
+        return torch.from_numpy(ratio.astype(np.float32)).to(self.device)
+
+    def per_molecule(self, deviance: float, genes: np.ndarray, *, weighted: bool = False) -> float:
+        """A deviance of the validation cells' held-out counts in nats per molecule, of shares instead of counts: comparable over depths.
+
+        ``weighted``: it is a sum in which each cell has its weight.
+        """
+        molecules = row_sums(columns(self.heldout[self.validation], genes))
+        if weighted:
+            molecules = molecules * self.weights_of(self.validation)
+        exposure = np.maximum(self.size_heldout[self.validation], 1e-6)
+        return float((deviance + molecules @ np.log(exposure)) / max(molecules.sum(), 1.0))
+
+    def judge(self, rates: np.ndarray) -> tuple[posterior.Prior, dict[str, float]]:
+        """Prior, and the deviance of gene mean, network and posterior in nats per held-out molecule."""
+        genes = self.genes
+        share = torch.from_numpy(self.share[genes].astype(np.float32)).to(self.device)
+        parts = list(chunks(len(self.validation), len(genes), CACHED))
+        reference = share * usual_size(self.size_train)
+        weights = torch.from_numpy(self.weights_of(self.validation).astype(np.float32)).to(self.device)
+        cells: Iterator = ((*self._validation(rates, rows), weights[rows]) for rows in parts)
+        prior = dispersion.estimate(cells, len(self.validation), share, reference)
+        sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
+        for rows in parts:
+            seen, mu, target, ratio = self._validation(rates, rows)
+            depth = torch.from_numpy(self.size_train[self.validation[rows]].astype(np.float32)).to(self.device)[:, None]
+            mean, _ = posterior.mean_and_variance(seen, mu, prior, mu.new_zeros(()))
+            hits = target.nonzero(as_tuple=True)
+            for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
+                rate = value * ratio[:, None]
+                sums[name] += float(rate.sum(dtype=torch.float64) - target[hits].double() @ rate[hits].clamp(min=1e-12).double().log())
+        return prior, {name: self.per_molecule(value, genes) for name, value in sums.items()}
+
+    def _validation(self, rates: np.ndarray, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Training counts, their prediction, held-out counts and ratio of depths of some validation cells."""
+        cells = self.validation[rows]
+        depth = torch.from_numpy(self.size_train[cells].astype(np.float32))[:, None]
+        mu = (torch.from_numpy(rates[rows]) * depth).to(self.device)
+        return self.dense(self.train, cells, self.genes), mu, self.dense(self.heldout, cells, self.genes), self.heldout_ratio(cells)
+
+
+def _share(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
+    # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
+    return np.maximum(column_sums(counts), 0.5) / max(size.sum(), 1.0)

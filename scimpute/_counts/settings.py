@@ -1,0 +1,96 @@
+"""How a run of a count method is done: what the caller has set, and what is left to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _check
+
+WIDTH = 64
+"""Width of the hidden layers where the caller sets none."""
+STEPS = (160, 400)
+"""Lengths of the training in minibatches."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is done; None where the data decide.
+
+    The attributes are the parameters of :func:`scimpute.tl.began` with these names.
+    """
+
+    block_size: int
+    n_repeats: int
+    n_context: int | None
+    width: int | None
+    penalty: float | None
+    max_epochs: int | None
+    batch_size: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What the caller or the data have decided."""
+
+    n_context: int
+    width: int
+    penalty: float
+    max_epochs: int
+
+
+def checked_settings(
+    n_obs: int,
+    *,
+    block_size: Any,
+    n_repeats: Any,
+    n_context: Any,
+    width: Any,
+    penalty: Any,
+    max_epochs: Any,
+    batch_size: Any,
+    learning_rate: Any,
+) -> Settings:
+    """Check every number of the training; ``"auto"`` becomes None, or for ``batch_size`` an eighth of the cells."""
+    return Settings(
+        block_size=_check.integer("block_size", block_size),
+        n_repeats=_check.integer("n_repeats", n_repeats),
+        batch_size=min(128, max(32, n_obs // 8)) if _check.auto("batch_size", batch_size) else _check.integer("batch_size", batch_size, 2),
+        learning_rate=_check.number("learning_rate", learning_rate, 0, open_low=True),
+        n_context=None if _check.auto("n_context", n_context) else _check.integer("n_context", n_context),
+        width=None if _check.auto("width", width) else _check.integer("width", width),
+        max_epochs=None if _check.auto("max_epochs", max_epochs) else _check.integer("max_epochs", max_epochs),
+        penalty=None if _check.auto("penalty", penalty) else _check.number("penalty", penalty, 0),
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """Batches that every cell is imputed as.
+
+    Attributes
+    ----------
+    label
+        Position of the batch among the labels.
+    levels
+        Codes of the batches; the result is the mean over them.
+    """
+
+    label: int
+    levels: list[int]
+
+
+def target_of(target_batch: str | None, levels: Mapping[str, Sequence[str]]) -> Target | None:
+    """The batches that ``target_batch`` names; ``levels`` are those of each label by its argument."""
+    if target_batch is None or "batch_key" not in levels:
+        return None
+    label, names = list(levels).index("batch_key"), list(levels["batch_key"])
+    if target_batch == "average":
+        if "average" in names:
+            raise ValueError("target_batch='average' is the mean over all batches, but one batch has this name, too; rename the level")
+        return Target(label, list(range(len(names))))
+    if target_batch not in names:
+        raise ValueError(f"target_batch must be 'average' or one of {_check.listing(names)}, got {target_batch!r}")
+    return Target(label, [names.index(target_batch)])

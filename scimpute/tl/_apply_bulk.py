@@ -1,0 +1,73 @@
+"""A saved model of `tl.pmi` or `tl.gain` applied to an object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .. import _check
+from .._anndata import keys
+from .._anndata.covariates import read_known_covariates
+from .._anndata.hints import warn_of_genes_in_rows
+from .._anndata.memory import copied
+from .._anndata.obs import check_columns
+from .._anndata.write import as_tables
+from .._bulk.fitted import Fitted
+from .._bulk.linear import FEW, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+    from ._options import Options
+
+from .._anndata.expression import read_values, warn_of_blanks, warn_of_complete, warn_of_level
+from .._anndata.genes import check_genes_to_fill
+from .._bulk.scales import other_scale
+from ._bulk import embeddings
+
+
+def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """The ``slots`` and ``uns`` entries to write, and ``params``. Genes that both know say what the others of the model are."""
+    fitted = Fitted.read(tensors, metadata, options.device)
+    genes = pd.Index(metadata["genes"])
+    places = adata.var_names.astype(str).get_indexer(genes)
+    present = places >= 0
+    same_genes = bool(present.all()) and len(genes) == adata.n_vars
+    warn_of_genes_in_rows(adata)
+    check_genes_to_fill(adata, metadata["genes"], FEW)
+    if options.rounding is not None:
+        raise ValueError(
+            f"rounding={options.rounding!r} is for counts, and a model of tl.{metadata['method']} takes expression; leave it out"
+        )
+    params = dict(metadata["params"])
+    if not same_genes:
+        check_columns(adata, genes)
+    _check.memory(8 * 4 * adata.n_obs * len(genes) + copied(adata, copy=options.copy), "apply it to fewer samples at a time")
+    own_mask = params.get("mask_layer")
+    if own_mask is not None and own_mask not in adata.layers:
+        _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers does not have; only NaN is missing here")
+        own_mask = None
+        del params["mask_layer"]
+    own = read_values(adata, options.layer, own_mask, params["missing"])
+    known = np.full((adata.n_obs, len(genes)), np.nan, dtype=np.float32)
+    known[:, present] = own[:, places[present]]
+    warn_of_blanks(known, adata)
+    warn_of_complete(known, saved=False)
+    covariates = read_known_covariates(adata, metadata["covariates"], options.unseen)
+    levels = tuple(map(len, covariates.levels.values()))
+    other = other_scale(known, fitted.scale)
+    if other is not None:
+        _check.warn(f"{other}; if the scale is another one, bring the values to that of the training first")
+    else:
+        warn_of_level(known)
+    filled, spread = fitted.predict(Table(known, covariates.codes, levels, covariates.numbers), options.device)
+    values = {options.key: filled, keys.sd(options.key): spread}
+    slots: dict[str, Any] = {"obsm": as_tables(adata, values, genes)}
+    if same_genes:
+        order = genes.get_indexer(adata.var_names.astype(str))
+        slots = {"layers": {name: part[:, order] for name, part in values.items()}}
+    return {"params": params, "slots": slots, "uns": {"covariates": metadata["covariates"], **embeddings(fitted, covariates)}}

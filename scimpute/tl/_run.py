@@ -1,0 +1,242 @@
+"""The shell of all count methods: check, read, train, finish, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import _check, _device, _progress, _random
+from .._anndata import keys
+from .._anndata.counts import warn_of_empty_cells
+from .._anndata.hints import warn_of_hints
+from .._anndata.inputs import CellReader, Conditions, Inputs, SpotReader, read_inputs
+from .._anndata.memory import check_memory
+from .._anndata.sections import warn_of_spots_off_tissue
+from .._anndata.write import as_tables, check_saveable, check_target, earlier_result, write
+from .._counts.engine import Engine
+from .._counts.entries import EntrySplit
+from .._counts.expressed import thresholds
+from .._counts.molecules import MoleculeSplit
+from .._counts.output import FILLS, OUTPUTS, Imputed, Output, check_dtype, finish, narrow
+from .._counts.run import Fit, run
+from .._counts.saved import pack
+from .._counts.settings import WIDTH, Settings, Target, target_of
+from .._counts.split import CountSplit
+from .._methods import METHODS
+from .._save import model_target, save_model
+from .._version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+SPLITS: dict[str, type[CountSplit]] = {split.likelihood.name: split for split in (MoleculeSplit, EntrySplit)}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks of a run: the parameters of these names, checked as far as they can be without the counts."""
+
+    method: str
+    layer: str | None
+    rounding: str | None
+    size_key: str | None
+    genes: str | Sequence[str] | None
+    key_added: str
+    output: str
+    fill: str
+    sd: bool
+    dtype: str
+    posterior: bool
+    random_state: int | np.random.Generator | None
+    device: str
+    progress: bool | None
+    save: Any
+    copy: bool
+    likelihood: str = "poisson"
+    target_batch: str | None = None
+
+    @classmethod
+    def checked(cls, adata: Any, method: str, **given: Any) -> Request:
+        """Refuse an object or a key that cannot take the result, and options that do not exist."""
+        request = cls(method, **given | {"sd": _check.boolean("sd", given["sd"])})
+        key, beside = request.key_added, {}
+        if request.factors and isinstance(key, str):
+            beside = {"obsm": [keys.spot_factors(key)], "varm": [keys.gene_factors(key)]}
+        check_target(adata, method, key, layer=request.layer, copy=request.copy, beside=beside, sd=request.sd)
+        _check.option("output", request.output, OUTPUTS)
+        _check.option("fill", request.fill, FILLS)
+        _check.option("likelihood", request.likelihood, list(SPLITS))
+        _check.boolean("posterior", request.posterior)
+        return request
+
+    @property
+    def factors(self) -> bool:
+        """Whether vectors of spots and genes are written."""
+        return METHODS[self.method].factors
+
+    def recorded(self) -> dict[str, Any]:
+        """Parameters as they go to ``uns``."""
+        fields = ("rounding", "output", "fill", "sd", "posterior", "size_key", "likelihood", "target_batch")
+        return {name: getattr(self, name) for name in fields} | {
+            "layer": keys.recorded(self.layer),
+            "random_state": _random.describe(self.random_state),
+        }
+
+
+def fill_of(likelihood: str) -> str:
+    """Where imputed values are written: with ``likelihood="squared"`` only in the place of zeros, which count as missing."""
+    return "zeros" if likelihood == "squared" else "all"
+
+
+def checked_posterior(posterior: bool | str, likelihood: str, *, counts_are_read: bool = True) -> bool:
+    """Whether the spot's own counts are used once more; ``"auto"`` says yes wherever they can be."""
+    if isinstance(posterior, str) and posterior == "auto":
+        return likelihood != "squared" and counts_are_read
+    if _check.boolean("posterior", posterior) and not counts_are_read:
+        raise ValueError("posterior=True uses the counts of the spot, which are not among the modalities; pass posterior=False")
+    if posterior and likelihood == "squared":
+        raise ValueError("posterior=True is about molecules; with likelihood='squared' an entry is known or missing: pass posterior=False")
+    return bool(posterior)
+
+
+def impute(
+    function: Callable[..., Any], adata: AnnData, request: Request, engine: Engine, settings: Settings, reader: CellReader | SpotReader
+) -> AnnData | None:
+    """Everything but signature, docstring and own checks of a function that imputes counts.
+
+    Parameters
+    ----------
+    function
+        The public function: those of its parameters that were used are recorded.
+    """
+    start = time.perf_counter()
+    check_saveable(adata, request.save)
+    path = model_target(request.save)
+    device, rng, show = _device.resolve(request.device), _random.generator(request.random_state), _progress.shown(request.progress)
+    inputs, conditions, target = _read(adata, request, settings, reader, device, rng)
+    what = f"tl.{request.method}: {adata.n_obs:,} {reader.unit} x {len(inputs.imputed):,} genes, {settings.n_repeats} repeats, {device}"
+    with _device.session(device), _progress.Progress(what, show=show) as bar:
+        prepare = SPLITS[request.likelihood].prepare
+        split = prepare(inputs.counts, inputs.size, conditions.codes, inputs.columns, device, rng, conditions.side)
+        fit = run(split, engine, settings, target, rng, bar, posterior=request.posterior, sd=request.sd)
+        above = None
+        if request.fill == "expressed":
+            above = thresholds(fit.rates.moments.mean, inputs.counts, inputs.size, inputs.columns)
+        bar.phase(f"using the {reader.unit}' own counts", 0.1)
+        output = Output(request.posterior, request.output, request.fill, above, of_entries=request.likelihood == "squared")
+        imputed = finish(fit.rates, inputs.counts, inputs.size, inputs.columns, output)
+    dtype = narrow(imputed, request.dtype, inputs.imputed)
+    engine.warn_of_a_failed_fit(fit.variation, fit.heldout)
+
+    known = signature(function).parameters
+    genes = request.genes if request.genes is None or isinstance(request.genes, str) else inputs.imputed
+    params = {**reader.params, **request.recorded(), "genes": genes, "dtype": dtype, "device": str(device)}
+    params |= asdict(settings) | asdict(fit.complexity) | engine.params(split, fit.complexity)
+    params = {name: value for name, value in params.items() if value is not None and name in known}
+    uns = {
+        "params": params,
+        **fit.record(),
+        **({} if above is None else {"expressed_above": above}),
+        "conditioned_on": conditions.record(),
+        keys.SOURCE: inputs.source,
+        "version": __version__,
+        "seconds": time.perf_counter() - start,
+    }
+    save = None if path is None else _saver(path, request, inputs, conditions, split, fit, above, params)
+    factors = engine.factors(fit.repeats[0].generator, fit.repeats[0].partition)
+    return _write(adata, request, inputs, imputed, factors, uns, save)
+
+
+def _read(
+    adata: AnnData,
+    request: Request,
+    settings: Settings,
+    reader: CellReader | SpotReader,
+    device: torch.device,
+    rng: np.random.Generator,
+) -> tuple[Inputs, Conditions, Target | None]:
+    """Counts, conditions and target batch, with every refusal and warning that does not need a training."""
+    inputs = read_inputs(adata, request, rng, unit=reader.unit, min_genes=2 if request.factors else 1)
+    if request.factors:
+        earlier_result(adata, request.method, request.key_added, in_table=inputs.in_table)
+    check_dtype(request.dtype, request.output, inputs.counts, inputs.columns, inputs.imputed)
+    conditions = reader.read(adata)
+    # The only batch can be named as target, and no other.
+    target_of(request.target_batch, conditions.left_out)
+    target = target_of(request.target_batch, conditions.levels)
+    check_memory(
+        adata,
+        inputs.counts,
+        len(inputs.columns),
+        sd=request.sd,
+        own=target is not None and request.posterior,
+        dtype=request.dtype,
+        copy=request.copy,
+        hint=reader.smaller,
+        workers=_device.workers(device),
+        training=settings.n_repeats,
+        batch_size=settings.batch_size,
+        width=settings.width or WIDTH,
+    )
+    conditions = reader.with_side(adata, conditions)
+    warn_of_empty_cells(inputs.counts, inputs.size)
+    warn_of_spots_off_tissue(adata, reader.off_tissue)
+    warn_of_hints(adata, inputs.counts, request.layer, request.size_key)
+    return inputs, conditions, target
+
+
+def _saver(
+    path: Path,
+    request: Request,
+    inputs: Inputs,
+    conditions: Conditions,
+    split: CountSplit,
+    fit: Fit,
+    above: np.ndarray | None,
+    params: dict[str, Any],
+) -> Callable[[], None]:
+    """A function that writes the model file."""
+    metadata = {
+        "method": request.method,
+        "version": __version__,
+        "genes": inputs.genes,
+        "imputed": inputs.imputed,
+        "conditioned_on": conditions.record(),
+        "params": params,
+    }
+    if conditions.side is not None:
+        metadata["features"] = {name: list(shape) for name, shape in conditions.side.shapes(fit.complexity.n_context).items()}
+    return partial(save_model, path, pack(fit, split, above, conditions.kept), metadata)
+
+
+def _write(
+    adata: AnnData,
+    request: Request,
+    inputs: Inputs,
+    imputed: Imputed,
+    factors: tuple[np.ndarray, np.ndarray] | None,
+    uns: dict[str, Any],
+    save: Callable[[], None] | None,
+) -> AnnData | None:
+    """Values and standard deviations as layers, or as tables of the genes that the caller chose; vectors of spots and genes."""
+    key = request.key_added
+    values: dict[str, Any] = {key: imputed.values} | ({} if imputed.sd is None else {keys.sd(key): imputed.sd})
+    slots: dict[str, dict[str, Any]] = {"layers": values}
+    earlier = None
+    if inputs.in_table:
+        slots = {"obsm": as_tables(adata, values, inputs.imputed)}
+    if factors is not None:
+        of_spots, of_genes = factors
+        slots = {"obsm": {keys.spot_factors(key): of_spots, **slots.pop("obsm", {})}, "varm": {keys.gene_factors(key): of_genes}, **slots}
+        earlier = earlier_result(adata, request.method, key, in_table=inputs.in_table)
+    return write(adata, key, request.method, slots, {key: uns}, earlier=earlier, copy=request.copy, save=save)
