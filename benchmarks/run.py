@@ -162,25 +162,32 @@ def epoch() -> None:
     """Seconds an epoch of one repeat on pbmc3k beside the rate of large and of block matrix products."""
     import torch
 
-    from scimpute import _adata, _data, _engine
-    from scimpute._counts.batches import Context
+    from scimpute._anndata.counts import read_counts
+    from scimpute._counts.began import BeganEngine
+    from scimpute._counts.context import Context
+    from scimpute._counts.molecules import MoleculeSplit
     from scimpute._counts.partition import Partition
+    from scimpute._counts.run import train_repeat
+    from scimpute._counts.settings import Complexity, checked_settings
+    from scimpute._counts.split import SplitInContext
     from scimpute._sparse import row_sums
 
     adata = load("pbmc3k", None, None)
-    counts = _adata.read_counts(adata, None)
+    counts = read_counts(adata, None)
     rng = np.random.default_rng(0)
-    data = _data.Data.prepare(counts, row_sums(counts), (), np.arange(adata.n_vars), torch.device("cpu"), rng)
+    data = MoleculeSplit.prepare(counts, row_sums(counts), (), np.arange(adata.n_vars), torch.device("cpu"), rng)
     context = Context.fit(data.train, data.size_train, 40, 0)
+    source = SplitInContext(data, context)
     partition = Partition.draw(data.genes, adata.n_vars, 576, rng)
+    left_open = dict.fromkeys(("n_context", "width", "penalty", "max_epochs", "batch_size"), "auto")
+    settings = checked_settings(adata.n_obs, block_size=576, n_repeats=1, learning_rate=2e-3, **left_open)
     rows = {}
     for weight in (0.0, 0.1):
         seconds = []
         for epochs in (2, 12):
-            settings = _data.Settings("dense", 576, 1, 40, 64, 30.0, epochs, 128, 2e-3, 94.0, 1.0, 0.95, weight, 1.0)
-            complexity = _data.Complexity(40, 64, 30.0, epochs)
+            engine, complexity = BeganEngine("dense", 94.0, 1.0, 0.95, weight, 1.0), Complexity(40, 64, 30.0, epochs)
             start = time.perf_counter()
-            _engine.fit_repeat(data, settings, complexity, context, partition, rng, lambda: None)
+            train_repeat(source, engine, settings, complexity, partition, rng, lambda: None, lambda: None)
             seconds.append(time.perf_counter() - start)
         rows[f"adversarial_weight={weight}"] = (seconds[1] - seconds[0]) / 10
     cells, genes, hidden, side = adata.n_obs, partition.genes_per_block, 64, context.n_values

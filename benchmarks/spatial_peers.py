@@ -69,16 +69,16 @@ def neighbours_at_depth(adata: ad.AnnData) -> np.ndarray:
 
 def ridge(adata: ad.AnnData) -> np.ndarray:
     """Logs of the visible non-zero counts of each gene on tile features, position, section and depth; strength by hidden entries."""
-    from scimpute import _side
+    from scimpute._space import features as of_space
 
     work = adata.copy()
     scimpute.pp.tiles(work, library_key="section")
     tiles = work.obsm["tiles"]
     codes = adata.obs["section"].cat.codes.to_numpy().astype(np.int64)
     coordinates = np.asarray(adata.obsm["spatial"], float)
-    places = _side.positions(coordinates, _side.extents(coordinates, codes)[codes], codes, int(codes.max()) + 1)
+    places = of_space.positions(coordinates, of_space.extents(coordinates, codes)[codes], codes, int(codes.max()) + 1)
     depth = np.log(size_of(adata) / np.median(size_of(adata)))
-    features = np.column_stack([np.ones(adata.n_obs), _side.standardised(tiles, _side.moments(tiles)), places, depth]).astype(float)
+    features = np.column_stack([np.ones(adata.n_obs), of_space.standardised(tiles, of_space.moments(tiles)), places, depth]).astype(float)
 
     def fit(visible: np.ndarray, strength: float) -> np.ndarray:
         seen, logs = (visible > 0).astype(float), np.log(np.maximum(visible, 1))

@@ -18,7 +18,7 @@ from peers import GRIDS, PEERS, UNSCALED, depth
 
 import scimpute
 from scimpute._sparse import chunks
-from scimpute.models import posterior, sizes
+from scimpute.models import dispersion, posterior
 
 FLOORS = (1e-3, 3e-2, 3e-1)
 """Lowest prior means, in units of the gene mean; one of them is chosen on the inner split."""
@@ -111,7 +111,7 @@ def fit(
     return Fitted(prediction, apply(adata.X, prediction, floor, rates), setting, floor)
 
 
-# The posterior step, as scimpute/_rates.py takes it for tl.began
+# The posterior step, as scimpute/_counts/molecules.py takes it for tl.began
 
 
 def prior(counts: sp.csr_matrix, prediction: np.ndarray, floor: float, share: np.ndarray, rows: slice) -> torch.Tensor:
@@ -141,7 +141,7 @@ def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) ->
                 seen, target = (torch.from_numpy(part[rows].toarray()) for part in (train, test))
                 yield seen, prior(train, prediction, floor, share, rows), target, torch.from_numpy(ratio[rows]), torch.ones(len(seen))
 
-        rates = sizes.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
+        rates = dispersion.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
         lost = 0.0
         for seen, mu, target, scale, _ in parts():
             mean = posterior.mean_and_variance(seen, mu, rates, torch.zeros(()))[0] * scale[:, None]

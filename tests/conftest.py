@@ -159,7 +159,7 @@ def refused(fingerprint: Callable[[Any], dict[str, str]], monkeypatch: pytest.Mo
     """``refused(adata, call, error, message)``: the call raises this, before any training, and leaves the object as it was."""
 
     def check(adata: Any, call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
-        for training in ("tl._began.run", "tl._spots.run", "tl._bulk.train"):
+        for training in ("tl._run.run", "tl._bulk.train"):
             monkeypatch.setattr(f"scimpute.{training}", lambda *_, **__: pytest.fail("training had begun"))
         before = fingerprint(adata)
         with pytest.raises(error, match=message) as caught:

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import scimpute
-from scimpute import datasets, tl
-from scimpute._counts.saved import AnyLevel, aligned
+from scimpute import _sparse, datasets, tl
+from scimpute._counts.apply import AnyLevel, aligned
 from scimpute._save import checksum, load_model, save_model
 
 QUICK: dict[str, Any] = {
@@ -164,12 +164,11 @@ def test_other_matrices_and_layers(adata, train):
     assert other.uns["began"]["params"]["layer"] == "dense"
 
 
-def test_result_does_not_depend_on_the_chunks(adata, train, monkeypatch):
+def test_result_does_not_depend_on_the_chunks(adata, train, replace_everywhere):
     path = train(**LABELS, target_batch="average")
     adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).replace("type1", "other")
     expected = tables(tl.apply(adata, path, unseen="average", copy=True), "began")
-    for module in ("_batches", "_rates", "_output"):
-        monkeypatch.setattr(f"scimpute.{module}.chunks", lambda n, *_: (slice(i, min(i + 7, n)) for i in range(0, n, 7)))
+    replace_everywhere(_sparse.chunks, lambda n, *_: (slice(i, min(i + 7, n)) for i in range(0, n, 7)))
     assert_same(tables(tl.apply(adata, path, unseen="average", copy=True), "began"), expected)
 
 
@@ -410,7 +409,7 @@ def test_any_level_of_known_cells_is_the_generator_itself():
     calls = []
 
     class Known(torch.nn.Module):
-        def forward(self, inputs, labels):
+        def forward(self, inputs, labels, features):
             calls.append(labels)
             return inputs * 0 - 1 - labels[0][None, :, None]
 
@@ -523,7 +522,7 @@ def test_what_is_not_an_anndata(train):
 
 
 @pytest.mark.parametrize(
-    "step", ["_counts.rates.predict", "_counts.saved.finish", "_counts.saved.CellBatches.inputs", "tl._apply.pd.DataFrame"]
+    "step", ["_counts.rates._rates", "_counts.apply.finish", "_counts.apply.CellBatches.inputs", "tl._apply_counts.as_tables"]
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_failure_of_a_step_changes_nothing(adata, train, monkeypatch, fingerprint, states, step, error):
@@ -615,28 +614,40 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "labels of another kind": (with_text(conditioned_on="[1]"), ValueError, "whole model of tl.began"),
     "no parameter": (edited(lambda t, m: m["params"].pop("width")), ValueError, "no params.'width'"),
     "fewer genes": (edited(lambda t, m: m["genes"].pop()), ValueError, "loadings is of 40 genes, 39 are named"),
-    "fewer imputed": (edited(lambda t, m: m["imputed"].pop()), ValueError, "sizes is of 40 genes, 39 are named"),
+    "fewer imputed": (edited(lambda t, m: m["imputed"].pop()), ValueError, "inverse_dispersion is of 40 genes, 39 are named"),
     "other imputed": (edited(lambda t, m: m["imputed"].__setitem__(0, "x")), ValueError, "not among the genes"),
     "fewer levels": (edited(lambda t, m: m["conditioned_on"]["batch_key"]["levels"].pop()), ValueError, "size mismatch"),
-    "no sizes": (edited(lambda t, m: t.pop("sizes")), ValueError, "whole model of tl.began .'sizes'"),
+    "no dispersion": (edited(lambda t, m: t.pop("inverse_dispersion")), ValueError, "whole model of tl.began .'inverse_dispersion'"),
     "no thresholds": (edited(lambda t, m: m["params"].__setitem__("fill", "expressed")), ValueError, "tl.began .'expressed_above'"),
     "no weight": (edited(lambda t, m: t.pop("repeat1.first.linear.weight")), ValueError, "Missing key"),
     "no repeat": (edited(lambda t, m: m["params"].__setitem__("n_repeats", 3)), ValueError, "whole model of tl.began .'place'"),
     "NaN": (edited(lambda t, m: t["repeat0.output.weight"].fill_(np.nan)), ValueError, "repeat0.output.weight has values that are NaN"),
-    "short deal": (edited(lambda t, m: t.__setitem__("repeat0.place", torch.arange(3))), ValueError, "repeat0.place does not deal"),
-    "another weight": (lambda p: save_file({**load_file(p), "sizes": torch.ones(40)}, p, metadata=header(p)), ValueError, "its checksum"),
-    "no sign": (edited(lambda t, m: t["sizes"].neg_()), ValueError, "sizes has values that are NaN, infinite or out of range"),
+    "short deal": (edited(lambda t, m: t.__setitem__("repeat0.place", torch.arange(3))), ValueError, "repeat0.place does not put each"),
+    "another weight": (
+        lambda p: save_file({**load_file(p), "inverse_dispersion": torch.ones(40)}, p, metadata=header(p)),
+        ValueError,
+        "its checksum",
+    ),
+    "no sign": (
+        edited(lambda t, m: t["inverse_dispersion"].neg_()),
+        ValueError,
+        "inverse_dispersion has values that are NaN, infinite or out of range",
+    ),
     "negative reference": (edited(lambda t, m: t["reference"].neg_()), ValueError, "reference has values"),
     "no depth": (edited(lambda t, m: t["median_size"].zero_()), ValueError, "median_size has values"),
     "other type": (edited(lambda t, m: t.__setitem__("seen", t["seen"].float())), ValueError, "seen has values of type torch.float32"),
-    "other shape": (edited(lambda t, m: t.__setitem__("sizes", t["sizes"][:, None])), ValueError, "sizes has shape .40, 1."),
-    "negative spread": (edited(lambda t, m: t["varying"][1].neg_()), ValueError, "varying has a spread below 0"),
+    "other shape": (
+        edited(lambda t, m: t.__setitem__("inverse_dispersion", t["inverse_dispersion"][:, None])),
+        ValueError,
+        "inverse_dispersion has shape .40, 1.",
+    ),
+    "negative spread": (edited(lambda t, m: t["slope_and_spread"][1].neg_()), ValueError, "slope_and_spread has a spread below 0"),
     "far out": (
         edited(lambda t, m: t["loadings"].fill_(1e30)),
         ValueError,
         "gives values of 'began' that are NaN or infinite: it is damaged",
     ),
-    "all equal": (edited(lambda t, m: t["repeat0.place"].fill_(1)), ValueError, "repeat0.place does not deal"),
+    "all equal": (edited(lambda t, m: t["repeat0.place"].fill_(1)), ValueError, "repeat0.place does not put each"),
     "negative width": (edited(lambda t, m: m["params"].__setitem__("width", -1)), ValueError, "width is -1"),
     "huge width": (edited(lambda t, m: m["params"].__setitem__("width", 10**30)), ValueError, "width is 10"),
     "wide": (edited(lambda t, m: m["params"].__setitem__("width", 10**6)), ValueError, "width is 1000000"),
@@ -645,7 +656,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no batch": (edited(lambda t, m: m["params"].__setitem__("target_batch", "x")), ValueError, "whole model of tl.began .target_batch"),
     "a gene twice": (edited(lambda t, m: m["genes"].__setitem__(0, m["genes"][1])), ValueError, "genes has a name twice"),
     "genes of numbers": (edited(lambda t, m: m.__setitem__("genes", list(range(40)))), ValueError, "genes are no list of names"),
-    "wrong deal": (edited(lambda t, m: t["repeat1.place"].fill_(1000)), ValueError, "repeat1.place does not deal"),
+    "wrong deal": (edited(lambda t, m: t["repeat1.place"].fill_(1000)), ValueError, "repeat1.place does not put each"),
 }
 
 

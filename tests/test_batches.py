@@ -110,7 +110,7 @@ def dense_removed(batches: CellBatches, batch, n_rows: int) -> np.ndarray:
     part = batches.partition
     flat = torch.zeros(part.blocks, n_rows, part.genes_per_block)
     flat.view(-1)[batch.place] = batch.removed
-    return part.gather(flat).numpy()
+    return part.to_genes(flat).numpy()
 
 
 @pytest.mark.parametrize("square", [False, True])
@@ -139,7 +139,7 @@ def test_thinned_against_dense(square, outside):
         np.testing.assert_allclose(batch.exposure, removed.sum(1))
     part = batches.partition
     m = part.genes_per_block
-    np.testing.assert_allclose(part.gather(batch.inputs[..., :m]), np.log1p(kept * 1e4 / seen[:, None]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(part.to_genes(batch.inputs[..., :m]), np.log1p(kept * 1e4 / seen[:, None]), rtol=1e-4, atol=1e-5)
     empty = np.setdiff1d(np.arange(part.blocks * m), part.place)
     assert not batch.inputs[..., :m].transpose(0, 1).reshape(5, -1)[:, empty].any()
     for block in batch.inputs[..., m:]:
@@ -166,7 +166,7 @@ def test_subset_of_genes_has_the_context_and_exposure_of_all():
     np.testing.assert_array_equal(second.exposure, first.exposure)
     m, n = every.partition.genes_per_block, some.partition.genes_per_block
     torch.testing.assert_close(second.inputs[0, :, n:], first.inputs[0, :, m:])
-    torch.testing.assert_close(some.partition.gather(second.inputs[..., :n]), every.partition.gather(first.inputs[..., :m])[:, genes])
+    torch.testing.assert_close(some.partition.to_genes(second.inputs[..., :n]), every.partition.to_genes(first.inputs[..., :m])[:, genes])
 
 
 def test_against_shows_whole_cells_and_another_matrix():
@@ -179,7 +179,7 @@ def test_against_shows_whole_cells_and_another_matrix():
     torch.testing.assert_close(batch.inputs, batches.inputs(rows))
     part, whole = batches.partition, counts.toarray()[rows]
     m = part.genes_per_block
-    np.testing.assert_allclose(part.gather(batch.inputs[..., :m]), np.log1p(whole * 1e4 / size[rows, None]), rtol=1e-5)
+    np.testing.assert_allclose(part.to_genes(batch.inputs[..., :m]), np.log1p(whole * 1e4 / size[rows, None]), rtol=1e-5)
     np.testing.assert_allclose(batch.inputs[-1, :, m:], dense_context(batches.context, whole, size[rows]), rtol=1e-4, atol=1e-4)
 
 
@@ -203,8 +203,8 @@ def shares_of(counts, size, log_rate: np.ndarray, **options: Any) -> np.ndarray:
     batches = CellBatches(
         counts, size, (), partition, Context.fit(counts, size, 4, seed=0), CPU, measured=np.ones(g, dtype=bool), **options
     )
-    dealt = torch.cat([partition.deal(row, -30.0) for row in log_rate], dim=1)
-    return partition.gather(batches.shares(np.arange(len(log_rate)), dealt)).numpy()
+    dealt = torch.cat([partition.to_blocks(row, -30.0) for row in log_rate], dim=1)
+    return partition.to_genes(batches.shares(np.arange(len(log_rate)), dealt)).numpy()
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.4, -300.0], ids=["as they should be", "too large", "all 0 in float32"])

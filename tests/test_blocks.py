@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scimpute._counts.partition import Partition, RunningMoments
+from scimpute._counts.partition import Partition
+from scimpute._counts.rates import RateMoments
 
 
 @given(
@@ -41,18 +42,18 @@ def test_every_gene_has_one_place(n_vars, share, block_size, square, seed):
         assert part.genes_per_block == math.ceil(k / part.blocks) <= block_size
         assert places.max() == k - 1
     values = rng.normal(size=n_vars).astype(np.float32)
-    dealt = part.deal(values, empty=-30.0)
+    dealt = part.to_blocks(values, empty=-30.0)
     assert dealt.shape == (part.blocks, 1, part.genes_per_block)
     assert int((dealt == -30.0).sum()) == part.blocks * part.genes_per_block - k
-    np.testing.assert_array_equal(part.gather(dealt)[0], values[genes])
+    np.testing.assert_array_equal(part.to_genes(dealt)[0], values[genes])
 
 
 def test_gather_keeps_cells_apart():
     genes = np.array([5, 0, 3, 1, 6])
     part = Partition.draw(genes, 7, 2, np.random.default_rng(0))
-    cells = [part.deal(np.arange(7) + 10.0 * cell, empty=-1) for cell in range(4)]
+    cells = [part.to_blocks(np.arange(7) + 10.0 * cell, empty=-1) for cell in range(4)]
     expected = 10.0 * np.arange(4)[:, None] + genes
-    np.testing.assert_array_equal(part.gather(torch.cat(cells, dim=1)), expected)
+    np.testing.assert_array_equal(part.to_genes(torch.cat(cells, dim=1)), expected)
 
 
 def test_draw_is_random_and_seeded():
@@ -67,7 +68,7 @@ def test_draw_is_random_and_seeded():
 def test_running_moments_are_numpys(repeats):
     rng = np.random.default_rng(0)
     values = rng.normal(100, 1, size=(repeats, 9, 4)).astype(np.float32)
-    moments, mean_only = RunningMoments(9, 4), RunningMoments(9, 4, spread=False)
+    moments, mean_only = RateMoments(9, 4), RateMoments(9, 4, spread=False)
     for repeat in range(repeats):
         for rows in (slice(0, 5), slice(5, 9)):
             moments.add(rows, torch.from_numpy(values[repeat, rows].copy()), repeat)
@@ -78,4 +79,4 @@ def test_running_moments_are_numpys(repeats):
     expected = exact.var(0, ddof=1) if repeats > 1 else np.zeros((9, 4))
     np.testing.assert_allclose(moments.variance(slice(0, 9), repeats), expected, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(moments.variance(slice(2, 4), repeats), expected[2:4], rtol=1e-3, atol=1e-6)
-    assert mean_only.squares is None
+    assert mean_only.m2 is None

@@ -16,19 +16,23 @@ import scipy.sparse as sp
 import torch
 
 from scimpute import tl
-from scimpute._counts.batches import Context
-from scimpute._counts.output import expected_log1p
-from scimpute._counts.partition import Partition, RunningMoments
-from scimpute._counts.rates import Combiner, add_rates, predict
+from scimpute._counts.began import BeganEngine
+from scimpute._counts.context import Context
+from scimpute._counts.expected import expected_log1p
+from scimpute._counts.molecules import MoleculeSplit
+from scimpute._counts.partition import Partition
+from scimpute._counts.rates import RateMoments, add_rates, predict
+from scimpute._counts.run import Trained, predict_all
 from scimpute._counts.selection import choose
-from scimpute._counts.split import HELDOUT, Complexity, Data, Settings, depth_weights
+from scimpute._counts.settings import Complexity, Settings, Target
+from scimpute._counts.split import HELDOUT, SplitInContext, depth_weights
+from scimpute._train import History
 from scimpute.models.dispersion import heldout_deviance
 from scimpute.models.posterior import mean_and_variance
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
 SETTINGS = Settings(
-    architecture="dense",
     block_size=64,
     n_repeats=1,
     n_context=5,
@@ -37,20 +41,16 @@ SETTINGS = Settings(
     max_epochs=3,
     batch_size=32,
     learning_rate=2e-3,
-    drop_quantile=50.0,
-    drop_shape=1.0,
-    gamma=0.95,
-    adversarial_weight=0.1,
-    reconstruction_weight=1.0,
 )
+ENGINE = BeganEngine("dense", 50.0, 1.0, 0.95, 0.1, 1.0)
 
 
-def data_of(adata, *, genes=None, outside=0.0, seed=0) -> Data:
+def data_of(adata, *, genes=None, outside=0.0, seed=0) -> MoleculeSplit:
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
     size = np.asarray(counts.sum(1), dtype=np.float64).ravel() + outside
     labels = tuple(adata.obs[name].cat.codes.to_numpy().astype(np.int64) for name in ("batch", "cell_type"))
     genes = np.arange(adata.n_vars) if genes is None else genes
-    return Data.prepare(counts, size, labels, genes, CPU, np.random.default_rng(seed))
+    return MoleculeSplit.prepare(counts, size, labels, genes, CPU, np.random.default_rng(seed))
 
 
 def test_data_holds_out_molecules_once(adata):
@@ -86,14 +86,13 @@ def test_per_molecule_does_not_depend_on_the_depth(adata):
 class Known:
     """A network that knows nothing but a log rate for each gene, a step more for each level of the first label."""
 
-    def __init__(self, data: Data, partition: Partition, log_rate: np.ndarray, step: float | np.ndarray = 0.0) -> None:
-        self.log_rate, self.step = partition.deal(log_rate, -30.0), partition.deal(np.broadcast_to(step, log_rate.shape), 0.0)
-        self.generator = self
+    def __init__(self, data: MoleculeSplit, partition: Partition, log_rate: np.ndarray, step: float | np.ndarray = 0.0) -> None:
+        self.log_rate, self.step = partition.to_blocks(log_rate, -30.0), partition.to_blocks(np.broadcast_to(step, log_rate.shape), 0.0)
 
-    def __call__(self, inputs, labels):
+    def __call__(self, inputs, labels, features):
         return self.log_rate + self.step * labels[0][None, :, None].float()
 
-    def shift(self, by):
+    def add_to_log_share(self, by):
         self.log_rate = self.log_rate + by
 
 
@@ -101,13 +100,12 @@ class Known:
 def combined(adata):
     """Two repeats of known rates, imputed as the mean of both batches, genes out of order."""
     data = data_of(adata, genes=np.random.default_rng(0).permutation(40)[:30])
-    context = Context.fit(data.train, data.size_train, 3, seed=0)
-    combiner = Combiner(data, (0, [0, 1]), keep_own=True)
-    base = np.log(data.share)
+    source = SplitInContext(data, Context.fit(data.train, data.size_train, 3, seed=0))
+    trained = []
     for repeat in range(2):
         partition = Partition.draw(data.genes, 40, 8, np.random.default_rng(repeat))
-        combiner.add(Known(data, partition, base + 0.2 * repeat, step=0.1), context, partition)
-    return data, combiner.finish()
+        trained.append(Trained(partition, Known(data, partition, np.log(data.share) + 0.2 * repeat, step=0.1), History()))
+    return data, predict_all(trained, source, Target(0, [0, 1]), own=True, spread=True, on_repeat=lambda: None)
 
 
 def test_repeats_are_combined(combined):
@@ -115,11 +113,11 @@ def test_repeats_are_combined(combined):
     # What is held out is known of a gene in the end.
     share = np.maximum(np.asarray(data.counts.sum(axis=0)).ravel(), 0.5)[data.genes] / data.size.sum()
     each = [share * np.exp(0.2 * repeat) * (1 + np.exp(0.1)) / 2 for repeat in range(2)]
-    np.testing.assert_allclose(result.rates.mean, np.tile(np.mean(each, 0), (60, 1)), rtol=1e-5)
-    np.testing.assert_allclose(result.rates.variance(slice(0, 60), 2), np.tile(np.var(each, 0, ddof=1), (60, 1)), rtol=1e-3)
+    np.testing.assert_allclose(result.moments.mean, np.tile(np.mean(each, 0), (60, 1)), rtol=1e-5)
+    np.testing.assert_allclose(result.moments.variance(slice(0, 60), 2), np.tile(np.var(each, 0, ddof=1), (60, 1)), rtol=1e-3)
     own = share * (1 + np.exp(0.2)) / 2 * np.exp(0.1 * data.labels[0])[:, None]
     np.testing.assert_allclose(result.own.mean, own, rtol=1e-5)
-    assert result.variation == pytest.approx(np.std(0.1 * data.labels[0]), rel=1e-3)
+    assert np.log(result.validation).std(axis=0).max() == pytest.approx(np.std(0.1 * data.labels[0]), rel=1e-3)
 
 
 def test_heldout_scores_are_poisson_deviances_of_shares(combined):
@@ -127,38 +125,44 @@ def test_heldout_scores_are_poisson_deviances_of_shares(combined):
     y, exposure = data.heldout.toarray()[:, data.genes], data.size_heldout[:, None]
     share = data.share[data.genes]
     # Scores are of rates that know the training part only.
-    network = result.own.mean * np.exp(-data.held_back()[data.genes])
+    network = result.own.mean * np.exp(-data.level_correction[data.genes])
     mu = network * data.size_train[:, None]
     x = data.train.toarray()[:, data.genes]
-    assert result.prior.sizes.shape == share.shape
-    np.testing.assert_allclose(result.prior.reference, share * np.median(data.size_train), rtol=1e-5)
+    prior, heldout = data.judge(result.validation)
+    assert prior.theta.shape == share.shape
+    np.testing.assert_allclose(prior.reference, share * np.median(data.size_train), rtol=1e-5)
     given = (torch.from_numpy(values.astype(np.float32)) for values in (x, mu))
-    posterior = mean_and_variance(*given, result.prior, torch.zeros(()))[0].numpy() / data.size_train[:, None]
+    posterior = mean_and_variance(*given, prior, torch.zeros(()))[0].numpy() / data.size_train[:, None]
     for name, rate in {"gene_mean": share, "network": network, "posterior": posterior}.items():
         expected = (rate * exposure - y * np.log(rate + np.zeros_like(y))).sum() / y.sum()
-        assert result.heldout[name] == pytest.approx(expected, rel=1e-4), name
+        assert heldout[name] == pytest.approx(expected, rel=1e-4), name
 
 
 def test_predict_as_another_level(adata):
     data = data_of(adata)
     partition = Partition.draw(data.genes, 40, 16, np.random.default_rng(0))
-    batches = data.whole(partition, Context.fit(data.train, data.size_train, 3, seed=0))
+    batches = SplitInContext(data, Context.fit(data.train, data.size_train, 3, seed=0)).all_batches(partition)
     step = np.linspace(0, 0.5, 40)
-    module, rows = Known(data, partition, np.log(data.share), step), np.array([7, 1, 30, 2])
+    generator, rows = Known(data, partition, np.log(data.share), step), np.array([7, 1, 30, 2])
     # Every gene of the cells is here: the shares of a cell sum to 1.
     zero, one = (data.share * np.exp(step * level) / (data.share * np.exp(step * level)).sum() for level in (0, 1))
-    np.testing.assert_allclose(predict(module, batches, rows), np.where(data.labels[0][rows][:, None] == 1, one, zero), rtol=1e-5)
-    np.testing.assert_allclose(predict(module, batches, rows, 0, 1), np.tile(one, (4, 1)), rtol=1e-5)
+    np.testing.assert_allclose(predict(generator, batches, rows), np.where(data.labels[0][rows][:, None] == 1, one, zero), rtol=1e-5)
+    found = {}
+    for label, level in ((0, 1), (1, 2)):
+        moments = RateMoments(60, 40)
+        add_rates(generator, batches, Target(label, [level]), moments, None, 0)
+        found[label] = moments.mean[rows]
+    np.testing.assert_allclose(found[0], np.tile(one, (4, 1)), rtol=1e-5)
     # The other label's level changes nothing here.
-    np.testing.assert_array_equal(predict(module, batches, rows, 1, 2), predict(module, batches, rows))
+    np.testing.assert_allclose(found[1], predict(generator, batches, rows), rtol=1e-6)
 
 
 # The complexity
 
 
-def chosen(data: Data, posterior: bool = True, **changes: Any) -> tuple[Complexity, dict[str, Any]]:
+def chosen(data: MoleculeSplit, posterior: bool = True, engine: BeganEngine = ENGINE, **changes: Any) -> tuple[Complexity, dict[str, Any]]:
     context = Context.fit(data.train, data.size_train, 5, seed=0)
-    return choose(data, replace(SETTINGS, **changes), context, np.random.default_rng(0), posterior=posterior, on_trial=lambda: None)
+    return choose(data, engine, replace(SETTINGS, **changes), context, np.random.default_rng(0), posterior=posterior, on_trial=lambda: None)
 
 
 def test_what_is_given_is_taken(adata):
@@ -170,7 +174,7 @@ def test_what_is_given_is_taken(adata):
 
 
 def test_conv_is_fixed_where_it_is_not_given(adata):
-    complexity, why = chosen(data_of(adata), architecture="conv", width=8, penalty=None)
+    complexity, why = chosen(data_of(adata), engine=replace(ENGINE, architecture="conv"), width=8, penalty=None)
     assert (complexity.width, complexity.max_epochs, complexity.penalty) == (8, 3, 200.0)
     assert "conv" in why["why"]
 
@@ -180,7 +184,7 @@ def test_what_is_left_open_is_chosen_among_what_was_tried(adata):
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 5, seed=0)
     open_ = replace(SETTINGS, penalty=None, width=None)
-    complexity, why = choose(data, open_, context, np.random.default_rng(0), posterior=True, on_trial=lambda: told.append(1))
+    complexity, why = choose(data, ENGINE, open_, context, np.random.default_rng(0), posterior=True, on_trial=lambda: told.append(1))
     tried = why["candidates"]
     assert tried["penalty"].tolist() == [30.0, 300.0, 3000.0]
     assert complexity.penalty == tried.loc[tried["heldout"].idxmin(), "penalty"]
@@ -195,7 +199,7 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
     """The fewest scores within a standard error of the paired difference, and then the best penalty."""
     behind = {(15, 30.0): 0.0, (5, 300.0): 0.04, (5, 30.0): 0.045}
 
-    def scores(data, settings, batches, minibatches, pairs, width, steps, rng, *, posterior):
+    def scores(task, pairs, steps):
         spread = np.where(np.arange(400) % 2, 1.0, -1.0)
         return np.stack([1 + behind.get(pair, 9.0) + noise * (pair != (15, 30.0)) * spread for pair in pairs])
 
@@ -203,7 +207,7 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 20, seed=0)
     open_ = replace(SETTINGS, penalty=None, n_context=None)
-    complexity, _ = choose(data, open_, context, np.random.default_rng(0), posterior=True, on_trial=lambda: None)
+    complexity, _ = choose(data, ENGINE, open_, context, np.random.default_rng(0), posterior=True, on_trial=lambda: None)
     assert (complexity.n_context, complexity.penalty) == expected
 
 
@@ -212,8 +216,10 @@ def test_candidates_are_scored_by_what_is_asked_for(adata, monkeypatch):
     data = data_of(adata)
     scored = {posterior: chosen(data, posterior, penalty=None)[1]["candidates"]["heldout"] for posterior in (True, False)}
     assert (scored[True] != scored[False]).all()
-    # With a size beyond all doubt the posterior mean is the rate.
-    monkeypatch.setattr("scimpute._counts.selection.sizes.heldout_deviance", functools.partial(heldout_deviance, sizes=torch.tensor([1e9])))
+    # With a theta beyond all doubt the posterior mean is the rate.
+    monkeypatch.setattr(
+        "scimpute._counts.selection.dispersion.heldout_deviance", functools.partial(heldout_deviance, thetas=torch.tensor([1e9]))
+    )
     np.testing.assert_allclose(chosen(data, penalty=None)[1]["candidates"]["heldout"], scored[False], rtol=1e-4)
 
 
@@ -305,11 +311,11 @@ def test_target_batch_moves_the_means_to_the_target(batched, posterior):
 
 
 def test_rates_of_many_levels_are_held_one_at_a_time(monkeypatch):
-    """The mean over 40 batches takes no more memory than that over 2."""
+    """The mean over 40 batches takes no more memory than that over 2, and the inputs are made once."""
     given: list[weakref.ref[torch.Tensor]] = []
-    held = []
+    held, made = [], []
 
-    def predicted(module, batches, cells, label, level):
+    def predicted(generator, batches, cells, inputs, label, level):
         held.append(sum(tensor() is not None for tensor in given))
         rate = torch.full((len(cells), 3), float(level))
         given.append(weakref.ref(rate))
@@ -321,12 +327,16 @@ def test_rates_of_many_levels_are_held_one_at_a_time(monkeypatch):
         def chunks(self):
             yield from (slice(0, 4), slice(4, 6))
 
-    monkeypatch.setattr("scimpute._counts.rates.predict", predicted)
-    rates = RunningMoments(6, 3)
-    add_rates(None, Batches(), (0, list(range(40))), rates, None, 0)
+        def inputs(self, cells):
+            made.append(len(cells))
+
+    monkeypatch.setattr("scimpute._counts.rates._rates_of_level", predicted)
+    rates = RateMoments(6, 3)
+    add_rates(None, Batches(), Target(0, list(range(40))), rates, None, 0)
     np.testing.assert_allclose(rates.mean, 39 / 2)
     assert len(held) == 80
     assert max(held) <= 2
+    assert sorted(made) == [2, 4]
 
 
 def test_size_key_gives_shares_of_the_whole_library(adata):

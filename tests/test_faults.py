@@ -265,7 +265,12 @@ OBJECTS: dict[str, tuple[Call | None, Call, type[Exception], str]] = {
         ValueError,
         "batch_key and celltype_key are the same column, 'batch'",
     ),
-    "44-size-column": (None, began(size_key="sizes"), KeyError, r"size_key: obs column 'sizes' not found; .*did you mean 'size'"),
+    "44-size-column": (
+        None,
+        began(size_key="sizes"),
+        KeyError,
+        r"size_key: obs column 'sizes' not found; .*did you mean 'size'",
+    ),
     "44-size-missing": (
         None,
         began(size_key="size_gaps"),
@@ -584,7 +589,7 @@ def test_29_backed_file_gone(tmp_path, monkeypatch):
     adata = _backed(tmp_path)
     adata.file.close()
     (tmp_path / "backed.h5ad").unlink()
-    monkeypatch.setattr("scimpute.tl._began.run", lambda *_, **__: pytest.fail("training had begun"))
+    monkeypatch.setattr("scimpute.tl._run.run", lambda *_, **__: pytest.fail("training had begun"))
     for call in (began(), thin(key_added="again")):
         with pytest.warns(UserWarning, match="adata is backed"), pytest.raises((OSError, ValueError)):
             call(adata)

@@ -107,7 +107,7 @@ def test_other_things_pass_as_they_are():
 @pytest.mark.parametrize("layer", [None, "other"])
 def test_arrays_on_a_gpu_are_refused_with_the_call(library, device, call, layer, monkeypatch):
     adata = inside(scimpute.datasets.toy_counts(), of(library, device), layer)
-    monkeypatch.setattr("scimpute.tl._began.run", lambda *_, **__: pytest.fail("training had begun"))
+    monkeypatch.setattr("scimpute.tl._run.run", lambda *_, **__: pytest.fail("training had begun"))
     call = call if layer is None else call.replace("adata.X", r"adata.layers\['other'\]")
     for function in (scimpute.tl.began, scimpute.pp.thin, scimpute.pp.hide, scimpute.tl.pmi):
         with pytest.raises(TypeError, match=rf"is on a GPU \({library}.Array\); bring it to the CPU first, e.g. .*{call}"):

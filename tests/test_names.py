@@ -152,7 +152,12 @@ NO_NUMBERS = {
 @pytest.mark.parametrize("kind", NO_NUMBERS)
 def test_columns_that_are_no_numbers(spots, kind, refused):
     spots.obs["column"] = pd.Series(NO_NUMBERS[kind], spots.obs_names, dtype=NO_NUMBERS[kind].dtype)
-    refused(spots, lambda adata: IMPUTE["began"](adata, size_key="column"), ValueError, "size_key='column' is not a positive number in 60")
+    refused(
+        spots,
+        lambda adata: IMPUTE["began"](adata, size_key="column"),
+        ValueError,
+        "size_key='column' is not a positive number in 60",
+    )
     message = "continuous_covariates='column' holds values that are no numbers in 60 samples"
     refused(spots, lambda adata: IMPUTE["pmi"](adata, continuous_covariates="column"), ValueError, message)
 
@@ -171,7 +176,7 @@ def test_columns_that_are_numbers(spots, kind):
 
 
 def test_columns_of_which_there_are_two(spots, monkeypatch):
-    for training in ("tl._began.run", "tl._spots.run", "tl._bulk.train"):
+    for training in ("tl._run.run", "tl._bulk.train"):
         monkeypatch.setattr(f"scimpute.{training}", lambda *_, **__: pytest.fail("training had begun"))
     spots.obs = pd.concat([spots.obs, spots.obs[["batch"]], pd.DataFrame({"size": 1e4, "age": 1.0}, index=spots.obs_names)], axis=1)
     spots.obs = pd.concat([spots.obs, spots.obs[["size", "age"]]], axis=1)
@@ -244,12 +249,17 @@ def test_places_too_far_to_be_measured(spots, call, far, refused):
 def test_library_sizes_that_are_none(spots, value, refused):
     spots.obs["size"] = 1e4
     spots.obs.loc["cell4", "size"] = value
-    refused(spots, lambda adata: scimpute.tl.began(adata, size_key="size"), ValueError, r"size_key='size' is above 2\^53.*first: 'cell4'")
+    refused(
+        spots,
+        lambda adata: scimpute.tl.began(adata, size_key="size"),
+        ValueError,
+        r"size_key='size' is above 2\^53.*first: 'cell4'",
+    )
 
 
 def test_a_batch_that_is_called_average(spots):
     spots.obs["batch"] = spots.obs["batch"].astype(str).replace({spots.obs["batch"].iloc[0]: "average"})
-    with pytest.raises(ValueError, match="a batch is called so, too; rename"):
+    with pytest.raises(ValueError, match="but one batch has this name, too; rename"):
         scimpute.tl.began(spots, "batch", target_batch="average")
     scimpute.tl.began(spots, "batch", **QUICK)
 
@@ -341,7 +351,7 @@ def test_a_view_is_said_once_and_in_the_users_line(spots):
 
 
 def test_a_view_is_refused_before_the_work_where_warnings_are_errors(spots, monkeypatch):
-    monkeypatch.setattr("scimpute.tl._began.run", lambda *_, **__: pytest.fail("training had begun"))
+    monkeypatch.setattr("scimpute.tl._run.run", lambda *_, **__: pytest.fail("training had begun"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(ad.ImplicitModificationWarning):

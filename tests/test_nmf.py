@@ -30,13 +30,13 @@ def test_log_rate_by_hand():
     generator = FactorGenerator(4, start, log_share, rng, spot_penalty=0.1, depth_slope=-0.5)
     inputs, rows = torch.randn(1, 2, 7, generator=rng), torch.tensor([3, 1])
     # The start: the gene's share, at the spot's depth.
-    torch.testing.assert_close(generator(inputs, [rows]), log_share - 0.5 * inputs[..., -1:])
+    torch.testing.assert_close(generator(inputs, (), [rows]), log_share - 0.5 * inputs[..., -1:])
     torch.testing.assert_close(generator.of_spots, start)
     for parameter in (generator.of_genes, generator.last):
         torch.nn.init.normal_(parameter, generator=rng)
     u, v = start, generator.of_genes
     with torch.no_grad():
-        found = generator(inputs, [rows])
+        found = generator(inputs, (), [rows])
         for place, i in enumerate(rows.tolist()):
             for j in range(4):
                 hidden = torch.nn.functional.gelu(generator.left(u[i]) + generator.right(v[j]))
@@ -114,7 +114,7 @@ def test_gradient_of_spots_that_are_there_twice():
     try:
         for _ in range(20):
             generator.zero_grad()
-            generator(inputs, [rows]).square().sum().backward()
+            generator(inputs, (), [rows]).square().sum().backward()
             found.add(generator.steps.grad.numpy().tobytes())
     finally:
         torch.set_num_threads(threads)

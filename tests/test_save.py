@@ -184,9 +184,9 @@ def test_saved_began(adata, tmp_path):
     assert metadata["params"] == params
     assert {name: params[name] for name in ("max_epochs", "n_repeats", "n_context", "width", "penalty")}.items() <= quick.items()
     assert tensors["loadings"].shape == (40, 5)
-    assert tensors["sizes"].shape == (5,)
+    assert tensors["inverse_dispersion"].shape == (5,)
     np.testing.assert_array_equal(tensors["seen"], adata.X.toarray()[:, [30, 2, 17, 9, 5]].any(0))
-    np.testing.assert_array_equal(tensors["sizes"], adata.uns["began"]["sizes"])
+    np.testing.assert_array_equal(tensors["inverse_dispersion"], adata.uns["began"]["inverse_dispersion"])
     for repeat in range(2):
         place = tensors[f"repeat{repeat}.place"]
         assert sorted(place[place >= 0]) == list(range(5))
@@ -328,7 +328,7 @@ def test_a_model_that_cannot_be_saved_costs_no_result(tmp_path, monkeypatch, met
 def test_a_result_is_not_lost_where_warnings_are_errors(tmp_path, monkeypatch):
     """The two warnings that come after the work: of a model that cannot be saved, and of a training that went wrong."""
     monkeypatch.setattr("scimpute._save.save_file", full)
-    monkeypatch.setattr("scimpute.tl._began._FLAT", np.inf)
+    monkeypatch.setattr("scimpute._counts.began.FLAT", np.inf)
     said: list[str] = []
     monkeypatch.setattr("scanpy.logging.error", said.append)
     done = scimpute.tl.began(MAKE["began"](), save=tmp_path / "model.safetensors", copy=True, **QUICK["began"])

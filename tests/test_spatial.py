@@ -13,12 +13,15 @@ import torch
 import scimpute
 from scimpute import _sparse
 from scimpute._counts.batches import CellBatches, Context
+from scimpute._counts.molecules import MoleculeSplit
 from scimpute._counts.partition import Partition
 from scimpute._save import load_model, save_model
 from scimpute._space.features import edge_scale, extents, positions, weighted
 from scimpute._space.side import SideInformation
 from scimpute.models.batch import Batch
-from scimpute.models.multimodal import CODE, MultimodalGenerator, MultimodalModel, TileEncoder
+from scimpute.models.likelihood import Poisson
+from scimpute.models.multimodal import CODE, MultimodalGenerator, TileEncoder
+from scimpute.models.spatial import SpatialModel
 
 QUICK = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
 KEY = "spatial_imputed"
@@ -84,8 +87,8 @@ def test_without_counts_the_counts_of_the_spot_say_nothing(tissue, modalities):
 
 def test_neighbours_are_of_the_own_section(sections, monkeypatch):
     seen: list[SideInformation] = []
-    prepare = scimpute.tl._spots.Data.prepare
-    monkeypatch.setattr("scimpute.tl._spots.Data.prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
+    prepare = MoleculeSplit.prepare
+    monkeypatch.setattr(MoleculeSplit, "prepare", lambda *args: seen.append(args[-1]) or prepare(*args))
     run(sections, library_key="section", spatial_weight=0.1)
     codes = sections.obs["section"].cat.codes.to_numpy()
     assert len(seen[0].rings) == 2
@@ -170,7 +173,7 @@ def test_positions_are_of_the_section_and_know_no_unit():
     np.testing.assert_allclose(scaled(moved, codes), found, atol=1e-5)
     assert np.abs(found).max() <= 1.0001
     np.testing.assert_array_equal(found[:, -2:], np.eye(2)[codes])
-    assert (positions(xy, np.full(20, -1))[:, -2:] == 0).all()
+    assert (scaled(xy, np.full(20, -1))[:, -2:] == 0).all()
 
 
 def test_neighbours_that_look_alike_count_more():
@@ -219,18 +222,18 @@ def test_the_code_of_a_modality_that_is_left_out_does_not_matter():
     generator = modal({"counts": (3,), "position": (5,), "image": (3, 16, 16)}).eval()
     torch.nn.init.normal_(generator.inner.output.weight)
     rng = torch.Generator().manual_seed(2)
-    inputs, told = torch.randn(2, 9, 10, generator=rng), [torch.randn(9, 3, generator=rng), torch.randn(9, 5, generator=rng)]
+    inputs, features = torch.randn(2, 9, 10, generator=rng), [torch.randn(9, 3, generator=rng), torch.randn(9, 5, generator=rng)]
     tiles = [torch.randint(0, 255, (9, 3, 16, 16), generator=rng, dtype=torch.uint8) for _ in range(2)]
     inputs[1, :, 6:] = inputs[0, :, 6:]
     with torch.no_grad():
-        whole = [generator(inputs, [*told, tile]) for tile in tiles]
+        whole = [generator(inputs, (), [*features, tile]) for tile in tiles]
         assert not torch.allclose(*whole)
         with generator.without("image"):
-            torch.testing.assert_close(*[generator(inputs, [*told, tile]) for tile in tiles])
+            torch.testing.assert_close(*[generator(inputs, (), [*features, tile]) for tile in tiles])
         with generator.without("counts"):
-            other = generator(torch.randn(2, 9, 10, generator=rng), [torch.randn(9, 3, generator=rng), told[1], tiles[0]])
-            torch.testing.assert_close(generator(inputs, [*told, tiles[0]]), other)
-        torch.testing.assert_close(generator(inputs, [*told, tiles[0]]), whole[0])
+            other = generator(torch.randn(2, 9, 10, generator=rng), (), [torch.randn(9, 3, generator=rng), features[1], tiles[0]])
+            torch.testing.assert_close(generator(inputs, (), [*features, tiles[0]]), other)
+        torch.testing.assert_close(generator(inputs, (), [*features, tiles[0]]), whole[0])
 
 
 def test_start_of_the_layers_does_not_touch_the_global_generator():
@@ -259,14 +262,15 @@ def test_spatial_loss_by_hand():
     generator = modal({"counts": (0,)}).eval()
     torch.nn.init.normal_(generator.inner.output.weight)
     share = torch.rand(2, 1, 6)
-    module = MultimodalModel(generator, penalty=0.0, spatial_weight=2.0, share=share)
+    module = SpatialModel(generator, Poisson(), penalty=0.0, spatial_weight=2.0, share=share)
     # Three spots, then two neighbours of each of the first two, in one ring.
     inputs = torch.randn(2, 7, 10)
     nothing = torch.zeros(0)
-    batch = Batch(inputs, (torch.zeros(7, 0),), nothing.long(), nothing, torch.ones(3), torch.tensor([[[3, 4], [5, 6]]]), (0.5,))
+    features = (torch.zeros(7, 0),)
+    batch = Batch(inputs, (), nothing.long(), nothing, torch.ones(3), features, torch.tensor([[[3, 4], [5, 6]]]), (0.5,))
     (_, loss), *_ = module.losses(batch)
     with torch.no_grad():
-        y = generator(inputs, (torch.zeros(7, 0),))
+        y = generator(inputs, (), features)
         expected = sum((share * (y[:, [i]] - y[:, [3 + i]]) * (y[:, [i]] - y[:, [5 + i]])).sum() for i in range(2)) / 2
         poisson = y[:, :3].clamp(max=0).exp().sum() / 3
     torch.testing.assert_close(loss.detach(), poisson + 2.0 * 0.5 * expected)
@@ -547,7 +551,7 @@ def test_some_genes(tissue, tmp_path, arguments):
     assert KEY not in tissue.layers
     assert list(tissue.obsm[KEY].columns) == list(tissue.obsm[f"{KEY}_sd"].columns) == ["gene7", "gene3"]
     assert tissue.uns[KEY]["params"]["genes"] == ["gene7", "gene3"]
-    assert len(tissue.uns[KEY]["sizes"]) == 2
+    assert len(tissue.uns[KEY]["inverse_dispersion"]) == 2
     counts = tissue[:, ["gene7", "gene3"]].X.toarray()
     assert np.corrcoef(tissue.obsm[KEY].to_numpy().ravel(), counts.ravel())[0, 1] > 0.3
     scimpute.tl.apply(tissue, path, key_added="again")

@@ -10,8 +10,8 @@ import torch
 
 import scimpute
 from scimpute._counts.batches import CellBatches, Context
+from scimpute._counts.entries import EntrySplit
 from scimpute._counts.partition import Partition
-from scimpute._counts.split import Data
 from scimpute._space.side import SideInformation
 from scimpute.models.likelihood import squared_error
 
@@ -45,18 +45,18 @@ def test_hidden_entries_are_asked_for_and_not_told(side):
     partition = Partition(np.arange(8), np.array([3, 0, 7, 2, 5, 1, 6, 4]), 2, 4)
     batches = CellBatches(counts, size, (), partition, Context.fit(counts, size, 2, 0), torch.device("cpu"), side)
     rows = np.array([4, 3, 0, 9, 7])
-    whole, part = batches.inputs(rows), batches.masked(rows, rng)
-    told, asked = partition.gather(part.inputs[..., :4]).numpy() > 0, np.zeros((5, 8), dtype=bool)
+    whole, part = batches.inputs(rows), batches.with_hidden_entries(rows, rng)
+    told, asked = partition.to_genes(part.inputs[..., :4]).numpy() > 0, np.zeros((5, 8), dtype=bool)
     flat = torch.zeros(2 * 5 * 4)
     flat[part.place] = part.removed
-    asked = partition.gather(flat.view(2, 5, 4)).numpy()
+    asked = partition.to_genes(flat.view(2, 5, 4)).numpy()
     assert 0 < (asked > 0).sum() < counts[rows].nnz
     np.testing.assert_array_equal(told, (dense[rows] > 0) & (asked == 0))
     np.testing.assert_array_equal(asked[asked > 0], dense[rows][asked > 0])
     np.testing.assert_array_equal(part.exposure.numpy(), size[rows])
     # Shown values are those of the whole spot, and its depth is known; the scores are of what is shown, scaled up.
-    values = partition.gather(whole[..., :4]).numpy()
-    np.testing.assert_allclose(partition.gather(part.inputs[..., :4]).numpy()[told], values[told])
+    values = partition.to_genes(whole[..., :4]).numpy()
+    np.testing.assert_allclose(partition.to_genes(part.inputs[..., :4]).numpy()[told], values[told])
     np.testing.assert_array_equal(part.inputs[..., -1], whole[..., -1])
     loadings, cp10k = batches.context.loadings.numpy(), np.sqrt(1e4 * dense[rows] / size[rows, None])
     share = told.sum(axis=1) / np.maximum((dense[rows] > 0).sum(axis=1), 1)
@@ -68,7 +68,7 @@ def test_what_is_held_out_is_not_learnt_from(side):
     rng = np.random.default_rng(1)
     counts = sp.csr_matrix(rng.poisson(0.8, (200, 40)).astype(np.float32))
     size = np.asarray(counts.sum(axis=1)).ravel()
-    data = Data.of_entries(counts, size, (), np.arange(counts.shape[1]), torch.device("cpu"), rng, side)
+    data = EntrySplit.prepare(counts, size, (), np.arange(counts.shape[1]), torch.device("cpu"), rng, side)
     assert data.train.multiply(data.heldout).nnz == 0
     assert (data.train + data.heldout != counts).nnz == 0
     assert data.heldout.nnz == pytest.approx(0.05 * counts.nnz, rel=0.2)
@@ -80,7 +80,7 @@ def test_size_of_a_gene_and_its_slope_with_the_depth(side):
     depth, level = rng.lognormal(0, 0.7, 400), rng.lognormal(3, 1, 12)
     counts = sp.csr_matrix(np.maximum(np.rint(np.sqrt(depth)[:, None] * level * rng.lognormal(0, 0.05, (400, 12))), 1).astype(np.float32))
     size = 1e4 * depth
-    data = Data.of_entries(counts, size, (), np.arange(counts.shape[1]), torch.device("cpu"), rng, side)
+    data = EntrySplit.prepare(counts, size, (), np.arange(counts.shape[1]), torch.device("cpu"), rng, side)
     assert data.depth_slope == pytest.approx(-0.5, abs=0.02)
     middle = np.median(size)
     expected = level * np.sqrt(middle / 1e4) / middle
@@ -117,7 +117,7 @@ def test_recovers_what_was_hidden():
     assert set(record) == {"gene_mean", "network"}
     assert record["network"] < record["gene_mean"]
     # One over the size is the variance of the log around its prediction.
-    assert np.median(1 / adata.uns["all"]["sizes"]) == pytest.approx(record["network"], rel=0.5)
+    assert np.median(1 / adata.uns["all"]["inverse_dispersion"]) == pytest.approx(record["network"], rel=0.5)
 
 
 @pytest.mark.parametrize("output", ["rate", "log1p"])

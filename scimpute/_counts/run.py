@@ -119,37 +119,67 @@ def run(
     source = SplitInContext(split, context.truncated(complexity.n_context))
     trained = _train_repeats(source, engine, settings, complexity, rng, progress)
     progress.phase("predicting", 0.1, settings.n_repeats)
-    n, k = split.counts.shape[0], len(split.genes)
-    moments = RateMoments(n, k, spread=sd)
-    own = RateMoments(n, k, spread=False) if target is not None and posterior else None
-    validation = RateMoments(len(split.validation), k, spread=False)
-    repeats, parts = [], []
-    for number, each in enumerate(trained):
-        parts.append(engine.contributions(each.generator, source, each.partition))
-        # A network may need all genes in its block, whichever are imputed.
-        imputed = replace(each.partition, genes=split.genes)
-        _add_validation(each, source, imputed, validation, number)
-        repeat = each.at_level_of_all(split)
-        add_rates(repeat.generator, source.all_batches(imputed), target, moments, own, number)
-        repeats.append(repeat)
-        progress.step()
+    contribution = _mean([engine.contributions(each.generator, source, each.partition) for each in trained])
+    predicted = predict_all(trained, source, target, own=target is not None and posterior, spread=sd, on_repeat=progress.step)
     progress.phase("dispersion of the genes", 0.1)
-    prior, heldout = split.judge(validation.mean)
+    prior, heldout = split.judge(predicted.validation)
     seen = torch.from_numpy(column_sums(columns(split.counts, split.genes)) > 0)
     return Fit(
         complexity=complexity,
         chosen=chosen,
         context=source.context,
-        repeats=repeats,
-        rates=Rates(moments, own, settings.n_repeats, prior.to("cpu"), seen),
+        repeats=predicted.repeats,
+        rates=Rates(predicted.moments, predicted.own, len(trained), prior.to("cpu"), seen),
         heldout=heldout,
-        variation=_variation(validation.mean),
+        variation=_variation(predicted.validation),
         history=pd.DataFrame(
             [{"repeat": i, "epoch": j, **values} for i, each in enumerate(trained) for j, values in enumerate(each.history.epochs)]
         ),
         stopped=[each.history.stopped for each in trained],
-        contribution=_mean(parts),
+        contribution=contribution,
     )
+
+
+@dataclass
+class Predicted:
+    """What all repeats predict together.
+
+    Attributes
+    ----------
+    moments, own
+        Mean and spread of the rates of all cells as of the target batches, and mean rates in their own batch.
+    validation
+        Mean rates of the validation cells from their training part, ``(v, k)``.
+    repeats
+        The networks, which know all counts now.
+    """
+
+    moments: RateMoments
+    own: RateMoments | None
+    validation: np.ndarray
+    repeats: list[Repeat]
+
+
+def predict_all(
+    trained: list[Trained], source: SplitInContext, target: Target | None, *, own: bool, spread: bool, on_repeat: Callable[[], None]
+) -> Predicted:
+    """Predict the validation cells with each network as it was trained, and then all cells at the level of all counts."""
+    split = source.split
+    n, k = split.counts.shape[0], len(split.genes)
+    found = Predicted(RateMoments(n, k, spread=spread), RateMoments(n, k, spread=False) if own else None, np.empty((0, k)), [])
+    validation = RateMoments(len(split.validation), k, spread=False)
+    for number, each in enumerate(trained):
+        # A network may need all genes in its block, whichever are imputed.
+        imputed = replace(each.partition, genes=split.genes)
+        batches = source.train_batches(imputed)
+        for rows in chunks(len(split.validation), imputed.blocks * imputed.genes_per_block):
+            validation.add(rows, predict(each.generator, batches, split.validation[rows]).cpu(), number)
+        repeat = each.at_level_of_all(split)
+        add_rates(repeat.generator, source.all_batches(imputed), target, found.moments, found.own, number)
+        found.repeats.append(repeat)
+        on_repeat()
+    found.validation = validation.mean
+    return found
 
 
 def _train_repeats(
@@ -215,14 +245,6 @@ def train_repeat(
     )
     module.eval()
     return Trained(partition, module.generator, history)  # type: ignore[arg-type]
-
-
-def _add_validation(trained: Trained, source: SplitInContext, partition: Partition, validation: RateMoments, repeat: int) -> None:
-    """Predict the validation cells from their training part."""
-    cells = source.split.validation
-    batches = source.train_batches(partition)
-    for rows in chunks(len(cells), partition.blocks * partition.genes_per_block):
-        validation.add(rows, predict(trained.generator, batches, cells[rows]).cpu(), repeat)
 
 
 def _variation(rates: np.ndarray) -> float:

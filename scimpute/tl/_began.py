@@ -142,9 +142,10 @@ def began(
     ``adata.uns[key_added]``
         ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
         L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
-        candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``sizes`` per
-        gene, ``size_slope`` and ``size_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``; ``source``, by which the counts
-        are known again when they have been moved: number of ``molecules``, a hash of each of the ``cells`` and ``genes``. With
+        candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``inverse_dispersion`` of
+        every imputed gene, ``inverse_dispersion_slope`` and ``inverse_dispersion_spread`` (see *Notes*); ``stopped``; ``version``;
+        ``seconds``; ``source``, by which the counts are known again when they have been moved: number of ``molecules``, a hash of each of
+        the ``cells`` and ``genes``. With
         ``fill="expressed"`` ``expressed_above``: for every imputed gene the rate from which a cell expresses it, 0 where that cannot be
         said.
 

@@ -111,8 +111,9 @@ def nmf(
     ``adata.obsm[f"X_{key_added}"]``, ``adata.varm[key_added.upper()]``
         Vectors of the spots, ``n_obs`` x ``n_factors``, and of the genes, ``n_vars`` x ``n_factors``; float32.
     ``adata.uns[key_added]``
-        ``params``, ``history``, ``chosen``, ``heldout``, ``sizes``, ``size_slope``, ``size_spread``, ``stopped``,
-        ``conditioned_on`` (empty), ``version``, ``seconds`` and ``source`` as in :func:`scimpute.tl.spatial`.
+        ``params``, ``history``, ``chosen``, ``heldout``, ``inverse_dispersion``, ``inverse_dispersion_slope``,
+        ``inverse_dispersion_spread``, ``stopped``, ``conditioned_on`` (empty), ``version``, ``seconds`` and ``source`` as in
+        :func:`scimpute.tl.spatial`.
 
     Raises
     ------

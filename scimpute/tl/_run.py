@@ -68,7 +68,8 @@ class Request:
     @classmethod
     def checked(cls, adata: Any, method: str, **given: Any) -> Request:
         """Refuse an object or a key that cannot take the result, and options that do not exist."""
-        request = cls(method, **given | {"sd": _check.boolean("sd", given["sd"])})
+        flags = {name: _check.boolean(name, given[name]) for name in ("sd", "posterior")}
+        request = cls(method, **given | flags)
         key, beside = request.key_added, {}
         if request.factors and isinstance(key, str):
             beside = {"obsm": [keys.spot_factors(key)], "varm": [keys.gene_factors(key)]}
@@ -76,7 +77,6 @@ class Request:
         _check.option("output", request.output, OUTPUTS)
         _check.option("fill", request.fill, FILLS)
         _check.option("likelihood", request.likelihood, list(SPLITS))
-        _check.boolean("posterior", request.posterior)
         return request
 
     @property

@@ -133,9 +133,9 @@ def spatial(
     ``adata.uns[key_added]``
         ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
         held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
-        the logs of held-out entries, as then in ``heldout``, which has no posterior); ``history``, ``chosen``, ``heldout``, ``sizes``,
-        ``size_slope``, ``size_spread``, ``stopped``, ``version``, ``seconds`` and ``source`` as in :func:`scimpute.tl.began`;
-        ``conditioned_on``, the sections.
+        the logs of held-out entries, as then in ``heldout``, which has no posterior); ``history``, ``chosen``, ``heldout``,
+        ``inverse_dispersion``, ``inverse_dispersion_slope``, ``inverse_dispersion_spread``, ``stopped``, ``version``, ``seconds`` and
+        ``source`` as in :func:`scimpute.tl.began`; ``conditioned_on``, the sections.
 
     Raises
     ------

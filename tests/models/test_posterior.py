@@ -16,7 +16,7 @@ from scimpute.models.dispersion import (
     Sample,
     deviance,
     estimate,
-    gene_sizes,
+    gene_thetas,
     heldout_deviance,
     marginal_deviance,
 )
@@ -187,12 +187,12 @@ def test_zero_prediction_is_finite():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gene_sizes_tell_genes_apart(seed):
+def test_gene_thetas_tell_genes_apart(seed):
     theta = np.repeat([0.3, 2.0, 30.0], 20)
     counts, _, mu = drawn(400, theta, np.full(60, 5.0), seed)
     marginal = marginal_deviance(*tensors(counts, mu, np.ones(len(counts))))
     # Every size in one abundance bin: only the genes' own counts can tell them apart.
-    sizes = gene_sizes(marginal, torch.full((60,), 1 / 60), n_bins=1).log().numpy().reshape(3, 20)
+    sizes = gene_thetas(marginal, torch.full((60,), 1 / 60), n_bins=1).log().numpy().reshape(3, 20)
     middle = np.median(sizes, axis=1)
     # The spread that is assumed widens the distances.
     assert middle[1] - middle[0] == pytest.approx(np.log(2 / 0.3), abs=1.0)
@@ -207,7 +207,7 @@ def test_rare_genes_take_the_size_of_their_bin():
     marginal = marginal_deviance(*tensors(counts, mu, np.ones(len(counts))))
     share = torch.from_numpy(np.repeat([0.02, 8.0], [rare, common]).astype(np.float32))
     alone = GRID[marginal.argmin(0)].log().numpy()
-    sizes = gene_sizes(marginal, share, n_bins=2).log().numpy()
+    sizes = gene_thetas(marginal, share, n_bins=2).log().numpy()
     # Alone, a gene with ten molecules may have any size; with its bin all are alike.
     assert sizes[:rare].std() < 0.5 * alone[:rare].std()
     assert sizes[:rare].max() < sizes[rare:].min()
@@ -244,9 +244,9 @@ def test_estimate_finds_what_was_planted(slope, spread):
     found = fitted(*(a for a in drawn(900, theta, mean, 1, slope, spread)))
     assert found.slope == pytest.approx(slope, abs=0.3)
     assert (found.spread > 0.9) if spread else (found.spread < 0.7)
-    error = found.sizes.log().numpy() - np.log(theta)
+    error = found.theta.log().numpy() - np.log(theta)
     assert abs(np.median(error)) < 0.6
-    assert np.corrcoef(found.sizes.log(), np.log(theta))[0, 1] > 0.8
+    assert np.corrcoef(found.theta.log(), np.log(theta))[0, 1] > 0.8
 
 
 def test_estimated_prior_predicts_new_molecules_better_than_one_size():
@@ -271,10 +271,10 @@ def test_heldout_molecules_correct_sizes_of_a_model_that_knows_the_counts():
     theta = np.full(60, 2.0)
     counts, target, mu = drawn(800, theta, np.full(60, 3.0))
     knowing = mu + 0.5 * (counts - mu).clip(-0.9 * mu)
-    marginal = gene_sizes(marginal_deviance(*tensors(counts, knowing, np.ones(len(counts)))), torch.full((60,), 1 / 60))
+    marginal = gene_thetas(marginal_deviance(*tensors(counts, knowing, np.ones(len(counts)))), torch.full((60,), 1 / 60))
     honest = fitted(counts, target, mu)
     leaking = fitted(counts, target, knowing)
-    assert float(marginal.median()) > 3 * float(honest.sizes.median())
+    assert float(marginal.median()) > 3 * float(honest.theta.median())
     x = torch.from_numpy(counts.astype(np.float32))
     rates = posterior_of(x, *tensors(knowing), leaking, torch.zeros(()))[0] / 9
     naive = posterior_of(x, *tensors(knowing), Prior(marginal, marginal * 0 + 3), torch.zeros(()))[0] / 9
@@ -285,7 +285,7 @@ def test_heldout_molecules_correct_sizes_of_a_model_that_knows_the_counts():
 def test_nothing_held_out_leaves_the_prior_of_the_prior():
     counts, _, mu = drawn(30, np.ones(5), np.ones(5))
     found = fitted(counts, np.zeros_like(counts), mu)
-    assert torch.isfinite(found.sizes).all()
+    assert torch.isfinite(found.theta).all()
     assert np.isfinite([found.slope, found.spread]).all()
 
 
