@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgba
 from scipy.optimize import linear_sum_assignment
 
 from scimpute import metrics, pl, tl
-from scimpute.metrics import _clusters as clustering
+from scimpute._anndata.obs import Categorical
 from scimpute.pl import _clusters, _tissue
 from scimpute.pl._palette import palette
 
@@ -212,7 +212,7 @@ def test_names_are_no_formulas(adata):
 
 def test_matching_keeps_as_many_cells_as_possible():
     def known(codes, n):
-        return clustering.Known("x", [str(i) for i in range(n)], np.array(codes))
+        return Categorical("x", [str(i) for i in range(n)], np.array(codes))
 
     # Cluster 0 shares most with level 1, and so does cluster 1, which has more of it.
     reference = known([0, 0, 1, 1, 1, 1, 1, -1], 2)

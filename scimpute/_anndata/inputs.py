@@ -10,8 +10,8 @@ import numpy as np
 
 from .._space.side import SideInformation
 from .counts import read_source
-from .obs import Label, check_columns, read_genes, read_label, read_size
-from .sections import Sections, one_section, read_sections
+from .obs import Categorical, check_columns, read_genes, read_label, read_size
+from .sections import one_section, read_sections
 from .side import read_side
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class Conditions:
         Arrays that reading the side information for a saved model needs again.
     """
 
-    labels: dict[str, Label]
-    sections: Sections | None = None
+    labels: dict[str, Categorical]
+    sections: Categorical | None = None
     side: SideInformation | None = None
     left_out: dict[str, list[str]] = field(default_factory=dict)
     kept: dict[str, np.ndarray] = field(default_factory=dict)
@@ -169,13 +169,13 @@ class SpotReader:
     def read(self, adata: AnnData) -> Conditions:
         """The section, as a label where there are several and the network is conditioned on it."""
         sections = one_section(adata) if self._alone else read_sections(adata, self.params["library_key"])
-        if not self.conditioned or len(sections.names) < 2:
+        if not self.conditioned or len(sections.levels) < 2:
             return Conditions({}, sections)
-        return Conditions({"library_key": Label(self.params["library_key"], sections.names, sections.codes)}, sections)
+        return Conditions({"library_key": sections}, sections)
 
     def with_side(self, adata: AnnData, conditions: Conditions) -> Conditions:
         """Positions, images and neighbours as well: they may take more memory than the counts."""
         sections = conditions.sections
         assert sections is not None, "spots have a section"
-        side, kept = read_side(adata, self.params, sections, sections.codes, len(sections.names))
+        side, kept = read_side(adata, self.params, sections, sections.codes, len(sections.levels))
         return replace(conditions, side=side, kept=kept)

@@ -26,8 +26,18 @@ _FLOAT_LEVELS = 50
 
 
 @dataclass(frozen=True)
-class Label:
-    """A categorical column of obs: level names in order of appearance, level codes ``(n,)``."""
+class Categorical:
+    """A categorical column of ``obs``.
+
+    Attributes
+    ----------
+    column
+        Its name; empty for one level that all cells have.
+    levels
+        Names of the levels.
+    codes
+        Place of every cell's level in ``levels``, ``(n,)``; -1 for a cell without one.
+    """
 
     column: str
     levels: list[str]
@@ -63,11 +73,15 @@ def read_codes(adata: AnnData, column: str, argument: str, levels: Sequence[str]
     return pd.Index(levels, dtype=object).get_indexer(names).astype(np.int64)
 
 
-def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
-    """A categorical column of obs, or None where all cells have the same level."""
-    values = _label_values(adata, column, argument)
+def _check_categorical(values: pd.Series, column: str, argument: str) -> None:
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
+
+
+def read_label(adata: AnnData, column: str, argument: str) -> Categorical | None:
+    """A column of obs in which every cell has a level, or None where all cells have the same one."""
+    values = _label_values(adata, column, argument)
+    _check_categorical(values, column, argument)
     # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
     codes, names = pd.factorize(np.asarray(values.astype(str), dtype=object))
     _check.storable(f"{argument}={column!r}: level", names)
@@ -77,7 +91,25 @@ def read_label(adata: AnnData, column: str, argument: str) -> Label | None:
     few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
     if few:
         _check.warn(f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them")
-    return Label(column, [str(n) for n in names], codes.astype(np.int64))
+    return Categorical(column, [str(n) for n in names], codes.astype(np.int64))
+
+
+def read_annotation(adata: AnnData, column: str, unlabelled: str | Sequence[str], argument: str = "labels") -> Categorical:
+    """A column of obs in which some cells may have no level, sorted by name; the levels ``unlabelled`` are none."""
+    values = read_column(adata.obs, column, argument)
+    _check_categorical(values, column, argument)
+    names = np.array(values.astype(str), dtype=object)
+    none = [unlabelled] if isinstance(unlabelled, str) else [str(level) for level in unlabelled]
+    unknown = sorted(set(none) - set(names))
+    if unknown:
+        raise ValueError(
+            f"unlabelled: {_check.listing(unknown)} are not in {argument}={column!r}; its levels: {_check.listing(set(names))}"
+        )
+    names[values.isna().to_numpy() | np.isin(names, none)] = None
+    codes, levels = pd.factorize(names, sort=True)
+    if len(levels) < 2:
+        raise ValueError(f"{argument}={column!r} has {len(levels)} level(s) beside missing ones; at least 2 are needed to compare with")
+    return Categorical(column, [str(level) for level in levels], codes)
 
 
 def as_numbers(values: pd.Series) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from .. import _check
 from .._space.graph import neighbours
 from . import keys
-from .obs import read_label
+from .obs import Categorical, read_label
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,20 +28,12 @@ _DRAWN = ("they would be drawn over one another", " and the one to show as libra
 """What becomes of sections that are taken for one, and what is to be passed beside ``library_key``."""
 
 
-@dataclass(frozen=True)
-class Sections:
-    """Names of the sections, code of every spot's section ``(n,)``; one without a name where they are not told apart."""
-
-    names: list[str]
-    codes: np.ndarray
-
-
-def read_sections(adata: AnnData, library_key: str | None) -> Sections:
+def read_sections(adata: AnnData, library_key: str | None) -> Categorical:
     """The section of every spot; one for all without a key, with a warning where there is more than one image."""
     if library_key is not None:
         label = read_label(adata, library_key, "library_key")
         if label is not None:
-            return Sections(label.levels, label.codes)
+            return label
     else:
         images = stored_sections(adata)
         if len(images) > 1:
@@ -68,9 +59,9 @@ def warn_of_spots_off_tissue(adata: AnnData, what: str) -> None:
         )
 
 
-def one_section(adata: AnnData) -> Sections:
-    """All spots in one."""
-    return Sections([""], np.zeros(adata.n_obs, dtype=np.int64))
+def one_section(adata: AnnData) -> Categorical:
+    """All spots in one section, which has no name."""
+    return Categorical("", [""], np.zeros(adata.n_obs, dtype=np.int64))
 
 
 def check_drawn(adata: AnnData) -> None:

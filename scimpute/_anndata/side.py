@@ -10,8 +10,9 @@ import numpy as np
 from .. import _check
 from .._space.features import colours, edge_scale, extents, moments, positions, standardised, weighted
 from .._space.side import SPOT, SideInformation
+from .obs import Categorical
 from .positions import read_coordinates, read_features
-from .sections import Sections, check_array, check_coordinates, read_sections
+from .sections import check_array, check_coordinates, read_sections
 from .space import read_rings
 from .tissue import cut_tiles, read_tissues
 
@@ -65,7 +66,7 @@ def checked_ring_weights(asked: Sequence[float]) -> tuple[float, ...]:
 def read_side(
     adata: AnnData,
     params: Mapping[str, Any],
-    sections: Sections,
+    sections: Categorical,
     known: np.ndarray,
     n_known: int,
     saved: Mapping[str, np.ndarray] | None = None,
@@ -121,7 +122,7 @@ def read_side_as_trained(
 
 
 def _read_positions(
-    adata: AnnData, sections: Sections, known: np.ndarray, n_known: int, saved: Mapping[str, np.ndarray] | None
+    adata: AnnData, sections: Categorical, known: np.ndarray, n_known: int, saved: Mapping[str, np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of the positions, and the extent of every section."""
     coordinates = read_coordinates(adata)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
+from .obs import Categorical
 from .positions import read_array, read_coordinates
-from .sections import _ARRAY, AT_ONE_PLACE, Sections, check_array, check_coordinates, one_place, one_place_of_the_array, read_sections
+from .sections import _ARRAY, AT_ONE_PLACE, check_array, check_coordinates, one_place, one_place_of_the_array, read_sections
 
 COORD_TYPES = ("grid", "generic")
 N_NEIGHS = 6
@@ -43,7 +44,7 @@ class Neighbours:
         return "generic" if self.lattice is None else "grid"
 
 
-def find_neighbours(adata: AnnData, sections: Sections, n_neighs: int = N_NEIGHS, coord_type: str | None = None) -> Neighbours:
+def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEIGHS, coord_type: str | None = None) -> Neighbours:
     """The first ring of neighbours, by where the spots are."""
     coordinates, array = read_coordinates(adata), read_array(adata)
     if coord_type is None:
@@ -81,7 +82,7 @@ def _by_position(adata: AnnData, found: Neighbours, coordinates: np.ndarray) -> 
     return found
 
 
-def _is_grid(adata: AnnData, coordinates: np.ndarray, array: np.ndarray | None, sections: Sections) -> bool:
+def _is_grid(adata: AnnData, coordinates: np.ndarray, array: np.ndarray | None, sections: Categorical) -> bool:
     if coordinates.shape[1] == 3:
         return False
     return array is not None or (keys.SPATIAL in adata.uns and is_regular(coordinates, sections.codes))
@@ -93,16 +94,16 @@ def _is_hexagonal(array: np.ndarray) -> bool:
     return bool(np.ptp(rows) == 1 and np.ptp(both) == 0)
 
 
-def _warn_of_small_sections(sections: Sections, n_neighs: int) -> None:
-    sizes = np.bincount(sections.codes, minlength=len(sections.names))
+def _warn_of_small_sections(sections: Categorical, n_neighs: int) -> None:
+    sizes = np.bincount(sections.codes, minlength=len(sections.levels))
     # Sections of 1 or 2 spots were named when they were read.
-    small = [name for name, size in zip(sections.names, sizes, strict=True) if (3 if name else 1) <= size <= n_neighs]
+    small = [name for name, size in zip(sections.levels, sizes, strict=True) if (3 if name else 1) <= size <= n_neighs]
     if small:
         where = f"sections {_check.listing(small)} have" if small[0] else f"the object has {len(sections.codes)} spots,"
         _check.warn(f"n_neighs={n_neighs}, but {where} no more than that many spots: there, each has all others for neighbours")
 
 
-def read_rings(adata: AnnData, n_rings: int, sections: Sections | None = None, key: str = keys.SPATIAL) -> list[sp.csr_matrix]:
+def read_rings(adata: AnnData, n_rings: int, sections: Categorical | None = None, key: str = keys.SPATIAL) -> list[sp.csr_matrix]:
     """Rings 1 to ``n_rings`` of neighbours as symmetric graphs of ones without a diagonal; written is nothing.
 
     The first is the object's graph, whoever made it, without edges between ``sections`` where they are given, or else

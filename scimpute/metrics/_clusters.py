@@ -12,7 +12,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from .. import _check, _device, _random
-from .._anndata.obs import read_column
+from .._anndata.obs import Categorical, read_annotation
 from .._anndata.read import check_object
 from .._keywords import helpful
 from . import _profiles
@@ -120,7 +120,7 @@ def cluster_agreement(
     """
     check_object(adata)
     names = _check.layers(layers, [_profiles.RAW])
-    known = read_known(adata, labels, unlabelled)
+    known = read_annotation(adata, labels, unlabelled)
     methods = [method] if isinstance(method, str) or not isinstance(method, Sequence) else list(method)
     settings = Settings(methods, n_clusters, resolution, n_top_genes, n_pcs, n_neighbors, _random.seed(_random.generator(random_state)))
     settings = settings.checked(adata, len(known.levels))
@@ -128,7 +128,7 @@ def cluster_agreement(
     for name, clusters in cluster(_profiles.read(adata, names, layer, output), settings).items():
         row: dict[str, float] = {}
         for how, found in clusters.items():
-            row |= {f"{how}_ari": known.ari(found), f"{how}_nmi": known.nmi(found)}
+            row |= {f"{how}_ari": ari(known, found), f"{how}_nmi": nmi(known, found)}
             if how == "leiden":
                 row["leiden_clusters"] = len(np.unique(found))
         rows[name] = row
@@ -136,45 +136,21 @@ def cluster_agreement(
     return table.astype({"leiden_clusters": int}) if "leiden" in methods else table
 
 
-@dataclass(frozen=True)
-class Known:
-    """Labels: level names in order, level codes ``(n,)`` with -1 where a cell has none."""
+def ari(labels: Categorical, clusters: np.ndarray) -> float:
+    """Adjusted Rand index over the cells with a label."""
+    # scikit-learn is imported where it is used: what its import draws from Python's generator, `import scimpute` must not.
+    from sklearn.metrics import adjusted_rand_score
 
-    column: str
-    levels: list[str]
-    codes: np.ndarray
-
-    def ari(self, clusters: np.ndarray) -> float:
-        # scikit-learn is imported where it is used: what its import draws from Python's generator, `import scimpute` must not.
-        from sklearn.metrics import adjusted_rand_score
-
-        some = self.codes >= 0
-        return float(adjusted_rand_score(self.codes[some], clusters[some]))
-
-    def nmi(self, clusters: np.ndarray) -> float:
-        from sklearn.metrics import normalized_mutual_info_score
-
-        some = self.codes >= 0
-        return float(normalized_mutual_info_score(self.codes[some], clusters[some]))
+    labelled = labels.codes >= 0
+    return float(adjusted_rand_score(labels.codes[labelled], clusters[labelled]))
 
 
-def read_known(adata: AnnData, column: str, unlabelled: str | Sequence[str], argument: str = "labels") -> Known:
-    """A categorical column of obs in which not every cell has a label."""
-    values = read_column(adata.obs, column, argument)
-    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > 50:
-        raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
-    names = np.array(values.astype(str), dtype=object)
-    none = [unlabelled] if isinstance(unlabelled, str) else [str(level) for level in unlabelled]
-    unknown = sorted(set(none) - set(names))
-    if unknown:
-        raise ValueError(
-            f"unlabelled: {_check.listing(unknown)} are not in {argument}={column!r}; its levels: {_check.listing(set(names))}"
-        )
-    names[values.isna().to_numpy() | np.isin(names, none)] = None
-    codes, levels = pd.factorize(names, sort=True)
-    if len(levels) < 2:
-        raise ValueError(f"{argument}={column!r} has {len(levels)} level(s) beside missing ones; at least 2 are needed to compare with")
-    return Known(column, [str(level) for level in levels], codes)
+def nmi(labels: Categorical, clusters: np.ndarray) -> float:
+    """Normalised mutual information over the cells with a label."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    labelled = labels.codes >= 0
+    return float(normalized_mutual_info_score(labels.codes[labelled], clusters[labelled]))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from .. import _check
 from .._anndata import keys
 from .._anndata.matrix import some_rows
-from .._anndata.obs import Label
+from .._anndata.obs import Categorical
 from .._anndata.read import entry_name, layer_names, read_layer, read_matrix, read_neighbours, source_name
 from .._anndata.results import params_of, written_by
 from .._sparse import chunks
@@ -76,7 +76,7 @@ def predictions(hidden: Hidden, names: Sequence[str], *, grouped: bool) -> dict[
     return found | {name: _of_layer(hidden, name) for name in names}
 
 
-def read(adata: AnnData, key: str, label: Label | None) -> Hidden:
+def read(adata: AnnData, key: str, label: Categorical | None) -> Hidden:
     """The first pass: means and variances of the visible values."""
     name, of = _require(adata, key)
     truth, visible = _in_rows(read_matrix(adata, name)), _in_rows(read_matrix(adata, key))

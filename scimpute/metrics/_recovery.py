@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _check
-from .._anndata.obs import Label, read_label
+from .._anndata.obs import Categorical, read_label
 from .._anndata.read import check_object
 from .._keywords import helpful
 from .._sparse import TARGET
@@ -211,7 +211,7 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else np.nan
 
 
-def add_up(adata: AnnData, names: Sequence[str], key: str, label: Label | None, genes: np.ndarray | None = None) -> Sums:
+def add_up(adata: AnnData, names: Sequence[str], key: str, label: Categorical | None, genes: np.ndarray | None = None) -> Sums:
     """The sums of the baselines and of the layers, over all genes or the entries of some."""
     hidden = _hidden.read(adata, key, label)
     if genes is not None:

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from .. import _device, _progress
 from .._anndata import keys
+from .._anndata.obs import read_annotation
 from .._sparse import chunks, row_sums
 from . import _clusters, _gene_trust, _heldout, _profiles, _thinned
 from ._again import THIN, impute_again
@@ -136,7 +137,7 @@ def groups(adata: AnnData, imputation: Imputation, groupby: str | None, seed: in
     """
     column = groupby if groupby is not None else imputation.columns.get("celltype_key")
     if column is not None:
-        known = _clusters.read_known(adata, column, (), "groupby")
+        known = read_annotation(adata, column, (), "groupby")
         return known.codes, known.levels, column
     n_clusters = max(1, min(_CLUSTERS, imputation.counts.shape[0] // _SMALLEST))
     counts, how = profile(imputation.counts), replace(settings(seed), n_clusters=n_clusters)

@@ -8,10 +8,11 @@ from scipy.optimize import linear_sum_assignment
 
 from .. import _check, _random
 from .._anndata.covariates import column_names
+from .._anndata.obs import Categorical, read_annotation
 from .._anndata.read import check_object
 from .._keywords import helpful
 from ..metrics import _profiles
-from ..metrics._clusters import Known, Settings, cluster, read_known
+from ..metrics._clusters import Settings, ari, cluster
 from . import _figure, _tissue
 from ._palette import palette
 
@@ -109,12 +110,12 @@ def clusters(
         raise ValueError(f"{_check.listing(unused)} are of the clustering, and no layers to cluster were given; leave them out")
     _check.number("alpha", alpha, 0, 1)
     _check.number("image_alpha", image_alpha, 0, 1)
-    known = None if labels is None else read_known(adata, labels, unlabelled)
+    known = None if labels is None else read_annotation(adata, labels, unlabelled)
     if known is None and unlabelled:
         raise ValueError("unlabelled says which labels are none, and labels is None; leave one of them out")
     section = _tissue.read(adata, image_key, library_key, library_id, spot_size)
     panels = {} if known is None else {known.column: known}
-    panels |= {column: read_known(adata, column, (), "columns") for column in columns if labels != column}
+    panels |= {column: read_annotation(adata, column, (), "columns") for column in columns if labels != column}
     if names:
         seed = _random.seed(_random.generator(random_state))
         settings = Settings([method], n_clusters, resolution, n_top_genes, n_pcs, n_neighbors, seed)
@@ -122,13 +123,13 @@ def clusters(
         for name, found in cluster(_profiles.read(adata, names, layer, output), settings).items():
             title = name if name not in panels else f"{name} (layer)"
             codes = found[method]
-            panels[title] = Known(title, [str(i) for i in range(codes.max() + 1)], codes)
+            panels[title] = Categorical(title, [str(i) for i in range(codes.max() + 1)], codes)
     return _draw(panels, known, section, alpha, image_alpha, ax, show, save)
 
 
 def _draw(
-    panels: dict[str, Known],
-    known: Known | None,
+    panels: dict[str, Categorical],
+    known: Categorical | None,
     section: _tissue.Section,
     alpha: float,
     image_alpha: float,
@@ -146,7 +147,7 @@ def _draw(
     for axis, (title, codes) in zip(used, matched.items(), strict=True):
         shown = [_NONE if code < 0 else colors[code] for code in codes[section.spots]]
         _tissue.draw(axis, section, image_alpha, facecolors=shown, alpha=alpha)
-        agreement = f"\nARI {known.ari(codes):.2f}" if known is not None and panels[title] is not known else ""
+        agreement = f"\nARI {ari(known, codes):.2f}" if known is not None and panels[title] is not known else ""
         axis.set_title(_figure.plain(title) + agreement)
     if known is not None:
         handles = [Patch(facecolor=color, label=_figure.plain(level)) for color, level in zip(colors, known.levels)]
@@ -156,7 +157,7 @@ def _draw(
     return _figure.finish(used, "clusters", show, save)
 
 
-def match(panel: Known, reference: Known) -> np.ndarray:
+def match(panel: Categorical, reference: Categorical) -> np.ndarray:
     """Codes of the panel's clusters, each the code of the reference's level it shares most cells with, one to one.
 
     Clusters beyond the number of the reference's levels have codes of their own, the largest first.
