@@ -237,7 +237,9 @@ sys.exit(f"{{heavy}} were imported" if heavy else code)
 """
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], *([name, "--help"] for name in _cli._COMMANDS), ["began", "a", "b", "--fill=x"]], ids=str)
+@pytest.mark.parametrize(
+    "argv", [[], ["--help"], *([name, "--help"] for name in _cli.parser.COMMANDS), ["began", "a", "b", "--fill=x"]], ids=str
+)
 def test_help_needs_no_library_that_takes_seconds(argv):
     run = subprocess.run([sys.executable, "-c", LEAN.format(argv=argv)], capture_output=True, text=True)
     assert run.returncode == (2 if "--fill=x" in argv else 0), run.stderr
@@ -250,7 +252,7 @@ def test_the_parts_are_there_when_the_command_line_has_not_imported_them():
         getattr(scimpute, "nothing")  # noqa: B009
 
 
-@pytest.mark.parametrize("command", _cli._COMMANDS)
+@pytest.mark.parametrize("command", _cli.parser.COMMANDS)
 def test_every_option_and_paragraph_is_listed_once(command, capsys):
     assert _cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -354,13 +356,13 @@ def test_private_files_in_an_open_folder(kind, tmp_path):
     try:
         write(folder, datasets.toy_counts())
         (folder / "notes.txt").touch(0o600)
-        with _cli._as_private_as(str(folder)):
+        with _cli.read.as_private_as(str(folder)):
             out.touch()
         assert out.stat().st_mode & 0o777 == (0o644 if kind == "10x folder" else 0o600)
         out.unlink()
         private = folder / "matrix.mtx.gz" if kind == "10x folder" else next(p for p in folder.rglob("*") if p.parent != folder)
         private.chmod(0o700 if private.is_dir() else 0o600)
-        with _cli._as_private_as(str(folder)):
+        with _cli.read.as_private_as(str(folder)):
             out.touch()
         assert out.stat().st_mode & 0o777 == 0o600
     finally:
@@ -471,7 +473,7 @@ def test_other_formats_are_read(kind, tmp_path):
     adata = datasets.toy_counts()
     name, write = FORMATS[kind]
     write(tmp_path / name, adata)
-    found = _cli._read(str(tmp_path / name))
+    found = _cli.read.read(str(tmp_path / name))
     assert list(found.var_names) == list(adata.var_names)
     assert list(found.obs_names) == list(adata.obs_names)
     np.testing.assert_array_equal(found.to_df(), adata.to_df())
@@ -481,7 +483,7 @@ def test_genes_that_10x_names_alike(tmp_path):
     adata = datasets.toy_counts()
     adata.var_names = ["twice", "twice", *adata.var_names[2:]]
     folder_of_10x(tmp_path / "filtered", adata)
-    assert list(_cli._read(str(tmp_path / "filtered")).var_names[:3]) == ["twice", "twice-1", "gene2"]
+    assert list(_cli.read.read(str(tmp_path / "filtered")).var_names[:3]) == ["twice", "twice-1", "gene2"]
 
 
 def test_version_and_help(capsys):
@@ -603,7 +605,7 @@ def test_a_closed_pipe_is_no_failure(tmp_path, monkeypatch):
     with os.fdopen(write, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
         assert _cli.main(["--version"]) == 0
-        _cli._say("more")
+        _cli.output.say("more")
 
 
 STUB = """
@@ -648,7 +650,7 @@ def test_warnings_are_told_in_one_line(source, monkeypatch, capsys):
         warnings.warn("look\nout", UserWarning, stacklevel=1)
         raise SystemExit(0)
 
-    monkeypatch.setattr(_cli, "_parser", stub)
+    monkeypatch.setattr(_cli.parser, "parser_for", stub)
     assert _cli.main([]) == 0
     assert capsys.readouterr().err == "scimpute: warning: look out\n"
 

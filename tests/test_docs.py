@@ -18,6 +18,7 @@ import pytest
 
 import scimpute
 from scimpute import _cli
+from scimpute._methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -67,7 +68,7 @@ def test_api_page_lists_every_function(module: str) -> None:
 
 def test_command_line_page_has_every_command() -> None:
     page = (DOCS / "cli.md").read_text()
-    for command in ("demo", "apply", *_cli._IMPUTERS):
+    for command in ("demo", "apply", *METHODS):
         assert f"| `scimpute {command}` |" in page
         assert f"generated/help_{command}.txt" in page
 
@@ -158,7 +159,7 @@ def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, defaults in shorter.items():
         for option, value in defaults.items():
             monkeypatch.setitem(inspect.unwrap(getattr(scimpute.tl, name)).__kwdefaults__, option, value)
-    declared = _cli._function
+    declared = _cli.parser.function_of
 
     def shortened(command: str) -> Callable[..., Any]:
         function = declared(command)
@@ -166,7 +167,7 @@ def short_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             function.__kwdefaults__.update(shorter[command])
         return function
 
-    monkeypatch.setattr(_cli, "_function", shortened)
+    monkeypatch.setattr(_cli.parser, "function_of", shortened)
     monkeypatch.setattr(scimpute.datasets.toy_bulk, "__defaults__", (200, 100))
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     monkeypatch.chdir(tmp_path)
