@@ -13,9 +13,9 @@ import scimpute
 from scimpute._bulk import linear as _linear
 from scimpute._bulk import run as _bulk
 from scimpute._bulk.fitted import Fitted
-from scimpute._bulk.linear import Scale, Table
 from scimpute._bulk.run import train
 from scimpute._bulk.settings import BulkSettings
+from scimpute._bulk.table import BulkTable, Standardiser
 from scimpute._progress import Progress
 
 CPU = torch.device("cpu")
@@ -38,11 +38,11 @@ SETTINGS = BulkSettings(
 )
 
 
-def make_table(n: int = 50, g: int = 30, missing: float = 0.3, seed: int = 0) -> Table:
+def make_table(n: int = 50, g: int = 30, missing: float = 0.3, seed: int = 0) -> BulkTable:
     adata = scimpute.datasets.toy_bulk(n, g, random_state=seed)
     values = np.where(np.random.default_rng(seed + 100).random(adata.shape) < missing, np.nan, adata.X).astype(np.float32)
     codes = np.asarray(adata.obs["tissue"].cat.codes, dtype=np.int64)[:, None]
-    return Table(values, codes, (4,), adata.obs[["age"]].to_numpy())
+    return BulkTable(values, codes, (4,), adata.obs[["age"]].to_numpy())
 
 
 # The scale
@@ -51,7 +51,7 @@ def make_table(n: int = 50, g: int = 30, missing: float = 0.3, seed: int = 0) ->
 def test_scale_is_of_observed_entries_and_back():
     table = make_table()
     table.values[:, 3] = 2.5
-    scale = Scale.of(table)
+    scale = Standardiser.of(table)
     samples = scale.samples(table, CPU)
     seen = samples.observed.numpy()
     assert np.array_equal(seen, ~np.isnan(table.values))
@@ -78,7 +78,7 @@ def test_nothing_negative_is_filled_in_where_nothing_is(lowest, tmp_path):
 
 def test_design_by_hand():
     table = replace(make_table(4, 12), codes=np.array([[2], [0], [-1], [3]]))
-    samples = Scale.of(table).samples(table, CPU)
+    samples = Standardiser.of(table).samples(table, CPU)
     found = _linear.design(samples, (4,))
     expected = torch.tensor([[1, 0, 0, 1, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 1.0]])
     assert torch.equal(found[:, :5], expected)
@@ -92,7 +92,7 @@ def test_design_by_hand():
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_asked_is_never_shown(mode, seed):
     table = make_table(seed=seed)
-    samples = Scale.of(table).samples(table, CPU)
+    samples = Standardiser.of(table).samples(table, CPU)
     known, query, truth, wanted, own = _bulk._split(samples, replace(SETTINGS, mode=mode), np.random.default_rng(seed))
     assert wanted.any()
     assert not (query.observed & wanted).any()
@@ -134,9 +134,9 @@ def test_choices_do_not_see_the_answers(monkeypatch, method, mode):
             found.append({"guess": guess, "base": base})
             return shares(base, guess, *args, **kwargs)
 
-        # Which floor and strength are best is what the answers are for.
-        monkeypatch.setattr(_linear, "FLOORS", (1.0,))
-        monkeypatch.setattr(_linear, "STRENGTHS", (1.0,) * 2)
+        # Which min_weight and ridge are best is what the answers are for.
+        monkeypatch.setattr(_linear, "MIN_WEIGHTS", (1.0,))
+        monkeypatch.setattr(_linear, "RIDGES", (1.0,) * 2)
         monkeypatch.setattr(_bulk, "_split", changed)
         monkeypatch.setattr(_bulk, "_shares", watched)
         train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
@@ -231,7 +231,7 @@ def test_more_samples_than_are_worked_on_at_a_time():
     own = np.arange(600)
     whole, spread = fitted.predict(table, CPU, own)
     for rows in (slice(0, 3), slice(510, 515), slice(599, 600)):
-        part = Table(table.values[rows], table.codes[rows], table.levels, table.numbers[rows])
+        part = BulkTable(table.values[rows], table.codes[rows], table.levels, table.numbers[rows])
         found, sd = fitted.predict(part, CPU, own[rows])
         np.testing.assert_allclose(found, whole[rows], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(sd, spread[rows], rtol=1e-4, atol=1e-4)
@@ -247,16 +247,16 @@ def test_a_level_that_is_unknown_is_no_level():
     assert np.isfinite(sd).all()
 
 
-def test_importance_is_of_what_explains():
+def test_covariate_weights_are_of_what_explains():
     table = make_table(120, 30)
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 4, 120)
     both = replace(table, codes=np.column_stack([table.codes[:, 0], noise]), levels=(4, 4))
-    found = _linear._importance(Scale.of(both).samples(both, CPU), both.levels)
+    found = _linear._covariate_weights(Standardiser.of(both).samples(both, CPU), both.levels)
     assert found[0] > 0.95
     torch.testing.assert_close(found.sum(), torch.tensor(1.0))
     alone = replace(table, codes=noise[:, None])
-    assert not _linear._importance(Scale.of(alone).samples(alone, CPU), alone.levels).any()
+    assert not _linear._covariate_weights(Standardiser.of(alone).samples(alone, CPU), alone.levels).any()
 
 
 @pytest.mark.parametrize(("method", "variant"), [("pmi", "default"), ("gain", "default"), ("gain", "published")])

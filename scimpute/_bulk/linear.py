@@ -1,7 +1,4 @@
-"""Standardised samples of bulk expression, and the linear part of their imputation.
-
-Knows numpy and torch, not AnnData.
-"""
+"""The linear part of the bulk methods: it fits the models of :mod:`.models.sample_regression` and chooses their two parameters."""
 
 from __future__ import annotations
 
@@ -13,237 +10,208 @@ import torch
 from torch import Tensor
 
 from .. import _random
-from ..models import sample_regression as kriging
 from ..models.pmi_gain import Samples
+from ..models.sample_regression import FactorModel, predict_residuals, regress_on_samples, residual_correlation, similarity
+from .table import hidden, rows_of, uniform
 
 RANK = 50
-FLOORS = (1.0, 0.3, 0.1)
-STRENGTHS = (1.0, 2.0, 4.0)
-FEW = 20
-"""Observed genes below which the neighbours of a sample cannot be found; the factor model and the covariates answer then."""
-ENOUGH = 5
-"""Genes in which two samples have to agree to be taken for the same."""
-SUBSET = 1000
-"""Samples that are enough for residual correlations."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Expression ``(n, g)`` with NaN where missing, level codes ``(n, a)`` (-1: unknown), continuous covariates ``(n, c)``."""
-
-    values: np.ndarray
-    codes: np.ndarray
-    levels: tuple[int, ...]
-    numbers: np.ndarray
-
-
-@dataclass
-class Scale:
-    """Mean and standard deviation of every gene and continuous covariate, from what was observed in training only.
-
-    ``lowest``, ``(1,)``, is what no value can be below: 0 where none is negative, as in log expression.
-    """
-
-    mean: np.ndarray
-    sd: np.ndarray
-    number_mean: np.ndarray
-    number_sd: np.ndarray
-    lowest: np.ndarray
-
-    @classmethod
-    def of(cls, table: Table) -> Scale:
-        mean = np.asarray(np.nanmean(table.values, axis=0, dtype=np.float64))
-        sd = np.asarray(np.nanstd(table.values, axis=0, dtype=np.float64))
-        constant = sd <= 1e-6 * np.maximum(1, np.abs(mean))
-        number_sd = table.numbers.std(axis=0)
-        lowest = np.array([0.0 if np.nanmin(table.values) >= 0 else -np.inf])
-        return cls(mean, np.where(constant, 1, sd), table.numbers.mean(axis=0), np.where(number_sd > 0, number_sd, 1), lowest)
-
-    def samples(self, table: Table, device: torch.device) -> Samples:
-        observed = ~np.isnan(table.values)
-        values = np.where(observed, (table.values - self.mean) / self.sd, 0).astype(np.float32)
-        numbers = ((table.numbers - self.number_mean) / self.number_sd).astype(np.float32)
-        tensors = (torch.from_numpy(part).to(device) for part in (values, observed, table.codes, numbers))
-        return Samples(*tensors)
-
-
-def rows_of(samples: Samples, rows: Tensor) -> Samples:
-    return Samples(samples.values[rows], samples.observed[rows], samples.codes[rows], samples.numbers[rows])
-
-
-def hidden(samples: Samples, mask: Tensor) -> Samples:
-    """The same samples without the entries where ``mask`` is True."""
-    seen = samples.observed & ~mask
-    return Samples(samples.values * seen, seen, samples.codes, samples.numbers)
+MIN_WEIGHTS = (1.0, 0.3, 0.1)
+RIDGES = (1.0, 2.0, 4.0)
+CHOICE_SAMPLES = 200
+"""Samples on which the two are chosen."""
+MIN_NEIGHBOUR_GENES = 20
+"""A sample needs this many observed genes to find its neighbours; with fewer, the factor model and the covariates answer."""
+MIN_SHARED_GENES = 5
+"""Two samples can be the same sample only if they agree in this many genes."""
+CORRELATION_SAMPLES = 1000
+"""Enough samples for residual correlations."""
+SAVED = ("reference", "observed", "codes", "covariate_weights", "precision", "residual_sd")
+"""Tensors of :class:`Linear` that are saved under their own names."""
 
 
 def design(samples: Samples, levels: Sequence[int]) -> Tensor:
-    """Ones, indicators of the levels (none for an unknown one), continuous covariates: ``(n, c)``."""
+    """Ones, indicators of the levels (all 0 for an unknown level), continuous covariates: ``(n, c)``."""
     parts = [samples.values.new_ones(len(samples.values), 1)]
-    parts += [_members(samples, column, n) for column, n in enumerate(levels)]
+    parts += [_indicators(samples, column, n) for column, n in enumerate(levels)]
     return torch.cat([*parts, samples.numbers], dim=1)
 
 
-def _members(samples: Samples, column: int, n: int) -> Tensor:
-    """1 where a sample is of a level of a covariate, ``(n, levels)``."""
+def _indicators(samples: Samples, column: int, n: int) -> Tensor:
+    """1 where a sample has a level of a covariate, ``(n, levels)``."""
     return (samples.codes[:, column, None] == torch.arange(n, device=samples.codes.device)).to(samples.values)
 
 
 @dataclass
 class Linear:
-    """The fitted linear part: factor model, filled reference and what of it was observed, residual correlation."""
+    """The fitted linear part.
 
-    factors: kriging.FactorModel
+    Attributes
+    ----------
+    factors
+        The factor model. It fills the reference first.
+    levels
+        Number of levels of each categorical covariate.
+    reference, observed, codes
+        Filled training samples ``(n, g)``, their observed entries ``(n, g)``, and their level codes ``(n, a)``.
+    covariate_weights
+        Weight of each categorical covariate in the similarity of two samples, ``(a,)``.
+    precision
+        Weight of each gene in the regression, mean 1, ``(g,)``.
+    min_weight
+        Prior variance of the weight of a sample that shares no covariate, between 0 and 1.
+    ridge
+        Penalty of the regression, in units of the mean noise variance.
+    residual_sd, residual_correlation
+        Standard deviation ``(g,)`` and sparse correlation ``(g, g)`` of the residuals of the regression.
+    """
+
+    factors: FactorModel
     levels: tuple[int, ...]
     reference: Tensor
     observed: Tensor
     codes: Tensor
-    importance: Tensor
+    covariate_weights: Tensor
     precision: Tensor
-    floor: float
-    strength: float
+    min_weight: float
+    ridge: float
     residual_sd: Tensor
-    partners: Tensor
+    residual_correlation: Tensor
 
     @classmethod
     def fit(cls, samples: Samples, levels: tuple[int, ...], rng: np.random.Generator) -> Linear:
-        """Factor model and first filling; the rest follows with :meth:`finish`."""
+        """Fit the factor model and fill the reference with it. :meth:`refit_reference` fits the rest."""
         values, observed = samples.values, samples.observed
         n, g = values.shape
         start = torch.Generator().manual_seed(_random.seed(rng))
         covariates = design(samples, levels)
-        factors = kriging.FactorModel.fit(values, observed, covariates, min(RANK, n // 4, g // 4), start)
+        factors = FactorModel.fit(values, observed, covariates, min(RANK, n // 4, g // 4), start)
         mean, _ = factors.predict(values, observed, covariates)
         precision = factors.noise.rsqrt()
-        nothing = torch.zeros(2, 0, dtype=torch.long, device=values.device)
-        no_partners = torch.sparse_coo_tensor(nothing, values.new_zeros(0), (g, g), check_invariants=False).coalesce()
+        no_pairs = torch.zeros(2, 0, dtype=torch.long, device=values.device)
         return cls(
             factors,
             levels,
             torch.where(observed, values, mean),
             observed,
             samples.codes,
-            _importance(samples, levels),
+            _covariate_weights(samples, levels),
             precision / precision.mean(),
             1.0,
-            STRENGTHS[1],
+            RIDGES[1],
             values.new_ones(g),
-            no_partners,
+            torch.sparse_coo_tensor(no_pairs, values.new_zeros(0), (g, g), check_invariants=False).coalesce(),
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Tensors and numbers to be saved."""
-        names = ("reference", "observed", "codes", "importance", "precision", "residual_sd")
-        tensors = {name: getattr(self, name) for name in names}
+        """Tensors and numbers to save."""
+        tensors = {name: getattr(self, name) for name in SAVED}
         tensors |= {f"factors.{name}": getattr(self.factors, name) for name in ("weights", "second", "noise")}
-        tensors |= {"partners.indices": self.partners.indices(), "partners.values": self.partners.values()}
-        return tensors, {"floor": self.floor, "strength": self.strength, "rank": self.factors.rank}
+        pairs = self.residual_correlation
+        tensors |= {"residual_correlation.indices": pairs.indices(), "residual_correlation.values": pairs.values()}
+        return tensors, {"min_weight": self.min_weight, "ridge": self.ridge, "rank": self.factors.rank}
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, float], levels: tuple[int, ...]) -> Linear:
         """The reverse of :meth:`state`."""
         weights, second, noise = (tensors[f"factors.{name}"] for name in ("weights", "second", "noise"))
-        factors = kriging.FactorModel(weights, second, noise, int(numbers["rank"]))
+        factors = FactorModel(weights, second, noise, int(numbers["rank"]))
+        indices, values = tensors["residual_correlation.indices"], tensors["residual_correlation.values"]
         g = len(factors.noise)
-        partners = torch.sparse_coo_tensor(
-            tensors["partners.indices"], tensors["partners.values"], (g, g), check_invariants=True
-        ).coalesce()
-        names = ("reference", "observed", "codes", "importance", "precision", "residual_sd")
-        parts: dict[str, Tensor] = {name: tensors[name] for name in names}
-        return cls(factors=factors, levels=levels, **parts, floor=numbers["floor"], strength=numbers["strength"], partners=partners)
+        pairs = torch.sparse_coo_tensor(indices, values, (g, g), check_invariants=True).coalesce()
+        parts: dict[str, Tensor] = {name: tensors[name] for name in SAVED}
+        return cls(factors, levels, **parts, min_weight=numbers["min_weight"], ridge=numbers["ridge"], residual_correlation=pairs)
 
-    def choose(self, query: Samples, own: Tensor | None, truth: Tensor, wanted: Tensor) -> list[dict[str, float]]:
-        """Floor and strength by entries that were hidden, on up to 200 samples."""
-        some = torch.arange(min(200, len(truth)), device=truth.device)
-        few = rows_of(query, some)
-        itself, tried = self._itself(few, None if own is None else own[some]), []
-        for floor in FLOORS if float(self.importance.sum()) else FLOORS[:1]:
-            for strength in STRENGTHS:
-                self.floor, self.strength = floor, strength
-                error = (self._krige(few, itself) - truth[some])[wanted[some]].square().mean()
-                tried.append({"floor": floor, "strength": strength, "mse": float(error)})
-        best = min(tried, key=lambda trial: trial["mse"])
-        self.floor, self.strength = best["floor"], best["strength"]
-        return tried
+    def choose(self, query: Samples, own: Tensor | None, truth: Tensor, targets: Tensor) -> list[dict[str, float]]:
+        """Choose ``min_weight`` and ``ridge`` by the error on the hidden entries of some samples."""
+        rows = torch.arange(min(CHOICE_SAMPLES, len(truth)), device=truth.device)
+        subset = rows_of(query, rows)
+        itself, trials = self._itself(subset, None if own is None else own[rows]), []
+        for min_weight in MIN_WEIGHTS if float(self.covariate_weights.sum()) else MIN_WEIGHTS[:1]:
+            for ridge in RIDGES:
+                self.min_weight, self.ridge = min_weight, ridge
+                error = (self._regress(subset, itself) - truth[rows])[targets[rows]].square().mean()
+                trials.append({"min_weight": min_weight, "ridge": ridge, "mse": float(error)})
+        best = min(trials, key=lambda trial: trial["mse"])
+        self.min_weight, self.ridge = best["min_weight"], best["ridge"]
+        return trials
 
-    def finish(self, samples: Samples, rng: np.random.Generator) -> None:
-        """Fill the reference once more, by kriging, which is better at it than the factor model; then find the partners."""
+    def refit_reference(self, samples: Samples, rng: np.random.Generator) -> None:
+        """Fill the reference again by regression on samples, which is more accurate; then fit the residual correlation."""
         n = len(samples.values)
         own = torch.arange(n, device=samples.values.device)
         if not samples.observed.all():
-            self.reference = torch.where(samples.observed, samples.values, self._krige(samples, self._itself(samples, own)))
-        some = torch.from_numpy(rng.permutation(n)[:SUBSET]).to(own.device)
-        self._learn_partners(rows_of(samples, some), own[some], rng)
+            self.reference = torch.where(samples.observed, samples.values, self._regress(samples, self._itself(samples, own)))
+        rows = torch.from_numpy(rng.permutation(n)[:CORRELATION_SAMPLES]).to(own.device)
+        self._fit_residuals(rows_of(samples, rows), own[rows], rng)
 
-    def _learn_partners(self, samples: Samples, own: Tensor, rng: np.random.Generator) -> None:
-        """Residuals of entries that were not shown: one random half of a sample's genes from the other."""
+    def _fit_residuals(self, samples: Samples, own: Tensor, rng: np.random.Generator) -> None:
+        """Predict each random half of a sample's genes from the other half. The errors are the residuals."""
         half, itself = uniform(samples.values, rng) < 0.5, self._itself(samples, own)
         residual = torch.zeros_like(samples.values)
         for part in (half, ~half):
-            filled = self._krige(hidden(samples, part), itself)
+            filled = self._regress(hidden(samples, part), itself)
             residual = torch.where(part & samples.observed, samples.values - filled, residual)
         number = samples.observed.sum(0).clamp(min=1)
         self.residual_sd = (residual.square().sum(0) / number).sqrt().clamp(min=1e-3)
-        self.partners = kriging.residual_correlation(residual / self.residual_sd, samples.observed)
+        self.residual_correlation = residual_correlation(residual / self.residual_sd, samples.observed)
 
-    def _krige(self, samples: Samples, itself: Tensor) -> Tensor:
-        """Kriging from the rows of the reference that are not the sample itself."""
-        prior = kriging.similarity(samples.codes, self.codes, self.importance, self.floor).masked_fill_(itself, 0)
-        noise = self.strength * float(self.factors.noise.mean())
-        return kriging.krige(self.reference, self.precision, samples.values, samples.observed, prior, noise)
+    def _regress(self, samples: Samples, itself: Tensor) -> Tensor:
+        """Regression on the rows of the reference that are not the sample itself."""
+        prior = similarity(samples.codes, self.codes, self.covariate_weights, self.min_weight).masked_fill_(itself, 0)
+        noise = self.ridge * float(self.factors.noise.mean())
+        return regress_on_samples(self.reference, self.precision, samples.values, samples.observed, prior, noise)
 
     def _itself(self, samples: Samples, own: Tensor | None) -> Tensor:
-        """Which rows of the reference are the sample itself, ``(n, r)``: row ``own[i]`` of sample i, or, where None, what looks like it."""
+        """True for each row of the reference that is the sample itself, ``(n, r)``.
+
+        Sample i is row ``own[i]``. If ``own`` is None, the row is found by its values.
+        """
         rows = torch.arange(len(samples.values), device=samples.values.device)
-        found = torch.zeros(len(rows), len(self.reference), dtype=torch.bool, device=rows.device)
+        mask = torch.zeros(len(rows), len(self.reference), dtype=torch.bool, device=rows.device)
         if own is None:
             usable = samples.observed & (self.reference.std(0) > 1e-6)
             for i in range(len(rows)):
-                found[i, self._same(samples.values[i], usable[i].nonzero()[:, 0])] = True
+                mask[i, self._same(samples.values[i], usable[i].nonzero()[:, 0])] = True
         else:
-            found[rows, own] = True
-        return found
+            mask[rows, own] = True
+        return mask
 
     def _same(self, values: Tensor, genes: Tensor) -> Tensor:
-        """Rows of the reference that are this very sample, of which some genes are known: neighbours that knew the answers.
+        """Rows of the reference with the same values in all genes that both observe.
 
-        They agree in all genes observed in both. Where that is so of more samples than can be copies of one, the genes are of a kind
-        that says nothing, such as some that few samples express.
+        Such a row is the sample itself, and it must not predict its own hidden genes. Many equal rows are no copies: they only share
+        genes that say little, such as genes that few samples express. Then no row is returned.
         """
         rows = torch.arange(len(self.reference), device=values.device)
-        # A few genes rule out nearly all.
-        for some in (genes[:: max(1, len(genes) // 64)], genes):
-            both = self.observed[rows][:, some]
-            agree = ~both | (self.reference[rows][:, some] - values[some]).abs().le(1e-4)
+        # A few genes rule out nearly all rows.
+        for subset in (genes[:: max(1, len(genes) // 64)], genes):
+            both = self.observed[rows][:, subset]
+            agree = ~both | (self.reference[rows][:, subset] - values[subset]).abs().le(1e-4)
             rows = rows[agree.all(1)]
-        enough = self.observed[rows][:, genes].sum(1) >= ENOUGH
+        enough = self.observed[rows][:, genes].sum(1) >= MIN_SHARED_GENES
         return rows[enough] if int(enough.sum()) <= max(3, len(self.reference) // 100) else rows[:0]
 
     def predict(self, samples: Samples, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every entry; ``own`` are the rows of the samples in the reference, looked for where None."""
-        mean = self._krige(samples, self._itself(samples, own))
+        """Mean and standard deviation of every entry; for ``own`` see :meth:`_itself`."""
+        mean = self._regress(samples, self._itself(samples, own))
         residual = (samples.values - mean) / self.residual_sd * samples.observed
-        mean += kriging.from_partners(self.partners, residual, samples.observed) * self.residual_sd
-        factors, variance = self.factors.predict(samples.values, samples.observed, design(samples, self.levels))
-        few = samples.observed.sum(1) < min(FEW, samples.values.shape[1] // 2)
-        return torch.where(few[:, None], factors, mean), variance.sqrt()
+        mean += predict_residuals(self.residual_correlation, residual, samples.observed) * self.residual_sd
+        by_factors, variance = self.factors.predict(samples.values, samples.observed, design(samples, self.levels))
+        few = samples.observed.sum(1) < min(MIN_NEIGHBOUR_GENES, samples.values.shape[1] // 2)
+        return torch.where(few[:, None], by_factors, mean), variance.sqrt()
 
 
-def uniform(like: Tensor, rng: np.random.Generator) -> Tensor:
-    return torch.from_numpy(rng.random(like.shape, dtype=np.float32)).to(like.device)
-
-
-def _importance(samples: Samples, levels: Sequence[int]) -> Tensor:
-    """Share of each categorical covariate in what all of them explain alone of the observed values, ``(a,)``."""
+def _covariate_weights(samples: Samples, levels: Sequence[int]) -> Tensor:
+    """Weight of each categorical covariate: the share of the observed variance that it alone explains, scaled to sum 1, ``(a,)``."""
     mask = samples.observed.to(samples.values)
     total = float(samples.values.square().sum())
     explained = []
     for column, n in enumerate(levels):
-        member = _members(samples, column, n)
-        number = (member.T @ mask).clamp(min=1)
-        sums = member.T @ samples.values
-        # What random groups of this number would explain is taken off.
+        indicators = _indicators(samples, column, n)
+        number = (indicators.T @ mask).clamp(min=1)
+        sums = indicators.T @ samples.values
+        # Random groups of the same number explain this much.
         chance = float(mask.sum(0).gt(0).sum()) * (n - 1)
         explained.append(max(0.0, (float((sums.square() / number).sum()) - chance) / max(total, 1e-12)))
-    out = samples.values.new_tensor(explained)
-    return out / out.sum() if explained and out.sum() > 0.01 else torch.zeros_like(out)
+    weights = samples.values.new_tensor(explained)
+    return weights / weights.sum() if explained and weights.sum() > 0.01 else torch.zeros_like(weights)

@@ -1,7 +1,4 @@
-"""What `tl.pmi` and `tl.gain` do between reading and writing: the networks beside the linear part, their weights, the spread.
-
-Knows numpy and torch, not AnnData.
-"""
+"""The training of `tl.pmi` and `tl.gain`: the linear part, the networks, their weights on hidden entries, the calibration."""
 
 from __future__ import annotations
 
@@ -19,63 +16,74 @@ from .._progress import Progress
 from .._train import History, fit, n_batches, shuffled
 from ..models.pmi_gain import Gain, Pmi, Samples
 from .fitted import Fitted, apply_network, build
-from .linear import Linear, Scale, Table, hidden, rows_of, uniform
+from .linear import Linear
 from .settings import BulkSettings
+from .table import BulkTable, Standardiser, hidden, rows_of, uniform
 
 VALIDATION = 0.1
-"""Fraction of the observed entries hidden to find the weight of the networks and the scale of the spread, in place."""
+"""With ``mode="inplace"``: fraction of the observed entries that is hidden to weigh the networks and calibrate the spread."""
 STEPS = 600
+"""Optimiser steps of the default schedule."""
+CHECKED_SAMPLES = 256
+"""Validation samples on which the error is measured after each epoch."""
 PUBLISHED_STEPS = 100
-"""Minibatches an epoch in the published schedule."""
+"""Minibatches per epoch in the published schedule."""
 COVERAGE, NORMAL_QUANTILE = 0.9, 1.6448536
+"""The calibrated central interval of this coverage ends at this many standard deviations."""
 
 
 def _split(samples: Samples, settings: BulkSettings, rng: np.random.Generator) -> tuple[Samples, Samples, Tensor, Tensor, Tensor | None]:
-    """What validation is fitted to, what it is asked (as shown, in truth, which entries), and its rows in the former.
+    """Split the samples for validation.
 
-    In place a tenth of the entries is hidden: what is missing then is as dense as in use. For new samples a fifth of the samples is
-    set aside, and shown at the fractions of ``mask_rate``.
+    In place: a tenth of the entries is hidden, so the gaps are about as dense as in use. For new samples: a fifth of the samples is
+    held out, and the fractions of their entries in ``mask_rate`` stay visible.
+
+    Returns
+    -------
+    The training samples, the validation samples as the model reads them, their true values, a mask of the hidden entries, and the rows
+    of the validation samples among the training samples (None if they are not among them).
     """
     n = len(samples.values)
     draw = uniform(samples.values, rng)
     if settings.mode == "inplace":
         mask = samples.observed & (draw < VALIDATION)
-        shown = hidden(samples, mask)
-        return shown, shown, samples.values, mask, torch.arange(n, device=mask.device)
+        visible = hidden(samples, mask)
+        return visible, visible, samples.values, mask, torch.arange(n, device=mask.device)
     order = torch.from_numpy(rng.permutation(n)).to(draw.device)
-    aside, rest = order[: n // 5], order[n // 5 :]
-    query = rows_of(samples, aside)
+    heldout, rest = order[: n // 5], order[n // 5 :]
+    query = rows_of(samples, heldout)
     low, high = settings.mask_rate
-    kept = low + (high - low) * torch.from_numpy(rng.random((len(aside), 1), dtype=np.float32)).to(draw.device)
-    mask = query.observed & (draw[aside] > kept)
+    kept = low + (high - low) * torch.from_numpy(rng.random((len(heldout), 1), dtype=np.float32)).to(draw.device)
+    mask = query.observed & (draw[heldout] > kept)
     return rows_of(samples, rest), hidden(query, mask), query.values, mask, None
 
 
-def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.random.Generator, progress: Progress) -> Fitted:
+def train(table: BulkTable, settings: BulkSettings, device: torch.device, rng: np.random.Generator, progress: Progress) -> Fitted:
     """Fit the linear part and the networks, weigh them per gene on hidden entries, calibrate the spread."""
-    scale = Scale.of(table)
-    samples = scale.samples(table, device)
-    known, query, truth, wanted, own = _split(samples, settings, rng)
-    per_epoch = n_batches(len(known.values), settings.batch_size) if settings.one_cycle else PUBLISHED_STEPS
+    standardiser = Standardiser.of(table)
+    samples = standardiser.samples(table, device)
+    train_samples, query, truth, targets, own = _split(samples, settings, rng)
+    per_epoch = n_batches(len(train_samples.values), settings.batch_size) if settings.one_cycle else PUBLISHED_STEPS
     epochs = settings.max_epochs or max(10, min(100, math.ceil(STEPS / per_epoch)))
     record: dict[str, Any] = {"history": [], "stopped": [], "max_epochs": epochs}
     networks: list[nn.Module] = []
     progress.phase("neighbours and correlated genes", 0.2)
     with torch.no_grad():
         if settings.linear:
-            trial = Linear.fit(known, table.levels, rng)
-            tried = trial.choose(query, own, truth, wanted)
-            trial.finish(known, rng)
+            trial = Linear.fit(train_samples, table.levels, rng)
+            candidates = trial.choose(query, own, truth, targets)
+            trial.refit_reference(train_samples, rng)
             base, sd = trial.predict(query, own)
-            record["chosen"] = {"floor": trial.floor, "strength": trial.strength, "rank": trial.factors.rank, "candidates": tried}
+            chosen = {"min_weight": trial.min_weight, "ridge": trial.ridge, "rank": trial.factors.rank}
+            record["chosen"] = {**chosen, "candidates": candidates}
         else:
             base, sd = torch.zeros_like(truth), torch.ones_like(truth)
     progress.phase(f"training {settings.n_models} networks", 0.6, settings.n_models * epochs)
     streams = [np.random.default_rng(_random.seed(rng)) for _ in range(settings.n_models)]
 
     def one(stream: np.random.Generator, alive: Callable[[], None]) -> tuple[Pmi | Gain, History]:
-        module = build(settings, len(scale.mean), table.levels, table.numbers.shape[1], device, stream)
-        trained = _fit_network(module, known, query, truth, wanted, settings, per_epoch, epochs, stream, progress.step, alive)
+        module = build(settings, len(standardiser.mean), table.levels, table.numbers.shape[1], device, stream)
+        trained = _fit_network(module, train_samples, query, truth, targets, settings, per_epoch, epochs, stream, progress.step, alive)
         return module, trained
 
     for member, (module, trained) in enumerate(_device.side_by_side(one, streams, device)):
@@ -84,26 +92,26 @@ def train(table: Table, settings: BulkSettings, device: torch.device, rng: np.ra
         networks.append(module)
     progress.phase("weighing the networks", 0.2)
     with torch.no_grad():
-        guess = torch.stack([apply_network(network, query) for network in networks]).mean(0)
-        share, r2, noise = _shares(base, guess, truth, wanted, linear=settings.linear)
-        mean = base + share * (guess - base)
+        by_networks = torch.stack([apply_network(network, query) for network in networks]).mean(0)
+        share, r2, noise = _shares(base, by_networks, truth, targets, linear=settings.linear)
+        mean = base + share * (by_networks - base)
         ratio = (mean - truth).abs() / (sd if settings.linear else noise)
-        calibration = float(np.quantile(ratio[wanted].cpu().numpy(), COVERAGE)) / NORMAL_QUANTILE if wanted.any() else 1.0
+        calibration = float(np.quantile(ratio[targets].cpu().numpy(), COVERAGE)) / NORMAL_QUANTILE if targets.any() else 1.0
         linear = None
         if settings.linear:
             linear = Linear.fit(samples, table.levels, rng)
-            linear.floor, linear.strength = trial.floor, trial.strength
-            linear.finish(samples, rng)
+            linear.min_weight, linear.ridge = trial.min_weight, trial.ridge
+            linear.refit_reference(samples, rng)
             record["network_share"] = float(share.mean())
-    return Fitted(scale, table.levels, linear, networks, share, noise, calibration, r2.cpu().numpy(), record)
+    return Fitted(standardiser, table.levels, linear, networks, share, noise, calibration, r2.cpu().numpy(), record)
 
 
 def _fit_network(
     module: Pmi | Gain,
-    known: Samples,
+    train_samples: Samples,
     query: Samples,
     truth: Tensor,
-    wanted: Tensor,
+    targets: Tensor,
     settings: BulkSettings,
     per_epoch: int,
     epochs: int,
@@ -111,13 +119,14 @@ def _fit_network(
     on_epoch: Callable[[], None],
     alive: Callable[[], None],
 ) -> History:
-    n, device = len(known.values), known.values.device
-    look = torch.arange(min(256, len(truth)), device=device)
-    glance = rows_of(query, look)
+    """Train one network; its error on the hidden entries of some validation samples is measured after each epoch."""
+    n, device = len(train_samples.values), train_samples.values.device
+    rows_checked = torch.arange(min(CHECKED_SAMPLES, len(truth)), device=device)
+    checked = rows_of(query, rows_checked)
 
     def evaluate() -> dict[str, float]:
         with torch.no_grad():
-            error = (apply_network(module, glance) - truth[look])[wanted[look]].square().mean()
+            error = (apply_network(module, checked) - truth[rows_checked])[targets[rows_checked]].square().mean()
         module.train()
         return {"heldout": float(error)}
 
@@ -126,7 +135,7 @@ def _fit_network(
     def epoch() -> Iterator[Samples]:
         for rows in itertools.islice(passes, per_epoch):
             alive()
-            yield rows_of(known, torch.from_numpy(rows).to(device))
+            yield rows_of(train_samples, torch.from_numpy(rows).to(device))
 
     return fit(
         module,
@@ -143,18 +152,21 @@ def _fit_network(
     )
 
 
-def _shares(base: Tensor, guess: Tensor, truth: Tensor, wanted: Tensor, *, linear: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of the networks for each gene (least squares, held near that of all genes), R2 of the result, its residual sd."""
-    weight = wanted.to(truth)
+def _shares(base: Tensor, by_networks: Tensor, truth: Tensor, targets: Tensor, *, linear: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight of the networks for each gene, R2 of the combined prediction, and its residual standard deviation, ``(g,)`` each.
+
+    The weight is the least squares solution, shrunk towards the weight that fits all genes together.
+    """
+    weight = targets.to(truth)
     number = weight.sum(0)
-    step, left = (guess - base) * weight, (truth - base) * weight
-    cross, power = (step * left).sum(0), step.square().sum(0)
+    step, residual = (by_networks - base) * weight, (truth - base) * weight
+    cross, power = (step * residual).sum(0), step.square().sum(0)
     share = torch.ones_like(cross)
     if linear:
         common = (cross.sum() / power.sum().clamp(min=1e-12)).clamp(0, 1)
-        hold = 4 * power.mean()
-        share = ((cross + hold * common) / (power + hold).clamp(min=1e-12)).clamp(0, 1)
-    error = left.square().sum(0) - 2 * share * cross + share.square() * power
+        shrinkage = 4 * power.mean()
+        share = ((cross + shrinkage * common) / (power + shrinkage).clamp(min=1e-12)).clamp(0, 1)
+    error = residual.square().sum(0) - 2 * share * cross + share.square() * power
     r2 = 1 - error / (truth * weight).square().sum(0).clamp(min=1e-12)
     pooled = error.sum() / number.sum().clamp(min=1)
     return share, torch.where(number > 1, r2, torch.nan), ((error + 10 * pooled) / (number + 10)).sqrt()

@@ -1,52 +1,48 @@
-"""Whether the values of a query are on the scale of the training."""
+"""A check for `tl.apply`: are the values of the query on the scale of the training?"""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import norm
 
-from .linear import Scale
+from .table import Standardiser
 
-if TYPE_CHECKING:
-    pass
-
-
-_TIMES = 1.25
-"""Factor between the values of two cohorts from which they are on other scales: that of natural logs and log2 is 1.44."""
-_HIGHEST, _MANY = 0.99, 200
-"""Quantile of the values that is compared, and genes from which it can be trusted alone."""
-_FAR = 3.0
-"""Standard deviations from the mean at which half of the genes of a cohort are not by chance."""
-_TELLS = 50
-"""Observed values by which another scale is told from chance, at least."""
-_LOGS = {"natural logs": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
-"""What a natural log is divided by."""
-_CLOSE = 0.1
+_MAX_RATIO = 1.25
+"""Values of two cohorts whose ratio is larger are on different scales. For natural logs and log2 the ratio is 1.44."""
+_QUANTILE, _ENOUGH_GENES = 0.99, 200
+"""The quantile of the values that is compared, and the number of genes for which this comparison is enough."""
+_MAX_SHIFT = 3.0
+"""Half of the genes cannot be this many standard deviations from their mean by chance."""
+_MIN_VALUES = 50
+"""Fewer observed values cannot show that the scale differs."""
+_LOG_BASES = {"natural logs": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
+"""Divisor that turns natural logs into these logs."""
+_TOLERANCE = 0.1
+"""Largest log ratio at which two logs are named as the reason."""
 
 
-def other_scale(values: np.ndarray, scale: Scale) -> str | None:
-    """What seems wrong where the values of a query are on another scale than those of the training."""
+def other_scale(values: np.ndarray, training: Standardiser) -> str | None:
+    """A message if the values of a query, ``(n, g)``, seem to be on another scale than the training; else None."""
     lowest = float(np.fmin.reduce(values, axis=None))
-    if lowest < 0 <= scale.lowest[0]:
+    if lowest < 0 <= training.lowest[0]:
         return f"there are negative values here (min {lowest:g}) and were none in the training: these values look scaled or centred"
-    if np.isfinite(values).sum() < _TELLS:
+    if np.isfinite(values).sum() < _MIN_VALUES:
         return None
-    some = ~np.isnan(values).all(axis=0)
-    mean, known, spread = np.nanmean(values[:, some], axis=0, dtype=np.float64), scale.mean[some], scale.sd[some]
-    if np.sqrt(np.square(known).mean()) < spread.mean():
-        # Centred genes: a factor could not be told from chance.
-        away = float(np.median(np.abs(mean - known) / spread))
-        if away > _FAR:
-            return f"half of the genes are more than {away:.0f} standard deviations of the training from their mean there"
+    observed = ~np.isnan(values).all(axis=0)
+    mean, expected, sd = np.nanmean(values[:, observed], axis=0, dtype=np.float64), training.mean[observed], training.sd[observed]
+    if np.sqrt(np.square(expected).mean()) < sd.mean():
+        # Means near 0, as of centred genes, do not show a ratio. A shift they show.
+        shift = float(np.median(np.abs(mean - expected) / sd))
+        if shift > _MAX_SHIFT:
+            return f"half of the genes are more than {shift:.0f} standard deviations of the training from their mean there"
         return None
-    # The highest values are alike in cohorts of other tissues, whose genes are not, however they were chosen. Of few genes both must agree.
-    drawn = known[:, None] + spread[:, None] * norm.ppf((np.arange(50) + 0.5) / 50)
-    times = float(np.nanquantile(values[:, some], _HIGHEST) / np.quantile(drawn, _HIGHEST))
-    means = float(mean @ known / (known @ known)) if len(known) < _MANY else times
-    if min(times, means) < _TIMES and max(times, means) > 1 / _TIMES:
+    # The highest values are similar even in cohorts of different tissues; the means of genes are not. With few genes both must agree.
+    simulated = expected[:, None] + sd[:, None] * norm.ppf((np.arange(50) + 0.5) / 50)
+    ratio = float(np.nanquantile(values[:, observed], _QUANTILE) / np.quantile(simulated, _QUANTILE))
+    of_means = float(mean @ expected / (expected @ expected)) if len(expected) < _ENOUGH_GENES else ratio
+    if min(ratio, of_means) < _MAX_RATIO and max(ratio, of_means) > 1 / _MAX_RATIO:
         return None
-    logs = [(here, there) for here in _LOGS for there in _LOGS if abs(np.log(times * _LOGS[here] / _LOGS[there])) < _CLOSE]
+    pairs = [(here, there) for here in _LOG_BASES for there in _LOG_BASES]
+    logs = [(a, b) for a, b in pairs if abs(np.log(ratio * _LOG_BASES[a] / _LOG_BASES[b])) < _TOLERANCE]
     guess = f", as with {logs[0][0]} here and {logs[0][1]} in the training" if logs else ""
-    return f"the highest values are {times:.3g} times those of the same genes in the training{guess}"
+    return f"the highest values are {ratio:.3g} times those of the same genes in the training{guess}"

@@ -15,7 +15,7 @@ from .._anndata.memory import copied
 from .._anndata.obs import check_columns
 from .._anndata.write import as_tables
 from .._bulk.fitted import Fitted
-from .._bulk.linear import FEW, Table
+from .._bulk.linear import MIN_NEIGHBOUR_GENES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 from .._anndata.expression import read_values, warn_of_blanks, warn_of_complete, warn_of_level
 from .._anndata.genes import check_genes_to_fill
 from .._bulk.scales import other_scale
+from .._bulk.table import BulkTable
 from ._bulk import embeddings
 
 
@@ -38,7 +39,7 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     present = places >= 0
     same_genes = bool(present.all()) and len(genes) == adata.n_vars
     warn_of_genes_in_rows(adata)
-    check_genes_to_fill(adata, metadata["genes"], FEW)
+    check_genes_to_fill(adata, metadata["genes"], MIN_NEIGHBOUR_GENES)
     if options.rounding is not None:
         raise ValueError(
             f"rounding={options.rounding!r} is for counts, and a model of tl.{metadata['method']} takes expression; leave it out"
@@ -59,12 +60,12 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     warn_of_complete(known, saved=False)
     covariates = read_known_covariates(adata, metadata["covariates"], options.unseen)
     levels = tuple(map(len, covariates.levels.values()))
-    other = other_scale(known, fitted.scale)
+    other = other_scale(known, fitted.standardiser)
     if other is not None:
         _check.warn(f"{other}; if the scale is another one, bring the values to that of the training first")
     else:
         warn_of_level(known)
-    filled, spread = fitted.predict(Table(known, covariates.codes, levels, covariates.numbers), options.device)
+    filled, spread = fitted.predict(BulkTable(known, covariates.codes, levels, covariates.numbers), options.device)
     values = {options.key: filled, keys.sd(options.key): spread}
     slots: dict[str, Any] = {"obsm": as_tables(adata, values, genes)}
     if same_genes:

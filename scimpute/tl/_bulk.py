@@ -20,9 +20,9 @@ from .._anndata.hints import warn_of_genes_in_rows
 from .._anndata.memory import copied
 from .._anndata.write import check_saveable, check_target, write
 from .._bulk.fitted import Fitted
-from .._bulk.linear import Table
 from .._bulk.run import train
 from .._bulk.settings import BulkSettings, checked_settings
+from .._bulk.table import BulkTable
 from .._save import model_target, save_model
 from .._version import __version__
 
@@ -54,10 +54,10 @@ class Expression:
     covariates: Covariates
 
     @property
-    def table(self) -> Table:
+    def table(self) -> BulkTable:
         """The genes that are filled, with the covariates."""
         levels = tuple(map(len, self.covariates.levels.values()))
-        return Table(self.values[:, self.kept], self.covariates.codes, levels, self.covariates.numbers)
+        return BulkTable(self.values[:, self.kept], self.covariates.codes, levels, self.covariates.numbers)
 
 
 def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool | None, **given: Any) -> AnnData | None:

@@ -131,10 +131,11 @@ def pmi(
     standardised per gene on observed training entries.
 
     * *Factor model*: variational PCA with covariates :cite:p:`Ilin2010` fills the reference once.
-    * *Kriging*: a sample is the weighted sum of its nearest 300 other samples that fits its observed genes best, under normal priors on the
-      weights which are larger for samples that share its covariates.
-    * *Partners*: what this misses of the observed genes predicts what it misses of the few genes they go with.
-    * *Network*: takes, for each gene, the weight that helps on hidden entries (``network_share``: 0 is none).
+    * *Regression on samples*: a sample is the weighted sum of its 300 nearest other samples that fits its observed genes best. The weights
+      have normal priors, wider for samples that share its covariates. ``uns["pmi"]["chosen"]`` holds the penalty (``ridge``) and the prior
+      variance without a shared covariate (``min_weight``).
+    * *Residual correlation*: the residuals of the observed genes predict those of their few correlated genes.
+    * *Network*: gets, for each gene, the weight that helps on hidden entries (``network_share``: 0 is none).
 
     Examples
     --------

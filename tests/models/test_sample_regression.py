@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scimpute.models import sample_regression as kriging
+from scimpute.models import sample_regression
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -41,7 +41,7 @@ def r2(found: Tensor, truth: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("seed", [0, 100, 200])
 def test_factor_model_recovers_hidden_entries(seed):
     values, observed, covariates = planted(seed)
-    model = kriging.FactorModel.fit(values * observed, observed, covariates, 4, seeded())
+    model = sample_regression.FactorModel.fit(values * observed, observed, covariates, 4, seeded())
     mean, variance = model.predict(values * observed, observed, covariates)
     assert r2(mean, values, ~observed) > 0.8
     # The spread it states is that of its errors.
@@ -54,7 +54,9 @@ def test_factor_model_recovers_hidden_entries(seed):
 def test_spare_factors_do_little_harm(seed):
     values, observed, covariates = planted(seed)
     found = [
-        kriging.FactorModel.fit(values * observed, observed, covariates, rank, seeded()).predict(values * observed, observed, covariates)[0]
+        sample_regression.FactorModel.fit(values * observed, observed, covariates, rank, seeded()).predict(
+            values * observed, observed, covariates
+        )[0]
         for rank in (4, 20)
     ]
     assert r2(found[1], values, ~observed) > r2(found[0], values, ~observed) - 0.05
@@ -62,7 +64,7 @@ def test_spare_factors_do_little_harm(seed):
 
 def test_a_sample_without_genes_is_the_effect_of_its_covariates():
     values, observed, covariates = planted(0)
-    model = kriging.FactorModel.fit(values * observed, observed, covariates, 4, seeded())
+    model = sample_regression.FactorModel.fit(values * observed, observed, covariates, 4, seeded())
     mean, variance = model.predict(torch.zeros(2, 60), torch.zeros(2, 60, dtype=torch.bool), covariates[:2])
     torch.testing.assert_close(mean, covariates[:2] @ model.weights[:, 4:].T, atol=1e-5, rtol=1e-5)
     groups = torch.stack([values[covariates[:, 1] == covariates[i, 1]].mean(0) for i in range(2)])
@@ -75,7 +77,7 @@ def test_latent_factors_are_the_posterior():
     """With W known exactly: the normal equations of each sample."""
     weights, noise = normal(12, 3, seed=1), uniform(12, seed=2) + 0.5
     second = weights[:, :, None] * weights[:, None, :]
-    model = kriging.FactorModel(weights, second, noise, 2)
+    model = sample_regression.FactorModel(weights, second, noise, 2)
     observed, covariates = uniform(5, 12, seed=3) < 0.7, torch.ones(5, 1)
     values = normal(5, 12, seed=4) * observed
     mean, spread = model.latent(values, observed, covariates)
@@ -90,7 +92,7 @@ def test_latent_factors_are_the_posterior():
 @pytest.mark.parametrize("rank", [0, 1, 500])
 def test_rank_is_cut_to_the_data(rank):
     values, observed, covariates = (part[:12] for part in planted(0))
-    model = kriging.FactorModel.fit(values[:, :8] * observed[:, :8], observed[:, :8], covariates, rank, seeded())
+    model = sample_regression.FactorModel.fit(values[:, :8] * observed[:, :8], observed[:, :8], covariates, rank, seeded())
     assert model.rank == max(1, min(rank, 7))
     assert torch.isfinite(model.predict(values[:, :8], observed[:, :8], covariates)[0]).all()
 
@@ -100,17 +102,17 @@ def test_rank_is_cut_to_the_data(rank):
 
 def test_similarity_by_hand():
     codes, reference = torch.tensor([[0, 1], [2, -1]]), torch.tensor([[0, 1], [0, 0], [2, 1], [1, 0]])
-    found = kriging.similarity(codes, reference, torch.tensor([0.75, 0.25]), 0.2)
+    found = sample_regression.similarity(codes, reference, torch.tensor([0.75, 0.25]), 0.2)
     expected = torch.tensor([[1.0, 0.2 + 0.8 * 0.75, 0.2 + 0.8 * 0.25, 0.2], [0.2, 0.2, 0.2 + 0.8 * 0.75, 0.2]])
     torch.testing.assert_close(found, expected)
-    assert (kriging.similarity(codes, reference, torch.zeros(2), 0.2) == 1).all()
-    assert (kriging.similarity(codes[:, :0], reference[:, :0], torch.zeros(0), 0.2) == 1).all()
+    assert (sample_regression.similarity(codes, reference, torch.zeros(2), 0.2) == 1).all()
+    assert (sample_regression.similarity(codes[:, :0], reference[:, :0], torch.zeros(0), 0.2) == 1).all()
 
 
-# Kriging
+# Regression on samples
 
 
-def krige_example(n: int = 20, g: int = 9, q: int = 4) -> dict[str, Tensor]:
+def regression_example(n: int = 20, g: int = 9, q: int = 4) -> dict[str, Tensor]:
     observed = uniform(q, g, seed=3) < 0.6
     return {
         "reference": normal(n, g, seed=1),
@@ -121,7 +123,7 @@ def krige_example(n: int = 20, g: int = 9, q: int = 4) -> dict[str, Tensor]:
     }
 
 
-def dense_krige(reference: Tensor, precision: Tensor, values: Tensor, observed: Tensor, prior: Tensor, strength: float) -> Tensor:
+def dense_regression(reference: Tensor, precision: Tensor, values: Tensor, observed: Tensor, prior: Tensor, ridge: float) -> Tensor:
     """The formula of the docstring, on the side of the genes, in double precision; far samples get a prior of zero."""
     out = []
     reference, precision, values, prior = (part.double() for part in (reference, precision, values, prior))
@@ -130,64 +132,67 @@ def dense_krige(reference: Tensor, precision: Tensor, values: Tensor, observed: 
         genes, root = observed[i], precision[observed[i]].sqrt()
         distance = ((reference[:, genes] - values[i, genes]).square() * root.square()).sum(1)
         distance[allowed == 0] = torch.inf
-        near = distance.argsort()[: kriging.NEIGHBOURS]
+        near = distance.argsort()[: sample_regression.NEIGHBOURS]
         a, t = reference[near][:, genes] * root, torch.diag(allowed[near])
-        y = torch.linalg.solve(a.T @ t @ a + strength * len(near) * torch.eye(len(root)).double(), root * values[i, genes])
+        y = torch.linalg.solve(a.T @ t @ a + ridge * len(near) * torch.eye(len(root)).double(), root * values[i, genes])
         out.append((t @ a @ y) @ reference[near])
     return torch.stack(out).float()
 
 
-@pytest.mark.parametrize("strength", [0.01, 0.5])
-def test_kriging_is_the_formula(strength):
-    example = krige_example()
-    found = kriging.krige(**example, strength=strength)
-    torch.testing.assert_close(found, dense_krige(**example, strength=strength), atol=1e-4, rtol=1e-3)
+@pytest.mark.parametrize("ridge", [0.01, 0.5])
+def test_regression_is_the_formula(ridge):
+    example = regression_example()
+    found = sample_regression.regress_on_samples(**example, ridge=ridge)
+    torch.testing.assert_close(found, dense_regression(**example, ridge=ridge), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("n", [20, kriging.NEIGHBOURS, kriging.NEIGHBOURS + 1, kriging.NEIGHBOURS + 150])
-def test_kriging_never_uses_a_row_with_a_prior_of_zero(n):
-    example = krige_example(n=n)
+@pytest.mark.parametrize("n", [20, sample_regression.NEIGHBOURS, sample_regression.NEIGHBOURS + 1, sample_regression.NEIGHBOURS + 150])
+def test_regression_never_uses_a_row_with_a_prior_of_zero(n):
+    example = regression_example(n=n)
     own = torch.tensor([3, 0, 7, 7])
     example["prior"][torch.arange(4), own] = 0
-    found = kriging.krige(**example, strength=0.1)
-    torch.testing.assert_close(found, dense_krige(**example, strength=0.1), atol=1e-3, rtol=1e-3)
+    found = sample_regression.regress_on_samples(**example, ridge=0.1)
+    torch.testing.assert_close(found, dense_regression(**example, ridge=0.1), atol=1e-3, rtol=1e-3)
     for i, row in enumerate(own):
         changed = example["reference"].clone()
         changed[row] = 100 * normal(9, seed=9)
-        again = kriging.krige(**example | {"reference": changed}, strength=0.1)
+        again = sample_regression.regress_on_samples(**example | {"reference": changed}, ridge=0.1)
         torch.testing.assert_close(again[i], found[i], atol=1e-5, rtol=1e-5)
 
 
 def test_only_the_nearest_samples_count_where_there_are_many():
-    example = krige_example(n=kriging.NEIGHBOURS + 150)
-    found = kriging.krige(**example, strength=0.1)
-    torch.testing.assert_close(found, dense_krige(**example, strength=0.1), atol=1e-3, rtol=1e-3)
+    example = regression_example(n=sample_regression.NEIGHBOURS + 150)
+    found = sample_regression.regress_on_samples(**example, ridge=0.1)
+    torch.testing.assert_close(found, dense_regression(**example, ridge=0.1), atol=1e-3, rtol=1e-3)
     far = example["reference"] + 0
     far[5] = 1e3
     without = torch.cat([far[:5], far[6:]])
     fewer = example | {"reference": without, "prior": torch.cat([example["prior"][:, :5], example["prior"][:, 6:]], dim=1)}
     torch.testing.assert_close(
-        kriging.krige(**example | {"reference": far}, strength=0.1), kriging.krige(**fewer, strength=0.1), atol=1e-4, rtol=1e-3
+        sample_regression.regress_on_samples(**example | {"reference": far}, ridge=0.1),
+        sample_regression.regress_on_samples(**fewer, ridge=0.1),
+        atol=1e-4,
+        rtol=1e-3,
     )
 
 
-def test_kriging_of_many_samples_is_that_of_each():
-    example = krige_example(q=300)
+def test_regression_of_many_samples_is_that_of_each():
+    example = regression_example(q=300)
     example["prior"][torch.arange(300), torch.arange(300) % 20] = 0
-    whole = kriging.krige(**example, strength=0.1)
+    whole = sample_regression.regress_on_samples(**example, ridge=0.1)
     for i in (0, 255, 256, 299):
         part = example | {name: example[name][i : i + 1] for name in ("values", "observed", "prior")}
-        torch.testing.assert_close(kriging.krige(**part, strength=0.1)[0], whole[i])
+        torch.testing.assert_close(sample_regression.regress_on_samples(**part, ridge=0.1)[0], whole[i])
 
 
-def test_kriging_of_a_sample_without_genes_is_the_mean():
-    example = krige_example(q=2)
+def test_regression_of_a_sample_without_genes_is_the_mean():
+    example = regression_example(q=2)
     example["observed"][0] = False
     example["values"] = example["values"] * example["observed"]
-    assert (kriging.krige(**example, strength=0.1)[0] == 0).all()
+    assert (sample_regression.regress_on_samples(**example, ridge=0.1)[0] == 0).all()
 
 
-# Partners
+# Residuals of correlated genes
 
 
 def test_residual_correlation_finds_what_goes_together():
@@ -197,7 +202,7 @@ def test_residual_correlation_finds_what_goes_together():
     noise[:, 3] = -0.8 * noise[:, 2] + 0.6 * noise[:, 3]
     noise /= noise.std(0)
     observed = uniform(n, g, seed=2) < 0.8
-    found = kriging.residual_correlation(noise * observed, observed).to_dense()
+    found = sample_regression.residual_correlation(noise * observed, observed).to_dense()
     torch.testing.assert_close(found, found.T)
     assert (found.diagonal() == 0).all()
     assert 0.4 < found[0, 1] < 0.8
@@ -208,7 +213,7 @@ def test_residual_correlation_finds_what_goes_together():
 @pytest.mark.parametrize("seed", range(3))
 def test_residual_correlation_of_noise_is_almost_empty(seed):
     noise = normal(200, 50, seed=seed)
-    found = kriging.residual_correlation(noise, torch.ones(200, 50, dtype=torch.bool)).to_dense()
+    found = sample_regression.residual_correlation(noise, torch.ones(200, 50, dtype=torch.bool)).to_dense()
     assert (found != 0).float().mean() < 0.01
 
 
@@ -217,7 +222,7 @@ def test_residual_correlation_by_hand():
     residual[:, 1] = residual[:, 0]
     observed = torch.ones(30, 4, dtype=torch.bool)
     observed[:10, 1] = False
-    found = kriging.residual_correlation(residual * observed, observed).to_dense()
+    found = sample_regression.residual_correlation(residual * observed, observed).to_dense()
     raw = (residual[10:, 0] * residual[10:, 1]).mean()
     torch.testing.assert_close(found[0, 1], (raw - 3 / 20**0.5).clamp(min=0))
 
@@ -227,7 +232,7 @@ def test_residual_correlation_does_not_depend_on_its_blocks():
     residual = normal(12, 1100, seed=1)
     residual[:, 1050] = residual[:, 3]
     residual *= 2  # beyond what a correlation can be, so that the threshold leaves something
-    found = kriging.residual_correlation(residual, torch.ones(12, 1100, dtype=torch.bool))
+    found = sample_regression.residual_correlation(residual, torch.ones(12, 1100, dtype=torch.bool))
     dense = residual.T @ residual / 12
     expected = dense.sign() * (dense.abs() - 3 / 12**0.5).clamp(min=0)
     expected.fill_diagonal_(0)
@@ -242,11 +247,11 @@ def sparse_correlation(g: int) -> Tensor:
     return dense
 
 
-def test_partners_are_the_dense_solve():
+def test_predicted_residuals_are_the_dense_solve():
     dense = sparse_correlation(10)
     observed = uniform(6, 10, seed=3) < 0.5
     residual = normal(6, 10, seed=4)
-    found = kriging.from_partners(dense.to_sparse_coo().coalesce(), residual * observed, observed)
+    found = sample_regression.predict_residuals(dense.to_sparse_coo().coalesce(), residual * observed, observed)
     for i in range(6):
         o, h = observed[i], ~observed[i]
         # The diagonal is not stored: the 2 holds it.
@@ -255,23 +260,24 @@ def test_partners_are_the_dense_solve():
         assert (found[i, o] == 0).all()
 
 
-def test_partners_ignore_residuals_that_are_not_observed():
+def test_predicted_residuals_ignore_residuals_that_are_not_observed():
     dense = sparse_correlation(10).to_sparse_coo().coalesce()
     observed = uniform(6, 10, seed=3) < 0.5
     residual = normal(6, 10, seed=4)
     torch.testing.assert_close(
-        kriging.from_partners(dense, residual, observed), kriging.from_partners(dense, residual * observed, observed)
+        sample_regression.predict_residuals(dense, residual, observed),
+        sample_regression.predict_residuals(dense, residual * observed, observed),
     )
 
 
-def test_partners_of_nothing_are_nothing():
+def test_predicted_residuals_of_nothing_are_nothing():
     empty = torch.zeros(10, 10).to_sparse_coo().coalesce()
     for observed in (torch.ones(3, 10, dtype=torch.bool), torch.zeros(3, 10, dtype=torch.bool)):
         for correlation in (empty, sparse_correlation(10).to_sparse_coo().coalesce()):
-            assert (kriging.from_partners(correlation, normal(3, 10) * observed, observed) == 0).all()
+            assert (sample_regression.predict_residuals(correlation, normal(3, 10) * observed, observed) == 0).all()
 
 
-def test_partners_of_a_matrix_that_is_not_positive_stay_finite():
+def test_predicted_residuals_of_a_matrix_that_is_not_positive_stay_finite():
     dense = torch.full((10, 10), -3.0).fill_diagonal_(0)
     observed = uniform(6, 10, seed=3) < 0.6
-    assert torch.isfinite(kriging.from_partners(dense.to_sparse_coo().coalesce(), normal(6, 10) * observed, observed)).all()
+    assert torch.isfinite(sample_regression.predict_residuals(dense.to_sparse_coo().coalesce(), normal(6, 10) * observed, observed)).all()
