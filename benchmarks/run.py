@@ -165,9 +165,9 @@ def epoch() -> None:
     from scimpute._anndata.counts import read_counts
     from scimpute._counts.began import BeganEngine
     from scimpute._counts.context import Context
+    from scimpute._counts.fit import train_repeat
     from scimpute._counts.molecules import MoleculeSplit
     from scimpute._counts.partition import Partition
-    from scimpute._counts.run import train_repeat
     from scimpute._counts.settings import Complexity, checked_settings
     from scimpute._counts.split import SplitInContext
     from scimpute._sparse import row_sums

@@ -19,10 +19,10 @@ from scimpute import tl
 from scimpute._counts.began import BeganEngine
 from scimpute._counts.context import Context
 from scimpute._counts.expected import expected_log1p
+from scimpute._counts.fit import Trained, predict_all
 from scimpute._counts.molecules import MoleculeSplit
 from scimpute._counts.partition import Partition
 from scimpute._counts.rates import RateMoments, add_rates, predict
-from scimpute._counts.run import Trained, predict_all
 from scimpute._counts.selection import choose
 from scimpute._counts.settings import Complexity, Settings, Target
 from scimpute._counts.split import HELDOUT, SplitInContext, depth_weights

@@ -27,10 +27,10 @@ def check_target(
     layer: str | None,
     copy: bool,
     suffixes: Sequence[str] = ("", "_sd"),
-    beside: Mapping[str, Sequence[str]] | None = None,
+    beside: Mapping[str, str] | None = None,
     sd: bool = True,
 ) -> None:
-    """Refuse before the work an object or a key that could not take the result; ``beside`` are names in other slots.
+    """Refuse before the work an object or a key that could not take the result; ``beside`` has a name in each of other slots.
 
     With ``sd=False`` no standard deviations are written, and those of an earlier result go (see :func:`write`).
     """
@@ -76,7 +76,7 @@ def check_saveable(adata: ad.AnnData, save: Any) -> None:
 
 
 def _check_key(
-    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, Sequence[str]], sd: bool
+    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, str], sd: bool
 ) -> None:
     """Refuse a key that would overwrite what this function did not write."""
     _check.key_name("key_added", key)
@@ -96,7 +96,7 @@ def _check_key(
     names = [n for n in names if sd or n != keys.sd(key)]
     taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
-    taken += [f"{slot}[{n!r}]" for slot in beside for n in beside[slot] if n in getattr(adata, slot)]
+    taken += [f"{slot}[{n!r}]" for slot, n in beside.items() if n in getattr(adata, slot)]
     taken += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
     if method in METHODS and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(taken):
         raise ValueError(

@@ -114,6 +114,6 @@ def impute(
         rates = Rates(moments, own, n_repeats, model.prior()[chosen], model.tensors["seen"][chosen])
         above = model.tensors["expressed_above"][chosen].numpy() if model.params["fill"] == "expressed" else None
         params = model.params
-        output = Output(params["posterior"], params["output"], params["fill"], above, model.of_entries)
+        output = Output(params["posterior"], params["output"], params["fill"])
         bar.phase("using the cells' own counts", 0.4)
-        return finish(rates, counts, size, columns, output)
+        return finish(rates, counts, size, columns, output, expressed_above=above, of_entries=model.of_entries)

@@ -40,7 +40,7 @@ class BeganEngine(Engine):
     @classmethod
     def checked(
         cls,
-        block_size: int,
+        block_size: int | None,
         *,
         architecture: Any,
         drop_quantile: Any,
@@ -51,7 +51,8 @@ class BeganEngine(Engine):
     ) -> BeganEngine:
         """Check every parameter; ``block_size`` has been checked."""
         _check.option("architecture", architecture, ("dense", "conv"))
-        if architecture == "conv" and (math.isqrt(block_size) ** 2 != block_size or math.isqrt(block_size) % 4):
+        side = math.isqrt(block_size or 0)
+        if architecture == "conv" and (side**2 != block_size or side % 4):
             raise ValueError(
                 f"block_size must be the square of a multiple of 4 for architecture='conv', as 256, 400 or 576; got {block_size}"
             )

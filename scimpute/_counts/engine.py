@@ -53,9 +53,9 @@ class Engine(ABC):
         """Parameters that only this method has, as they were used."""
         return {}
 
-    def factors(self, generator: nn.Module, partition: Partition) -> tuple[np.ndarray, np.ndarray] | None:
+    def factors(self, generator: nn.Module, partition: Partition) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the spots ``(n, f)`` and of the genes ``(g, f)``, of a method that has them."""
-        return None
+        raise NotImplementedError
 
     def warn_of_a_failed_fit(self, variation: float, heldout: Mapping[str, float]) -> None:
         """Say so where the fit is of no use; see :class:`.run.Fit` for the two measures."""

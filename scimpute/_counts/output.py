@@ -24,21 +24,13 @@ HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Output:
-    """What is written of a run; see :func:`scimpute.tl.began` for the attributes of these names.
-
-    Attributes
-    ----------
-    expressed_above
-        For ``fill="expressed"`` the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
-    of_entries
-        Whether the rates are of entries that are not zero, and not of molecules.
-    """
+    """What is wanted of a run: the parameters of :func:`scimpute.tl.began` with these names."""
 
     posterior: bool
     output: str
     fill: str
-    expressed_above: np.ndarray | None = None
-    of_entries: bool = False
+    sd: bool = True
+    dtype: str = "float32"
 
 
 @dataclass
@@ -48,11 +40,32 @@ class Imputed:
     values: np.ndarray
     sd: np.ndarray | None
 
+    @property
+    def dtype(self) -> str:
+        """In what the result is stored."""
+        return str(self.values.dtype)
 
-def finish(rates: Rates, counts: sp.csr_matrix, size: np.ndarray, genes: np.ndarray, output: Output) -> Imputed:
+
+def finish(
+    rates: Rates,
+    counts: sp.csr_matrix,
+    size: np.ndarray,
+    genes: np.ndarray,
+    output: Output,
+    *,
+    expressed_above: np.ndarray | None,
+    of_entries: bool,
+) -> Imputed:
     """Values and standard deviations in row chunks. The rates are used up: their arrays hold the result.
 
-    Without a spread there are no standard deviations; the values are the same.
+    Parameters
+    ----------
+    genes
+        Places of the k imputed genes among those of ``counts``.
+    expressed_above
+        For ``fill="expressed"`` the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
+    of_entries
+        Whether the rates are of entries that are not zero, and not of molecules.
     """
     moments = rates.moments
 
@@ -60,8 +73,8 @@ def finish(rates: Rates, counts: sp.csr_matrix, size: np.ndarray, genes: np.ndar
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
         x = torch.from_numpy(columns(counts[rows], genes).toarray())
         mean, sd = _posterior(rates, rows, x, depth, output)
-        absent = None if output.expressed_above is None else torch.from_numpy(moments.mean[rows] < output.expressed_above) & (x == 0)
-        mean, sd = _on_scale(mean, sd, x, depth, output)
+        absent = None if expressed_above is None else torch.from_numpy(moments.mean[rows] < expressed_above) & (x == 0)
+        mean, sd = _on_scale(mean, sd, x, depth, output, of_entries=of_entries)
         if absent is not None:
             # The standard deviation stays that of the expected value.
             mean[absent] = 0
@@ -97,7 +110,7 @@ def _posterior(rates: Rates, rows: slice, x: torch.Tensor, depth: torch.Tensor, 
 
 
 def _on_scale(
-    mean: torch.Tensor, sd: torch.Tensor, x: torch.Tensor, depth: torch.Tensor, output: Output
+    mean: torch.Tensor, sd: torch.Tensor, x: torch.Tensor, depth: torch.Tensor, output: Output, *, of_entries: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Expected counts on the scale that was asked for, with observed entries where ``fill="zeros"``."""
     if output.fill == "zeros":
@@ -108,7 +121,7 @@ def _on_scale(
         return mean, sd
     scale = TARGET / depth.clamp(min=1)
     # Where zeros are missing, no zero is among the counts that are expected.
-    logged = (mean * scale).log1p() if output.of_entries else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
+    logged = (mean * scale).log1p() if of_entries else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
     sd = sd * scale / (1 + scale * mean)
     return torch.where(x > 0, (x * scale).log1p(), logged) if output.fill == "zeros" else logged, sd
 
@@ -133,13 +146,13 @@ def check_dtype(dtype: str, output: str, counts: sp.csr_matrix, genes: np.ndarra
             )
 
 
-def narrow(imputed: Imputed, dtype: str, names: Sequence[str]) -> str:
-    """Convert values and standard deviations to the type they are stored in, one after the other; which type that is.
+def narrow(imputed: Imputed, dtype: str, names: Sequence[str]) -> None:
+    """Convert values and standard deviations to the type they are stored in, one after the other.
 
     Where they turn out to be beyond float16 they stay float32, with a warning: a training is not thrown away for it.
     """
     if dtype == "float32":
-        return dtype
+        return
     for what, whole in (("value", imputed.values), ("standard deviation", imputed.sd)):
         highest = np.zeros(1) if whole is None else whole.max(axis=0)
         if highest.max() > HALF:
@@ -147,8 +160,7 @@ def narrow(imputed: Imputed, dtype: str, names: Sequence[str]) -> str:
                 f"dtype='float16' holds nothing above {HALF:g}, and gene {names[int(highest.argmax())]!r} has a {what} of "
                 f"{highest.max():g}: the result is written as float32"
             )
-            return "float32"
+            return
     imputed.values = imputed.values.astype(np.float16)
     if imputed.sd is not None:
         imputed.sd = imputed.sd.astype(np.float16)
-    return dtype

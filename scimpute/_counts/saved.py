@@ -17,14 +17,14 @@ from ..models.conv import ConvGenerator
 from ..models.multimodal import MultimodalGenerator
 from ..models.posterior import Prior
 from .context import Context
+from .fit import Fit, Repeat
 from .output import FILLS, OUTPUTS
 from .partition import Partition
-from .run import Fit, Repeat
 from .settings import Target, target_of
 from .split import CountSplit
 
 
-def pack(fit: Fit, split: CountSplit, expressed_above: np.ndarray | None, side: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+def pack(fit: Fit, split: CountSplit, side: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Tensors of a file, as :class:`Model` reads them; ``side`` are the arrays that reading the side information needs again."""
     prior = fit.rates.prior
     tensors = {
@@ -39,8 +39,8 @@ def pack(fit: Fit, split: CountSplit, expressed_above: np.ndarray | None, side: 
     for number, repeat in enumerate(fit.repeats):
         tensors |= {f"repeat{number}.{name}": value for name, value in repeat.generator.state_dict().items()}
         tensors[f"repeat{number}.place"] = torch.from_numpy(repeat.partition.place)
-    if expressed_above is not None:
-        tensors["expressed_above"] = torch.from_numpy(expressed_above)
+    if fit.expressed_above is not None:
+        tensors["expressed_above"] = torch.from_numpy(fit.expressed_above)
     return tensors | {name: torch.from_numpy(value) for name, value in side.items()}
 
 

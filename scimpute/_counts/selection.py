@@ -46,7 +46,7 @@ def choose(
 
     Some methods have fixed choices (:meth:`.Engine.fixed`). For the others :func:`_search` decides.
     """
-    steps_per_epoch = n_batches(len(split.learnt_from), settings.batch_size)
+    steps_per_epoch = n_batches(len(split.learnt_from), settings.cells_per_batch)
     why, plain = engine.fixed(split, settings, steps_per_epoch) or ("", Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch)))
     requested = {name: getattr(settings, name) for name in asdict(plain)}
     complexity = replace(plain, **{name: value for name, value in requested.items() if value is not None})
@@ -78,13 +78,14 @@ def _search(
     # Chosen for the counts alone: what they support does not depend on side information.
     split = replace(split, side=None)
     width = settings.width or WIDTH
-    n_genes = min(settings.block_size, math.ceil(len(split.genes) / CANDIDATE_BLOCKS))
+    block_size = settings.block_size or len(split.genes)
+    n_genes = min(block_size, math.ceil(len(split.genes) / CANDIDATE_BLOCKS))
     block = rng.permutation(split.genes)[: CANDIDATE_BLOCKS * n_genes]
-    partition = Partition.draw(block, split.counts.shape[1], settings.block_size, rng)
+    partition = Partition.draw(block, split.counts.shape[1], block_size, rng)
     lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * steps_per_epoch, max(STEPS)),)
     # The same thinned minibatches for every candidate: prepared once, and the comparison is paired.
     batches = SplitInContext(split, context).train_batches(partition)
-    rows = itertools.chain.from_iterable(shuffled(split.learnt_from, settings.batch_size, rng) for _ in itertools.count())
+    rows = itertools.chain.from_iterable(shuffled(split.learnt_from, settings.cells_per_batch, rng) for _ in itertools.count())
     minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
     task = _Task(split, batches, minibatches, block, width, settings.learning_rate, posterior, rng)
 

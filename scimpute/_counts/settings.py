@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import _check
@@ -21,14 +21,24 @@ class Settings:
     The attributes are the parameters of :func:`scimpute.tl.began` with these names.
     """
 
-    block_size: int
+    block_size: int | None
     n_repeats: int
     n_context: int | None
     width: int | None
     penalty: float | None
     max_epochs: int | None
-    batch_size: int
+    batch_size: int | None
     learning_rate: float
+
+    @property
+    def cells_per_batch(self) -> int:
+        """``batch_size``, which is set by now."""
+        assert self.batch_size is not None, "for_cells() comes first"
+        return self.batch_size
+
+    def for_cells(self, n: int) -> Settings:
+        """The same with a number of cells for each minibatch: an eighth of the cells, 32 to 128, where the caller set none."""
+        return self if self.batch_size is not None else replace(self, batch_size=min(128, max(32, n // 8)))
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,6 @@ class Complexity:
 
 
 def checked_settings(
-    n_obs: int,
     *,
     block_size: Any,
     n_repeats: Any,
@@ -53,11 +62,11 @@ def checked_settings(
     batch_size: Any,
     learning_rate: Any,
 ) -> Settings:
-    """Check every number of the training; ``"auto"`` becomes None, or for ``batch_size`` an eighth of the cells."""
+    """Check every number of the training; ``"auto"`` becomes None. ``block_size`` is None where all genes are in one block."""
     return Settings(
-        block_size=_check.integer("block_size", block_size),
+        block_size=None if block_size is None else _check.integer("block_size", block_size),
         n_repeats=_check.integer("n_repeats", n_repeats),
-        batch_size=min(128, max(32, n_obs // 8)) if _check.auto("batch_size", batch_size) else _check.integer("batch_size", batch_size, 2),
+        batch_size=None if _check.auto("batch_size", batch_size) else _check.integer("batch_size", batch_size, 2),
         learning_rate=_check.number("learning_rate", learning_rate, 0, open_low=True),
         n_context=None if _check.auto("n_context", n_context) else _check.integer("n_context", n_context),
         width=None if _check.auto("width", width) else _check.integer("width", width),

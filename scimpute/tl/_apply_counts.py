@@ -61,10 +61,10 @@ def apply_counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[s
     # Without a column of library sizes these are the sums of these genes.
     covered = 1.0 if model.params.get("size_key") is None else float(model.tensors["share"].numpy()[measured].sum())
     imputed = impute(model, counts, size, labels, names, options.device, side, measured, covered, sd=options.sd, progress=options.progress)
-    dtype = narrow(imputed, options.dtype, names)
+    narrow(imputed, options.dtype, names)
 
     params = {name: value for name, value in metadata["params"].items() if name != "size_key" or size_key}
-    params |= {"sd": options.sd, "dtype": dtype} | ({"rounding": rounding} if rounding is not None else {})
+    params |= {"sd": options.sd, "dtype": imputed.dtype} | ({"rounding": rounding} if rounding is not None else {})
     values = {options.key: imputed.values} | ({} if imputed.sd is None else {keys.sd(options.key): imputed.sd})
     slots = {"layers": values} if whole else {"obsm": as_tables(adata, values, names)}
     return {"params": params, "slots": slots, "uns": {"conditioned_on": metadata["conditioned_on"], keys.SOURCE: source}}

@@ -211,7 +211,6 @@ def began(
     (60, 40)
     """
     request = Request.checked(
-        adata,
         "began",
         layer=layer,
         rounding=rounding,
@@ -232,7 +231,6 @@ def began(
     )
     _check_labels(batch_key, celltype_key, target_batch, fill)
     settings = checked_settings(
-        adata.n_obs,
         block_size=block_size,
         n_repeats=n_repeats,
         n_context=n_context,

@@ -156,7 +156,6 @@ def nmf(
         "spatial_weight": weight,
     }
     request = Request.checked(
-        adata,
         "nmf",
         layer=layer,
         rounding=rounding,
@@ -176,9 +175,7 @@ def nmf(
         copy=copy,
     )
     settings = checked_settings(
-        adata.n_obs,
-        # All genes in one block: a spot has one vector.
-        block_size=max(adata.n_vars, 1),
+        block_size=None,  # a spot has one vector, for all genes
         n_repeats=1,
         n_context=_check.integer("n_factors", n_factors),
         width=FactorGenerator.PAIRS,

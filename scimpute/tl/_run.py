@@ -21,14 +21,10 @@ from .._anndata.memory import check_memory
 from .._anndata.sections import warn_of_spots_off_tissue
 from .._anndata.write import as_tables, check_saveable, check_target, earlier_result, write
 from .._counts.engine import Engine
-from .._counts.entries import EntrySplit
-from .._counts.expressed import thresholds
-from .._counts.molecules import MoleculeSplit
-from .._counts.output import FILLS, OUTPUTS, Imputed, Output, check_dtype, finish, narrow
-from .._counts.run import Fit, run
+from .._counts.output import DTYPES, FILLS, OUTPUTS, Output, check_dtype
+from .._counts.run import SPLITS, Run, Task, run
 from .._counts.saved import pack
 from .._counts.settings import WIDTH, Settings, Target, target_of
-from .._counts.split import CountSplit
 from .._methods import METHODS
 from .._save import model_target, save_model
 from .._version import __version__
@@ -38,8 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-
-SPLITS: dict[str, type[CountSplit]] = {split.likelihood.name: split for split in (MoleculeSplit, EntrySplit)}
 
 
 @dataclass(frozen=True)
@@ -66,23 +60,23 @@ class Request:
     target_batch: str | None = None
 
     @classmethod
-    def checked(cls, adata: Any, method: str, **given: Any) -> Request:
-        """Refuse an object or a key that cannot take the result, and options that do not exist."""
-        flags = {name: _check.boolean(name, given[name]) for name in ("sd", "posterior")}
+    def checked(cls, method: str, **given: Any) -> Request:
+        """Refuse options that do not exist."""
+        flags = {name: _check.boolean(name, given[name]) for name in ("sd", "posterior", "copy")}
         request = cls(method, **given | flags)
-        key, beside = request.key_added, {}
-        if request.factors and isinstance(key, str):
-            beside = {"obsm": [keys.spot_factors(key)], "varm": [keys.gene_factors(key)]}
-        check_target(adata, method, key, layer=request.layer, copy=request.copy, beside=beside, sd=request.sd)
+        _check.key_name("key_added", request.key_added)
         _check.option("output", request.output, OUTPUTS)
         _check.option("fill", request.fill, FILLS)
+        _check.option("dtype", request.dtype, DTYPES)
         _check.option("likelihood", request.likelihood, list(SPLITS))
         return request
 
     @property
-    def factors(self) -> bool:
-        """Whether vectors of spots and genes are written."""
-        return METHODS[self.method].factors
+    def factors(self) -> dict[str, str]:
+        """Names in ``obsm`` and ``varm`` of the vectors of spots and genes, for a method that has them."""
+        if not METHODS[self.method].factors:
+            return {}
+        return {"obsm": keys.spot_factors(self.key_added), "varm": keys.gene_factors(self.key_added)}
 
     def recorded(self) -> dict[str, Any]:
         """Parameters as they go to ``uns``."""
@@ -120,41 +114,33 @@ def impute(
         The public function: those of its parameters that were used are recorded.
     """
     start = time.perf_counter()
+    check_target(adata, request.method, request.key_added, layer=request.layer, copy=request.copy, beside=request.factors, sd=request.sd)
     check_saveable(adata, request.save)
     path = model_target(request.save)
     device, rng, show = _device.resolve(request.device), _random.generator(request.random_state), _progress.shown(request.progress)
+    settings = settings.for_cells(adata.n_obs)
     inputs, conditions, target = _read(adata, request, settings, reader, device, rng)
+    output = Output(request.posterior, request.output, request.fill, request.sd, request.dtype)
+    arrays = (inputs.counts, inputs.size, conditions.codes, inputs.columns)
+    task = Task(*arrays, inputs.imputed, conditions.side, target, request.likelihood, output, device)
     what = f"tl.{request.method}: {adata.n_obs:,} {reader.unit} x {len(inputs.imputed):,} genes, {settings.n_repeats} repeats, {device}"
     with _device.session(device), _progress.Progress(what, show=show) as bar:
-        prepare = SPLITS[request.likelihood].prepare
-        split = prepare(inputs.counts, inputs.size, conditions.codes, inputs.columns, device, rng, conditions.side)
-        fit = run(split, engine, settings, target, rng, bar, posterior=request.posterior, sd=request.sd)
-        above = None
-        if request.fill == "expressed":
-            above = thresholds(fit.rates.moments.mean, inputs.counts, inputs.size, inputs.columns)
-        bar.phase(f"using the {reader.unit}' own counts", 0.1)
-        output = Output(request.posterior, request.output, request.fill, above, of_entries=request.likelihood == "squared")
-        imputed = finish(fit.rates, inputs.counts, inputs.size, inputs.columns, output)
-    dtype = narrow(imputed, request.dtype, inputs.imputed)
-    engine.warn_of_a_failed_fit(fit.variation, fit.heldout)
+        done = run(task, engine, settings, rng, bar)
 
-    known = signature(function).parameters
     genes = request.genes if request.genes is None or isinstance(request.genes, str) else inputs.imputed
-    params = {**reader.params, **request.recorded(), "genes": genes, "dtype": dtype, "device": str(device)}
-    params |= asdict(settings) | asdict(fit.complexity) | engine.params(split, fit.complexity)
-    params = {name: value for name, value in params.items() if value is not None and name in known}
+    params = {**reader.params, **request.recorded(), "genes": genes, "dtype": done.imputed.dtype, "device": str(device)}
+    params |= asdict(settings) | asdict(done.fit.complexity) | engine.params(done.split, done.fit.complexity)
+    params = {name: params[name] for name in signature(function).parameters if params.get(name) is not None}
     uns = {
         "params": params,
-        **fit.record(),
-        **({} if above is None else {"expressed_above": above}),
+        **done.fit.record(),
         "conditioned_on": conditions.record(),
         keys.SOURCE: inputs.source,
         "version": __version__,
         "seconds": time.perf_counter() - start,
     }
-    save = None if path is None else _saver(path, request, inputs, conditions, split, fit, above, params)
-    factors = engine.factors(fit.repeats[0].generator, fit.repeats[0].partition)
-    return _write(adata, request, inputs, imputed, factors, uns, save)
+    save = None if path is None else _saver(path, request.method, inputs, conditions, done, params)
+    return _write(adata, request, inputs, done, engine, uns, save)
 
 
 def _read(
@@ -185,7 +171,7 @@ def _read(
         hint=reader.smaller,
         workers=_device.workers(device),
         training=settings.n_repeats,
-        batch_size=settings.batch_size,
+        batch_size=settings.cells_per_batch,
         width=settings.width or WIDTH,
     )
     conditions = reader.with_side(adata, conditions)
@@ -195,19 +181,10 @@ def _read(
     return inputs, conditions, target
 
 
-def _saver(
-    path: Path,
-    request: Request,
-    inputs: Inputs,
-    conditions: Conditions,
-    split: CountSplit,
-    fit: Fit,
-    above: np.ndarray | None,
-    params: dict[str, Any],
-) -> Callable[[], None]:
+def _saver(path: Path, method: str, inputs: Inputs, conditions: Conditions, done: Run, params: dict[str, Any]) -> Callable[[], None]:
     """A function that writes the model file."""
     metadata = {
-        "method": request.method,
+        "method": method,
         "version": __version__,
         "genes": inputs.genes,
         "imputed": inputs.imputed,
@@ -215,28 +192,22 @@ def _saver(
         "params": params,
     }
     if conditions.side is not None:
-        metadata["features"] = {name: list(shape) for name, shape in conditions.side.shapes(fit.complexity.n_context).items()}
-    return partial(save_model, path, pack(fit, split, above, conditions.kept), metadata)
+        shapes = conditions.side.shapes(done.fit.complexity.n_context)
+        metadata["features"] = {name: list(shape) for name, shape in shapes.items()}
+    return partial(save_model, path, pack(done.fit, done.split, conditions.kept), metadata)
 
 
 def _write(
-    adata: AnnData,
-    request: Request,
-    inputs: Inputs,
-    imputed: Imputed,
-    factors: tuple[np.ndarray, np.ndarray] | None,
-    uns: dict[str, Any],
-    save: Callable[[], None] | None,
+    adata: AnnData, request: Request, inputs: Inputs, done: Run, engine: Engine, uns: dict[str, Any], save: Callable[[], None] | None
 ) -> AnnData | None:
     """Values and standard deviations as layers, or as tables of the genes that the caller chose; vectors of spots and genes."""
-    key = request.key_added
-    values: dict[str, Any] = {key: imputed.values} | ({} if imputed.sd is None else {keys.sd(key): imputed.sd})
-    slots: dict[str, dict[str, Any]] = {"layers": values}
+    key, imputed = request.key_added, done.imputed
+    values = {key: imputed.values} | ({} if imputed.sd is None else {keys.sd(key): imputed.sd})
+    slots: dict[str, dict[str, Any]] = {"obsm": as_tables(adata, values, inputs.imputed)} if inputs.in_table else {"layers": {**values}}
     earlier = None
-    if inputs.in_table:
-        slots = {"obsm": as_tables(adata, values, inputs.imputed)}
-    if factors is not None:
-        of_spots, of_genes = factors
-        slots = {"obsm": {keys.spot_factors(key): of_spots, **slots.pop("obsm", {})}, "varm": {keys.gene_factors(key): of_genes}, **slots}
+    if request.factors:
+        of_spots, of_genes = engine.factors(done.fit.repeats[0].generator, done.fit.repeats[0].partition)
+        slots["obsm"] = {request.factors["obsm"]: of_spots, **slots.get("obsm", {})}
+        slots["varm"] = {request.factors["varm"]: of_genes}
         earlier = earlier_result(adata, request.method, key, in_table=inputs.in_table)
     return write(adata, key, request.method, slots, {key: uns}, earlier=earlier, copy=request.copy, save=save)

@@ -177,7 +177,6 @@ def spatial(
         "edge_weight": edge_weight,
     }
     request = Request.checked(
-        adata,
         "spatial",
         layer=layer,
         rounding=rounding,
@@ -198,7 +197,6 @@ def spatial(
     )
     _check_neighbours(params)
     settings = checked_settings(
-        adata.n_obs,
         block_size=block_size,
         n_repeats=n_repeats,
         n_context=n_context,
