@@ -93,3 +93,10 @@ def test_errors_are_raised_not_made(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
             assert not node.value.func.id.endswith(("Error", "Warning")), f"{path.name}:{node.lineno}"
+
+
+def test_the_tests_mirror_the_package():
+    tests = Path(__file__).parent
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert {str(folder) for folder in folders if not (PACKAGE / folder).is_dir()} == set()
+    assert not list(tests.rglob("__init__.py")), "with them two files of one name could be taken for each other"

@@ -19,7 +19,7 @@ from scimpute import _anndata, _space, datasets, pp, tl
 from scimpute._anndata.sections import read_sections
 from scimpute._anndata.space import read_rings
 
-DATA = Path(os.environ.get("SCIMPUTE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("SCIMPUTE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 WRITTEN = {"obsp/spatial_connectivities", "obsp/spatial_distances", "obsp/spatial_ring2", "uns/spatial_neighbors", "uns/spatial_rings"}
 
 
