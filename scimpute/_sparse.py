@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -48,6 +49,23 @@ def row_sums(matrix: sp.csr_matrix) -> np.ndarray:
 def column_sums(matrix: sp.csr_matrix) -> np.ndarray:
     """Sum of every column in float64."""
     return np.asarray(matrix.T @ np.ones(matrix.shape[0])).ravel()
+
+
+def log1p_cp10k(values: Any, totals: np.ndarray) -> Any:
+    """``log1p`` of counts per 10,000 molecules, in the precision of the values.
+
+    Parameters
+    ----------
+    values
+        Counts of cells, ``(n, g)`` or single entries ``(n,)``; an array, or CSR, of which only the non-zeros are touched.
+    totals
+        Molecules of each cell, ``(n,)``; 0 is taken as 1.
+    """
+    scale = (TARGET / np.where(totals > 0, totals, 1)).astype(values.dtype)
+    if isinstance(values, np.ndarray):
+        return np.log1p(values * scale.reshape(-1, *[1] * (values.ndim - 1)))
+    logged = np.log1p(values.data * np.repeat(scale, np.diff(values.indptr)))
+    return sp.csr_matrix((logged, values.indices, values.indptr), shape=values.shape)
 
 
 def usual_size(size: np.ndarray) -> float:

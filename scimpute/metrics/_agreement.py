@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from .. import _check
 from .._anndata.read import check_object, layer_names
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, column_sums
 from . import _profiles
+from ._ranks import centred_ranks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -205,7 +205,7 @@ def _centred(values: np.ndarray) -> np.ndarray:
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Correlation of the ranks of every column; 0 where the first is constant, NaN where the second is."""
-    a, b = (_centred(rankdata(np.round(values, 9), axis=0)) for values in (x, y))
+    a, b = (centred_ranks(np.round(values, 9)) for values in (x, y))
     of_a, of_b = np.square(a).sum(axis=0), np.square(b).sum(axis=0)
     both = np.sqrt(np.where((of_a > 0) & (of_b > 0), of_a * of_b, 1))
     return np.where(of_b > 0, (a * b).sum(axis=0) / both, np.nan)

@@ -14,9 +14,11 @@ from .. import _check, _random
 from .._anndata.counts import read_counts
 from .._anndata.obs import read_label
 from .._anndata.read import check_object
+from .._counts.output import OUTPUTS
 from .._keywords import helpful
 from .._methods import METHODS
-from .._sparse import TARGET, chunks, column_sums
+from .._sparse import chunks, column_sums, log1p_cp10k
+from ._ranks import centred_ranks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,7 +29,6 @@ HALF = "random_half"
 _STEP = 1e-5
 """Relative difference below which two values are equal: layers are float32, and so is the arithmetic of many imputers."""
 _METHODS = [name for name, method in METHODS.items() if method.on_cells is not None]
-_OUTPUTS = ("counts", "rate", "log1p")
 
 
 @helpful
@@ -146,7 +147,7 @@ def false_signal(
 
 def _imputer(impute: str | Callable[..., Any], output: str) -> tuple[Callable[[AnnData, str | None], Any], str, bool]:
     """A function of the object and the label, the scale it writes, and whether it takes a label."""
-    _check.option("output", output, _OUTPUTS)
+    _check.option("output", output, OUTPUTS)
     if isinstance(impute, str):
         from .. import tl
 
@@ -213,18 +214,15 @@ def _run(
 
 
 def _totals(matrix: Any, scale: str) -> np.ndarray | None:
-    """Sum of every row, ``(n, 1)``; None where the matrix is log1p(CP10k) already."""
-    if scale == "log1p":
-        return None
-    total = np.asarray(matrix.sum(axis=1, dtype=np.float64)).reshape(-1, 1)
-    return np.where(total > 0, total, 1)
+    """Sum of every row, ``(n,)``; None where the matrix is log1p(CP10k) already."""
+    return None if scale == "log1p" else np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def _logged(matrix: Any, genes: np.ndarray, totals: np.ndarray | None) -> np.ndarray:
     """log1p(CP10k) of some genes, ``(n, genes)``."""
     part = matrix[:, genes]
     part = (part.toarray() if sp.issparse(part) else part).astype(np.float64)
-    return part if totals is None else np.log1p(part * (TARGET / totals))
+    return part if totals is None else log1p_cp10k(part, totals)
 
 
 def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float, scale: str) -> int:
@@ -251,8 +249,7 @@ def _levels(values: np.ndarray) -> np.ndarray:
 
 def _correlation(values: np.ndarray) -> float:
     """Mean absolute Spearman correlation between columns; one that is constant is correlated with none."""
-    ranks = stats.rankdata(_levels(values), axis=0)
-    ranks -= ranks.mean(axis=0)
+    ranks = centred_ranks(_levels(values))
     norm = np.sqrt(np.square(ranks).sum(axis=0))
     ranks /= np.where(norm > 0, norm, 1)
     return float(np.abs(ranks.T @ ranks)[np.triu_indices(values.shape[1], 1)].mean())

@@ -14,7 +14,8 @@ from .._anndata.matrix import some_rows, to_csr
 from .._anndata.read import entry_name, read_layer, source_name
 from .._anndata.results import params_of, written_by
 from .._anndata.source import read_counts_beside
-from .._sparse import TARGET, chunks, row_sums
+from .._counts.output import OUTPUTS
+from .._sparse import TARGET, chunks, log1p_cp10k, row_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 RAW = "raw"
 """Row or panel of the counts themselves."""
 
-_OUTPUTS = ("counts", "rate", "log1p")
 # No value of log1p(CP10k) is above log1p(10,000); counts that reach twice as far, imputed, seldom stay below it.
 _HIGHEST_LOG = np.log1p(TARGET) + 0.01
 _HIGH_COUNT = 20
@@ -37,18 +37,15 @@ class Profiles:
 
     def of(self, genes: np.ndarray) -> sp.csr_matrix | np.ndarray:
         """log1p(CP10k) of some genes, ``(n, genes)`` float32; sparse where the layer is. CP10k is of the sum over all genes."""
-        scale = None if self.sums is None else (TARGET / np.where(self.sums > 0, self.sums, 1)).astype(np.float32)
         if sp.issparse(self.matrix):
             part = self.matrix[:, genes].tocsr()
-            if scale is not None:
-                part.data = np.log1p(part.data * np.repeat(scale, np.diff(part.indptr)))
-            return part
+            return part if self.sums is None else log1p_cp10k(part, self.sums)
         dense = np.empty((self.matrix.shape[0], len(genes)), dtype=np.float32)
         for rows in chunks(*self.matrix.shape):
             part = some_rows(self.matrix, rows)
             dense[rows] = part[:, genes].toarray() if sp.issparse(part) else np.asarray(part)[:, genes]
-            if scale is not None:
-                dense[rows] = np.log1p(dense[rows] * scale[rows, None])
+            if self.sums is not None:
+                dense[rows] = log1p_cp10k(dense[rows], self.sums[rows])
         return dense
 
     def dense(self, genes: np.ndarray) -> np.ndarray:
@@ -65,7 +62,7 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
     That of a layer which does not say it (another package's) is ``output``; where this is None, it must not look like logarithms.
     """
     if output is not None:
-        _check.option("output", output, _OUTPUTS)
+        _check.option("output", output, OUTPUTS)
     matrices = {name: read_layer(adata, name) for name in names}
     counts = read_counts_beside(adata, names, layer)
     found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, source_name(adata, layer))[0])}
@@ -94,7 +91,7 @@ def _written_output(adata: AnnData, name: str) -> str | None:
     if written_by(adata, name) is None:
         return None
     found = params_of(adata, name).get("output")
-    return None if found is None else _check.option(f"uns[{name!r}]['params']['output']", found, _OUTPUTS)
+    return None if found is None else _check.option(f"uns[{name!r}]['params']['output']", found, OUTPUTS)
 
 
 def _row_sums(adata: AnnData, matrix: Any, name: str, *, negative: bool = False) -> tuple[np.ndarray, float, bool]:

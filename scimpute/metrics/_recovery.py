@@ -11,7 +11,7 @@ from .. import _check
 from .._anndata.obs import Categorical, read_label
 from .._anndata.read import check_object
 from .._keywords import helpful
-from .._sparse import TARGET
+from .._sparse import log1p_cp10k
 from . import _hidden
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ class Sums:
             method.pp += by_gene(np.square(p))
             method.xp += by_gene(x * p)
             if hidden.counts:
-                scale = TARGET / hidden.totals[cell]
-                method.log_error += float(np.square(np.log1p(entries.value * scale) - np.log1p(np.maximum(value, 0) * scale)).sum())
+                truth, predicted = (log1p_cp10k(counts, hidden.totals[cell]) for counts in (entries.value, np.maximum(value, 0)))
+                method.log_error += float(np.square(truth - predicted).sum())
 
     def r2(self, name: str, *, by_group: bool = False) -> np.ndarray:
         """R2 of every gene ``(genes,)``, or of every group and gene; NaN where it is undefined."""

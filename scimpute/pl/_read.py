@@ -15,7 +15,8 @@ from .._anndata.obs import read_genes, read_size
 from .._anndata.read import layer_names, read_layer
 from .._anndata.results import params_of, without_sd, written_by
 from .._anndata.source import find_counts, read_counts_of
-from .._sparse import TARGET, row_sums
+from .._counts.output import OUTPUTS
+from .._sparse import log1p_cp10k, row_sums
 from ..metrics import _scale
 
 if TYPE_CHECKING:
@@ -50,26 +51,26 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     params: Mapping[str, Any] = params_of(adata, key) if written_by(adata, key) else {}
     matrix = read_layer(adata, key, require_output=None if params else "counts") if key in layer_names(adata) else None
     result = _of_table(adata, genes, key) if matrix is None else _dense(matrix[:, places])
-    scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), ("counts", "rate", "log1p"))
+    scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), OUTPUTS)
     size_key = params.get("size_key")
 
     counts = read_counts_of(adata, key, layer) if params else read_counts(adata, layer)
-    per_molecule = TARGET / np.maximum(read_size(adata, size_key, counts, params.get("rounding")), 1)[:, None]
-    before = np.log1p(counts[:, places].toarray() * per_molecule)
+    size = np.maximum(read_size(adata, size_key, counts, params.get("rounding")), 1)
+    before = log1p_cp10k(counts[:, places].toarray().astype(float), size)
     if scale == "log1p":
         return before, result
     if scale == "rate":
-        return before, np.log1p(result * TARGET)
+        return before, log1p_cp10k(result, np.ones(1))
     totals = None if matrix is None else np.asarray(matrix.sum(axis=1), dtype=float).ravel()
     if totals is not None and (not params or _scale.are_equal(totals, row_sums(counts))):
         # Of another package, or normalised since: molecules, or 10,000 a cell, or a million. Their own totals say which.
-        per_molecule = TARGET / np.where(totals > 0, totals, 1)[:, None]
+        size = totals
     elif params and size_key is None and layer is not None:
         # Imputed counts are at the depth of the counts they were made from; where these are gone, ``layer`` is what there is.
         found = find_counts(adata, key)
         if found is not None:
-            per_molecule = TARGET / np.maximum(read_size(adata, None, found[1]), 1)[:, None]
-    return before, np.log1p(result * per_molecule)
+            size = np.maximum(read_size(adata, None, found[1]), 1)
+    return before, log1p_cp10k(result, size)
 
 
 def _dense(part: Any) -> np.ndarray:
