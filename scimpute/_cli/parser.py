@@ -140,7 +140,7 @@ def _declared(module: str, name: str) -> Callable[..., Any]:
 
 def function_of(command: str) -> Callable[..., Any]:
     """The function that a command calls, without its body."""
-    return _declared({"demo": "_cli/demo.py", "report": "metrics/_report.py"}.get(command, f"tl/_{command}.py"), command)
+    return _declared({"demo": "_cli/demo.py", "report": "metrics/_report/__init__.py"}.get(command, f"tl/_{command}.py"), command)
 
 
 def _allowed(command: str | None, option: str) -> str:

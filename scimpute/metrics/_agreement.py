@@ -10,7 +10,7 @@ from .. import _check
 from .._anndata.read import check_object, layer_names
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, column_sums
-from . import _profiles
+from . import _log_profiles
 from ._ranks import centred_ranks
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def agreement(
     check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
-    names = _check.layers(layers, (_profiles.RAW, _GENE_MEAN))
+    names = _check.layers(layers, (_log_profiles.RAW, _GENE_MEAN))
     if truth in names:
         raise ValueError(f"truth={truth!r} is among the layers that are compared with it")
     known = truth in layer_names(adata)
@@ -106,11 +106,11 @@ def agreement(
     if known and genes is not None:
         raise ValueError(f"genes= is for a table in obsm, truth={truth!r} is a layer")
     columns, places = _columns(adata, table, genes)
-    profiles = _profiles.read(adata, [*names, *([truth] if known else [])], layer, output)
+    profiles = _log_profiles.read(adata, [*names, *([truth] if known else [])], layer, output)
     of_truth = profiles.pop(truth, None)
-    share = column_sums(profiles[_profiles.RAW].matrix)
+    share = column_sums(profiles[_log_profiles.RAW].matrix)
     share = np.log1p(TARGET * share / max(share.sum(), 1))
-    rows = [_profiles.RAW, _GENE_MEAN, *names]
+    rows = [_log_profiles.RAW, _GENE_MEAN, *names]
     sums = {name: _Sums(adata.n_obs, len(places)) for name in rows}
     for some in chunks(len(places), adata.n_obs):
         chosen = places[some]

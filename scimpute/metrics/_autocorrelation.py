@@ -14,7 +14,8 @@ from .._anndata.read import check_object, read_neighbours
 from .._keywords import helpful
 from .._space.graph import within
 from .._sparse import chunks
-from . import _profiles
+from . import _log_profiles
+from ._log_profiles import Profiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -107,7 +108,7 @@ def spatial_autocorrelation(
     check_object(adata)
     if by is not None:
         _check.option("by", by, ("gene",))
-    names = _check.layers(layers, [_profiles.RAW, _PERMUTED])
+    names = _check.layers(layers, [_log_profiles.RAW, _PERMUTED])
     places = read_genes(adata, genes)
     places = np.arange(adata.n_vars) if places is None else places
     section = np.zeros(adata.n_obs, dtype=np.int64)
@@ -116,16 +117,16 @@ def spatial_autocorrelation(
         section = section if label is None else label.codes
     rng = _random.generator(random_state)
     graph, spots = _edges(adata, key, section)
-    profiles = _profiles.read(adata, names, layer, output)
+    profiles = _log_profiles.read(adata, names, layer, output)
 
     order = _permutation(section[spots], rng)
     found = {name: _morans_i(graph, profiles[name], places, spots, section) for name in profiles}
     # A permutation within sections changes no section's mean.
-    found[_PERMUTED] = _morans_i(graph[order][:, order], profiles[_profiles.RAW], places, spots, section)
-    rows = [_profiles.RAW, _PERMUTED, *names]
+    found[_PERMUTED] = _morans_i(graph[order][:, order], profiles[_log_profiles.RAW], places, spots, section)
+    rows = [_log_profiles.RAW, _PERMUTED, *names]
     if by == "gene":
         return pd.DataFrame({name: found[name] for name in rows}, index=adata.var_names[places])
-    table = pd.DataFrame.from_dict({name: _scores(found[name], found[_profiles.RAW]) for name in rows}, orient="index")
+    table = pd.DataFrame.from_dict({name: _scores(found[name], found[_log_profiles.RAW]) for name in rows}, orient="index")
     return table.astype({"genes": int})
 
 
@@ -152,7 +153,7 @@ def _permutation(section: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order
 
 
-def _morans_i(graph: sp.csr_matrix, profiles: _profiles.Profiles, genes: np.ndarray, spots: np.ndarray, section: np.ndarray) -> np.ndarray:
+def _morans_i(graph: sp.csr_matrix, profiles: Profiles, genes: np.ndarray, spots: np.ndarray, section: np.ndarray) -> np.ndarray:
     """Moran's I of every gene, NaN where it is constant within the sections.
 
     scanpy's ``morans_i`` gives the same, and leaves torch with another number of threads (numba's).
@@ -172,7 +173,7 @@ def _morans_i(graph: sp.csr_matrix, profiles: _profiles.Profiles, genes: np.ndar
     return result
 
 
-def _by_gene(profiles: _profiles.Profiles, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _by_gene(profiles: Profiles, genes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """log1p(CP10k), dense, of as many genes at a time as make a chunk."""
     for some in chunks(len(genes), profiles.matrix.shape[0]):
         yield some, profiles.dense(genes[some])

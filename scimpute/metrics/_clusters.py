@@ -15,7 +15,8 @@ from .. import _check, _device, _random
 from .._anndata.obs import Categorical, read_annotation
 from .._anndata.read import check_object
 from .._keywords import helpful
-from . import _profiles
+from . import _log_profiles
+from ._log_profiles import Profiles
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -119,13 +120,13 @@ def cluster_agreement(
     ['raw', 'rate']
     """
     check_object(adata)
-    names = _check.layers(layers, [_profiles.RAW])
+    names = _check.layers(layers, [_log_profiles.RAW])
     known = read_annotation(adata, labels, unlabelled)
     methods = [method] if isinstance(method, str) or not isinstance(method, Sequence) else list(method)
     settings = Settings(methods, n_clusters, resolution, n_top_genes, n_pcs, n_neighbors, _random.seed(_random.generator(random_state)))
     settings = settings.checked(adata, len(known.levels))
     rows = {}
-    for name, clusters in cluster(_profiles.read(adata, names, layer, output), settings).items():
+    for name, clusters in cluster(_log_profiles.read(adata, names, layer, output), settings).items():
         row: dict[str, float] = {}
         for how, found in clusters.items():
             row |= {f"{how}_ari": ari(known, found), f"{how}_nmi": nmi(known, found)}
@@ -199,7 +200,7 @@ def _require_igraph() -> None:
         raise ImportError("method='leiden' needs the package igraph: pip install igraph; or use method='kmeans'") from error
 
 
-def cluster(profiles: dict[str, _profiles.Profiles], settings: Settings) -> dict[str, dict[str, np.ndarray]]:
+def cluster(profiles: dict[str, Profiles], settings: Settings) -> dict[str, dict[str, np.ndarray]]:
     """Codes of the clusters ``(n,)`` by layer and method; the variable genes are those of the first layer."""
     genes = variable_genes(next(iter(profiles.values())), settings.n_top_genes)
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -210,7 +211,7 @@ def cluster(profiles: dict[str, _profiles.Profiles], settings: Settings) -> dict
     return found
 
 
-def variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
+def variable_genes(counts: Profiles, n_top_genes: int) -> np.ndarray:
     """Those that vary most, of all genes with a count."""
     genes = np.flatnonzero(counts.matrix.getnnz(axis=0))
     if len(genes) <= n_top_genes:
@@ -221,7 +222,7 @@ def variable_genes(counts: _profiles.Profiles, n_top_genes: int) -> np.ndarray:
     return genes[table["highly_variable"].to_numpy()]
 
 
-def components(layer: _profiles.Profiles, genes: np.ndarray, settings: Settings) -> np.ndarray:
+def components(layer: Profiles, genes: np.ndarray, settings: Settings) -> np.ndarray:
     """Principal components, ``(n, n_pcs)``."""
     values = layer.of(genes)
     n_pcs = min(settings.n_pcs, min(values.shape) - 1)

@@ -12,7 +12,7 @@ from .._anndata.counts import read_counts
 from .._anndata.write import check_writable, write_column
 from .._keywords import helpful
 from .._sparse import chunks, column_sums
-from . import _again, _replay, _thinned
+from . import _replay, _second_run, _thinned
 from ._heldout import EPSILON
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def _of_second_run(
     adata: AnnData, key: str, frac: float, random_state: int | np.random.Generator | None, device: str, progress: bool | None
 ) -> pd.DataFrame:
     """The table of an imputation made again; what was not imputed has no trust."""
-    (again,) = _again.again(adata, [key], "metrics.gene_trust", frac, random_state, device, progress)
-    table = of_layer(again.work, _replay.RESULT, _again.THIN, own=True).set_axis(adata.var_names)
-    others = np.setdiff1d(np.arange(adata.n_vars), again.genes)
+    (second,) = _second_run.second_runs(adata, [key], "metrics.gene_trust", frac, random_state, device, progress)
+    table = of_layer(second.work, _replay.RESULT, _second_run.THIN, own=True).set_axis(adata.var_names)
+    others = np.setdiff1d(np.arange(adata.n_vars), second.genes)
     table.iloc[others, :2] = np.nan
     return table
 

@@ -12,7 +12,7 @@ from .._anndata.read import check_object, layer_names
 from .._counts.output import expected_log1p
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, log1p_cp10k
-from . import _again, _replay, _thinned
+from . import _replay, _second_run, _thinned
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,11 +131,12 @@ def _of_second_runs(
     if some:
         raise ValueError(f"{_check.listing(some)} are of some genes only; score these with metrics.gene_trust(run=True) or metrics.report")
     rows: dict[str, dict[str, float]] = {}
-    for name, again in zip(names, _again.again(adata, names, "metrics.heldout", frac, random_state, device, progress), strict=True):
-        for row, read in again.whole.predictions(again.work, [_replay.RESULT], own=True).items():
+    runs = _second_run.second_runs(adata, names, "metrics.heldout", frac, random_state, device, progress)
+    for name, second in zip(names, runs, strict=True):
+        for row, read in second.whole.predictions(second.work, [_replay.RESULT], own=True).items():
             row = name if row == _replay.RESULT else row
             if row not in rows:
-                rows[row] = scores(of_cells(read, again.whole), again.whole)
+                rows[row] = scores(of_cells(read, second.whole), second.whole)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

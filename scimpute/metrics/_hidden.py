@@ -16,7 +16,7 @@ from .._anndata.obs import Categorical
 from .._anndata.read import entry_name, layer_names, read_layer, read_matrix, read_neighbours, source_name
 from .._anndata.results import params_of, written_by
 from .._sparse import chunks
-from . import _scale, _seen
+from . import _leakage, _scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -144,7 +144,7 @@ def _dense(matrix: Any, rows: Any, dtype: type = np.float64) -> np.ndarray:
 
 def _of_layer(hidden: Hidden, name: str) -> Predict:
     matrix = _in_rows(read_layer(hidden.adata, name, require_output="counts" if hidden.counts else None))
-    _seen.warn_of_leak(hidden.adata, name, hidden.key, "the hidden entries")
+    _leakage.warn_of_leak(hidden.adata, name, hidden.key, "the hidden entries")
     if hidden.counts:
         _warn_of_scale(hidden, name, matrix)
 

@@ -15,7 +15,7 @@ from .._anndata.counts import read_counts
 from .._anndata.matrix import some_rows
 from .._anndata.read import layer_names, read_layer
 from .._sparse import chunks, column_sums, row_sums
-from . import _replay, _scale, _seen
+from . import _leakage, _replay, _scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,7 +77,7 @@ class Thinned:
                 f"scimpute.metrics.gene_trust(adata, {name!r}, run=True), or impute all genes"
             )
         matrix = read_layer(adata, name, require_output="counts")
-        _seen.warn_of_leak(adata, name, keys.train(self.key), "the held-out molecules", run=True)
+        _leakage.warn_of_leak(adata, name, keys.train(self.key), "the held-out molecules", run=True)
 
         def part(rows: slice) -> np.ndarray:
             part = some_rows(matrix, rows)

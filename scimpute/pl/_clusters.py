@@ -11,7 +11,7 @@ from .._anndata.covariates import column_names
 from .._anndata.obs import Categorical, read_annotation
 from .._anndata.read import check_object
 from .._keywords import helpful
-from ..metrics import _profiles
+from ..metrics import _log_profiles
 from ..metrics._clusters import Settings, ari, cluster
 from . import _figure, _tissue
 from ._palette import palette
@@ -100,7 +100,7 @@ def clusters(
     >>> scimpute.pl.clusters(adata, "spatial_imputed", labels="layer")  # doctest: +SKIP
     """
     check_object(adata)
-    names = _check.layers(layers, [_profiles.RAW])
+    names = _check.layers(layers, [_log_profiles.RAW])
     columns = column_names("columns", columns)
     if not names and not columns:
         raise ValueError("there is nothing to draw beside the labels; give layers to cluster, or columns of obs with clusters")
@@ -120,7 +120,7 @@ def clusters(
         seed = _random.seed(_random.generator(random_state))
         settings = Settings([method], n_clusters, resolution, n_top_genes, n_pcs, n_neighbors, seed)
         settings = settings.checked(adata, None if known is None else len(known.levels))
-        for name, found in cluster(_profiles.read(adata, names, layer, output), settings).items():
+        for name, found in cluster(_log_profiles.read(adata, names, layer, output), settings).items():
             title = name if name not in panels else f"{name} (layer)"
             codes = found[method]
             panels[title] = Categorical(title, [str(i) for i in range(codes.max() + 1)], codes)

@@ -12,7 +12,7 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scimpute import metrics
-from scimpute.metrics import _clusters, _profiles
+from scimpute.metrics import _clusters, _log_profiles
 
 BOTH = ["kmeans", "leiden"]
 
@@ -121,7 +121,7 @@ def test_cells_without_a_label_are_clustered_but_not_scored(typed):
 
 def test_genes_are_chosen_once_by_the_counts(adata):
     """A layer that is wild elsewhere is the same as the counts."""
-    raw = _profiles.read(adata, [], None, None)["raw"]
+    raw = _log_profiles.read(adata, [], None, None)["raw"]
     logs, chosen = raw.of(np.arange(40)).toarray(), _clusters.variable_genes(raw, 15)
     assert len(chosen) == 15
     wild = np.minimum(np.random.default_rng(0).normal(size=logs.shape).astype(np.float32) * 50, 9)  # no log is higher

@@ -20,7 +20,8 @@ from matplotlib import pyplot as plt
 
 import scimpute
 from scimpute import _cli
-from scimpute.metrics import _replay, _report_numbers, _report_page, _verdict, report
+from scimpute.metrics import _replay, _report, report
+from scimpute.metrics._report.verdict import verdict
 
 QUICK: dict[str, Any] = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "block_size": 16}
 SECTIONS = (
@@ -54,7 +55,7 @@ def drawn() -> None:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere they are not drawn, which takes most of the time."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("scimpute.metrics._report_figures._uri", lambda figure: ("data:image/png;base64,", 100))
+        monkeypatch.setattr("scimpute.metrics._report.figures._uri", lambda figure: ("data:image/png;base64,", 100))
 
 
 def quick(adata: ad.AnnData, save: Any, key: str = "began", **options: Any) -> dict[str, Any]:
@@ -330,7 +331,7 @@ def test_some_genes(adata, save, dtype):
 @pytest.mark.parametrize("genes", [["gene3"], ["gene7", "gene1", "gene30"]], ids=len)
 def test_some_genes_are_scored_at_the_depth_of_all(adata, save, genes):
     """Whatever else was imputed, the baselines of a gene are the same."""
-    from scimpute.metrics import _own_count, _thinned
+    from scimpute.metrics import _own_count_baseline, _thinned
 
     scimpute.tl.began(adata, genes=genes, **QUICK)
     found = quick(adata, save)
@@ -342,7 +343,9 @@ def test_some_genes_are_scored_at_the_depth_of_all(adata, save, genes):
     predictions = {
         "raw": x[:, places],
         "gene_mean": x.sum(axis=1, keepdims=True) * x.sum(axis=0)[places] / x.sum(),
-        "own_count": _own_count.own_count(_thinned.read(adata, "thin"), np.random.default_rng(0))(slice(0, adata.n_obs))[:, places],
+        "own_count": _own_count_baseline.own_count(_thinned.read(adata, "thin"), np.random.default_rng(0))(slice(0, adata.n_obs))[
+            :, places
+        ],
         "imputed": adata.obsm["again"].to_numpy(),
     }
     for name, p in predictions.items():
@@ -468,10 +471,10 @@ def test_clusters_of_the_counts_and_a_umap(adata, save, other_scanpy):
     columns = ["group", "gene", "before_in", "before_out"]
     pd.testing.assert_frame_equal(again[columns], found["markers"][columns])
     # And whatever scanpy takes where nothing is said, or calls what it writes.
-    first = _report_numbers.embedding(adata, _replay.read(adata, "began", None, None, 0, "cpu"), None, 0)
+    first = _report.numbers.embedding(adata, _replay.read(adata, "began", None, None, 0, "cpu"), None, 0)
     other_scanpy()
     pd.testing.assert_frame_equal(quick(adata, save)["markers"], again)
-    second = _report_numbers.embedding(adata, _replay.read(adata, "began", None, None, 0, "cpu"), None, 0)
+    second = _report.numbers.embedding(adata, _replay.read(adata, "began", None, None, 0, "cpu"), None, 0)
     np.testing.assert_array_equal(first[0], second[0])
 
 
@@ -576,7 +579,7 @@ def test_places_that_cannot_be_written(imputed, refused, save, error, message):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("step", ["_replay.Imputation.run", "_report_page.page", "_report_figures.heatmap", "_report._is_report"])
+@pytest.mark.parametrize("step", ["_replay.Imputation.run", "_report.page.page", "_report.figures.heatmap", "_report._is_report"])
 def test_a_failure_leaves_nothing_behind(imputed, save, fingerprint, monkeypatch, failure, step):
     quick(imputed, save)
     earlier, before, settings = save.read_bytes(), fingerprint(imputed), dict(mpl.rcParams)
@@ -601,8 +604,8 @@ def test_a_failure_leaves_nothing_behind(imputed, save, fingerprint, monkeypatch
 
 
 def test_a_file_that_appeared_meanwhile_is_left(imputed, save, monkeypatch):
-    write = _report_page.page
-    monkeypatch.setattr(_report_page, "page", lambda *given: save.write_text("theirs") and write(*given))
+    write = _report.page.page
+    monkeypatch.setattr(_report.page, "page", lambda *given: save.write_text("theirs") and write(*given))
     with pytest.raises(FileExistsError):
         quick(imputed, save)
     assert save.read_text() == "theirs"
@@ -697,7 +700,7 @@ GOOD = trusts(0.2, 0.3, -0.01)
     ],
 )
 def test_verdict(given, expected, because):
-    sentence, reasons = _verdict.verdict(*given, {})
+    sentence, reasons = verdict(*given, {})
     assert sentence == expected
     assert reasons["reason"].str.contains(because, regex=False).any()
 
@@ -712,7 +715,7 @@ def test_verdict(given, expected, because):
     ],
 )
 def test_a_gain_of_the_own_count_alone(lead, posterior, sentence, because):
-    found, reasons = _verdict.verdict(scores(own_count=lead), GOOD, None, {}, posterior=posterior)
+    found, reasons = verdict(scores(own_count=lead), GOOD, None, {}, posterior=posterior)
     assert found.startswith(sentence)
     assert reasons["reason"].str.contains(because, regex=False).any()
 
@@ -732,7 +735,7 @@ def test_of_genes_without_relation_only_the_own_count_tells(save):
 
 def test_the_own_count_baseline_is_the_posterior_mean_around_the_gene_mean():
     """Counts of one gene-wise Gamma, so that the size is known: the baseline draws as far as this size says."""
-    from scimpute.metrics import _own_count, _thinned
+    from scimpute.metrics import _own_count_baseline, _thinned
 
     rng = np.random.default_rng(0)
     size, mean = 2.0, np.linspace(2, 20, 50)
@@ -740,7 +743,7 @@ def test_the_own_count_baseline_is_the_posterior_mean_around_the_gene_mean():
     adata = ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)))
     scimpute.pp.thin(adata)
     parts = _thinned.read(adata, "thin")
-    found = _own_count.own_count(parts, rng)(slice(0, 800))
+    found = _own_count_baseline.own_count(parts, rng)(slice(0, 800))
     seen, mu = parts.train.toarray(), parts.gene_mean(slice(0, 800))
     exact = (seen + size) / (1 + size / mu)
     assert np.abs(found / exact - 1).mean() < 0.05

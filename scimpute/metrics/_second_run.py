@@ -22,7 +22,7 @@ THIN = "thin"
 
 
 @dataclass(frozen=True)
-class Again:
+class SecondRun:
     """Both parts of the molecules, and what was made of the first.
 
     Attributes
@@ -41,7 +41,7 @@ class Again:
     columns: np.ndarray
 
 
-def impute_again(imputation: Imputation, frac: float, random_state: int | np.random.Generator, progress: _progress.Progress) -> Again:
+def impute_again(imputation: Imputation, frac: float, random_state: int | np.random.Generator, progress: _progress.Progress) -> SecondRun:
     """Hide molecules of what was imputed, as :func:`scimpute.pp.thin` does, and impute the others in the same way."""
     work = imputation.object_of(imputation.counts)
     pp.thin(work, frac, key_added=THIN, random_state=random_state)
@@ -72,10 +72,10 @@ def impute_again(imputation: Imputation, frac: float, random_state: int | np.ran
         # In their places, so that they are scored at the depth of all genes.
         places = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), work.n_vars))
         work = ad.AnnData(work.X, layers={**layers, RESULT: sp.csr_matrix(found.to_numpy()) @ places})
-    return Again(work, whole, genes, columns)
+    return SecondRun(work, whole, genes, columns)
 
 
-def again(
+def second_runs(
     adata: ad.AnnData,
     keys: Sequence[str],
     by: str,
@@ -83,7 +83,7 @@ def again(
     random_state: int | np.random.Generator | None,
     device: str,
     progress: bool | None,
-) -> list[Again]:
+) -> list[SecondRun]:
     """Imputations of the same counts, each made again of the same molecules; everything is checked before the first."""
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     show = _progress.shown(progress)

@@ -9,18 +9,19 @@ import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 
-from .. import _check, _device, _files, _progress, _random
-from .._anndata import keys
-from .._anndata.read import check_object, read_layer
-from .._keywords import helpful
-from . import _replay, _report_figures, _report_numbers, _report_page, _report_sections, _verdict
+from ... import _check, _device, _files, _progress, _random
+from ..._anndata import keys
+from ..._anndata.read import check_object, read_layer
+from ..._keywords import helpful
+from .. import _replay
+from . import figures, numbers, page, sections, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
 
-_NO_REPORT = "was not written by scimpute.metrics.report"
+_NO_report = "was not written by scimpute.metrics.report"
 _ON_EMBEDDING = 3
 """Genes that are shown on an embedding."""
 
@@ -135,7 +136,7 @@ def report(
     >>> print(found["verdict"])  # doctest: +SKIP
     """
     check_object(adata)
-    path = _files.target("save", save, ours=_is_report, else_it=_NO_REPORT)
+    path = _files.target("save", save, ours=_is_report, else_it=_NO_report)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
     show = _progress.shown(progress)
@@ -145,46 +146,46 @@ def report(
     seed = state if isinstance(state, int) and state < 2**32 else _random.seed(rng)
     imputation = _replay.read(adata, key, layer, model, seed, str(_device.resolve(device)))
     label = imputation.takes_label and n_labelled > 0
-    testable = n_splits > 0 and _report_numbers.untestable(imputation) is None
+    testable = n_splits > 0 and numbers.untestable(imputation) is None
     imputation.n_planned = 1 + testable * (2 + label * (1 + min(n_labelled, n_splits)))
     with _progress.Progress(imputation.announced("metrics.report"), show=show) as bar:
         # What is cheap and may be refused comes first.
         bar.phase("groups and embedding of the counts", (1 - _replay.RUNS) / 2)
-        codes, names, column = _report_numbers.groups(adata, imputation, groupby, seed)
-        drawn_on = _report_numbers.embedding(adata, imputation, basis, seed)
+        codes, names, column = numbers.groups(adata, imputation, groupby, seed)
+        drawn_on = numbers.embedding(adata, imputation, basis, seed)
 
-        scores, trust = _report_numbers.heldout(imputation, frac, state, seed, bar)
-        null, why = _report_numbers.null(imputation, n_splits, n_labelled, state, bar)
-        sentence, reasons = _verdict.verdict(scores, trust, null, imputation.columns, posterior=imputation.params.get("posterior", True))
+        scores, trust = numbers.heldout(imputation, frac, state, seed, bar)
+        null, why = numbers.null(imputation, n_splits, n_labelled, state, bar)
+        sentence, reasons = verdict.verdict(scores, trust, null, imputation.columns, posterior=imputation.params.get("posterior", True))
         bar.phase("markers and page", (1 - _replay.RUNS) / 2)
-        groups = _report_numbers.markers(imputation, codes, names)
+        groups = numbers.markers(imputation, codes, names)
         markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
 
         arguments = list(inspect.signature(_function(imputation.method)).parameters)
-        page = _report_page.page(
+        html = page.page(
             f"Report on the imputation {key!r}",
             sentence,
             reasons,
             {
-                "What was run": _report_sections.what_was_run(imputation, key, arguments),
-                "Hidden molecules: is it better than simpler guesses?": _report_sections.heldout(scores, frac, imputation),
-                "Which genes to believe": _report_sections.trust(trust),
-                "The null test: what does it find where there is nothing?": _report_sections.null(null, why, n_splits),
-                "Training": _report_sections.training(imputation),
-                "Markers before and after": _report_sections.markers(
+                "What was run": sections.what_was_run(imputation, key, arguments),
+                "Hidden molecules: is it better than simpler guesses?": sections.heldout(scores, frac, imputation),
+                "Which genes to believe": sections.trust(trust),
+                "The null test: what does it find where there is nothing?": sections.null(null, why, n_splits),
+                "Training": sections.training(imputation),
+                "Markers before and after": sections.markers(
                     markers, column, column is not None and column in imputation.columns.values(), shown
                 ),
-                "When not to use it": _report_sections.when_not(),
+                "When not to use it": sections.when_not(),
             },
         )
         # Minutes have passed since it was looked at what is there.
-        _files.replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"), ours=_is_report, else_it=_NO_REPORT)
+        _files.replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"), ours=_is_report, else_it=_NO_report)
     logg.info(f"report: {sentence} The page is {str(path)!r}")
     return {"verdict": sentence, "reasons": reasons, "heldout": scores, "gene_trust": trust, "false_signal": null, "markers": markers}
 
 
 def _function(method: str) -> Any:
-    from .. import tl
+    from ... import tl
 
     return getattr(tl, method)
 
@@ -192,7 +193,7 @@ def _function(method: str) -> Any:
 def _is_report(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(1000)
-    return start.startswith(b"<!DOCTYPE html>") and _report_page.MARKER.encode() in start
+    return start.startswith(b"<!DOCTYPE html>") and page.MARKER.encode() in start
 
 
 def _before_and_after(
@@ -204,7 +205,7 @@ def _before_and_after(
     drawn_on: tuple[np.ndarray, str, str],
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table of markers, and their figures."""
-    from ..pl import _read
+    from ...pl import _read
 
     (codes, names, groups), (points, basis, where) = grouped, drawn_on
     places = list(dict.fromkeys(place for found in groups.values() for place in found))
@@ -221,15 +222,15 @@ def _before_and_after(
         for place in found:
             values = (when[hit, places.index(place)].mean() for when in (before, after) for hit in (inside, (codes >= 0) & ~inside))
             rows.append([group, str(imputation.names[place]), *values, believed[place]])
-    tables = [_report_figures.means(values, codes, names, groups).set_axis(genes, axis=1) for values in (before, after)]
+    tables = [figures.means(values, codes, names, groups).set_axis(genes, axis=1) for values in (before, after)]
     some = list(dict.fromkeys(shown.var_names[found[0]] for found in groups.values()))[:_ON_EMBEDDING]
-    figures: dict[str, Any] = {
-        "heatmap": _report_figures.heatmap(*tables),
-        "embedding": _report_figures.embedding(shown, some, key, basis),
+    drawn: dict[str, Any] = {
+        "heatmap": figures.heatmap(*tables),
+        "embedding": figures.embedding(shown, some, key, basis),
         "genes": ", ".join(some),
         "where": where,
     }
-    return pd.DataFrame(rows, columns=columns), figures
+    return pd.DataFrame(rows, columns=columns), drawn
 
 
 def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np.ndarray, basis: str) -> AnnData:

@@ -13,15 +13,15 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 
-from .. import _device, _progress
-from .._anndata import keys
-from .._anndata.obs import read_annotation
-from .._sparse import chunks, row_sums
-from . import _clusters, _gene_trust, _heldout, _profiles, _thinned
-from ._again import THIN, impute_again
-from ._false_signal import MIN_CELLS, false_signal
-from ._own_count import own_count
-from ._replay import RESULT, Imputation
+from ... import _device, _progress
+from ..._anndata import keys
+from ..._anndata.obs import read_annotation
+from ..._sparse import chunks, row_sums
+from .. import _clusters, _gene_trust, _heldout, _log_profiles, _thinned
+from .._false_signal import MIN_CELLS, false_signal
+from .._own_count_baseline import own_count
+from .._replay import RESULT, Imputation
+from .._second_run import THIN, impute_again
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,16 +45,16 @@ def settings(seed: int) -> _clusters.Settings:
     return _clusters.Settings(["kmeans"], _CLUSTERS, None, 2000, _PCS, _NEIGHBOURS, seed)
 
 
-def profile(counts: sp.csr_matrix) -> _profiles.Profiles:
-    return _profiles.Profiles(counts.tocsc(), row_sums(counts))
+def profile(counts: sp.csr_matrix) -> _log_profiles.Profiles:
+    return _log_profiles.Profiles(counts.tocsc(), row_sums(counts))
 
 
 def heldout(
     imputation: Imputation, frac: float, random_state: int | np.random.Generator, seed: int, progress: _progress.Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores of the imputation and of the baselines, and the trust in every gene, by molecules that are hidden here."""
-    again = impute_again(imputation, frac, random_state, progress)
-    work, whole, genes, columns = again.work, again.whole, again.genes, again.columns
+    second = impute_again(imputation, frac, random_state, progress)
+    work, whole, genes, columns = second.work, second.whole, second.genes, second.columns
     parts = whole if imputation.genes is None else whole.only(columns)
     reads = {
         **whole.predictions(work, [RESULT], own=True),
@@ -179,7 +179,7 @@ def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict
 
 def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str, str]:
     """Two coordinates of every cell, ``(n, 2)``, how they are called, and what they are."""
-    from ..pl import _read
+    from ...pl import _read
 
     if basis is not None:
         return _read.positions(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"

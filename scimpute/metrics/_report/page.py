@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._version import __version__
-from . import _verdict
+from ..._version import __version__
+from .verdict import worst
 
 MARKER = '<meta name="generator" content="scimpute.metrics.report'
 """By this, near its beginning, a file is known as a report."""
@@ -109,7 +109,7 @@ def page(title: str, verdict: str, reasons: pd.DataFrame, sections: Mapping[str,
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<div class="verdict {_verdict.worst(reasons)}"><p>{escape(verdict)}</p></div>
+<div class="verdict {worst(reasons)}"><p>{escape(verdict)}</p></div>
 <ul>{listed}</ul>
 {body}
 </main>

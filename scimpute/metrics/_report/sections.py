@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import _report_figures as figures
-from ._replay import RESULT, Imputation
-from ._report_page import figure, items, paragraph, table
+from .._replay import RESULT, Imputation
+from . import figures
+from .page import figure, items, paragraph, table
 
 _FEW = 10
 """Molecules below which the trust in one gene is little but chance."""

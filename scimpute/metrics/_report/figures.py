@@ -49,7 +49,7 @@ def trust(table: pd.DataFrame) -> Picture:
 
 def training(history: pd.DataFrame, *, squared: bool) -> Picture:
     """Curves of :func:`scimpute.pl.training`."""
-    from ..pl._training import draw, panels
+    from ...pl._training import draw, panels
 
     with matplotlib.style.context("default"):
         shown = panels(history, squared=squared)
@@ -60,7 +60,7 @@ def training(history: pd.DataFrame, *, squared: bool) -> Picture:
 
 def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> Picture:
     """Means of groups (rows) in genes (columns), in shares of the gene's highest in both tables."""
-    from ..pl._figure import plain
+    from ...pl._figure import plain
 
     top = np.maximum(before.max(), after.max()).replace(0, 1)
     with matplotlib.style.context("default"):
@@ -79,7 +79,7 @@ def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> Picture:
 
 def embedding(shown: AnnData, genes: Sequence[str], key: str, basis: str) -> Picture:
     """Genes before and after with :func:`scimpute.pl.imputed`."""
-    from .. import pl
+    from ... import pl
 
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(7.2, 2.7 * len(genes)), layout="constrained")
