@@ -105,7 +105,7 @@ def impute(
         bar.phase("predicting", 0.6, n_repeats)
         for number in range(n_repeats):
             repeat = model.repeat(number, columns)
-            shares = None if model.of_entries else measured
+            shares = None if model.likelihood.zeros_missing else measured
             batches = CellBatches(counts, size, labels, repeat.partition, context, device, side, features, shares, covered)
             add_rates(AnyLevel(repeat.generator, model.levels).to(device), batches, model.target, moments, own, number)
             bar.step()
@@ -116,4 +116,4 @@ def impute(
         params = model.params
         output = Output(params["posterior"], params["output"], params["fill"])
         bar.phase("using the cells' own counts", 0.4)
-        return finish(rates, counts, size, columns, output, expressed_above=above, of_entries=model.of_entries)
+        return finish(rates, counts, size, columns, output, expressed_above=above, zeros_missing=model.likelihood.zeros_missing)

@@ -8,19 +8,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from .. import _check
 from ..models.began import Began, Discriminator, Generator
 from ..models.conv import ConvDiscriminator, ConvGenerator
 from .engine import Engine, draws, log_shares, starts
 from .partition import Partition
-from .settings import STEPS, Complexity, Settings
+from .settings import Complexity, default_complexity
 from .split import CountSplit, SplitInContext
 
+ARCHITECTURES = ("dense", "conv")
 FLAT = 1e-3
-"""Standard deviation of a log rate over cells below which all cells are alike."""
+"""If no log rate has a larger standard deviation over cells, all cells got the same profile."""
 WORSE = 0.02
-"""Nats per held-out molecule by which a network is clearly behind the gene mean."""
+"""A network that is worse than the gene mean by more nats per held-out molecule has failed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class BeganEngine(Engine):
         reconstruction_weight: Any,
     ) -> BeganEngine:
         """Check every parameter; ``block_size`` has been checked."""
-        _check.option("architecture", architecture, ("dense", "conv"))
+        _check.option("architecture", architecture, ARCHITECTURES)
         side = math.isqrt(block_size or 0)
         if architecture == "conv" and (side**2 != block_size or side % 4):
             raise ValueError(
@@ -91,11 +94,12 @@ class BeganEngine(Engine):
             drop_quantile=self._quantile(split),
             drop_shape=self.drop_shape,
             rng=draws(rng, split.device),
+            likelihood=split.likelihood,
         )
 
-    def fixed(self, split: CountSplit, settings: Settings, steps_per_epoch: int) -> tuple[str, Complexity] | None:
-        # To try one candidate of the convolutional network would take minutes.
-        return ("fixed for architecture='conv'", Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch))) if self.square else None
+    def fixed(self, split: CountSplit, steps_per_epoch: int) -> tuple[str, Complexity] | None:
+        # A trial of the convolutional network takes minutes.
+        return ("fixed for architecture='conv'", default_complexity(steps_per_epoch)) if self.square else None
 
     def watch(self, split: CountSplit) -> tuple[str, ...]:
         return ("heldout", "M") if self.adversarial_weight else ("heldout",)
@@ -121,3 +125,15 @@ class BeganEngine(Engine):
         if self.drop_quantile is not None:
             return self.drop_quantile
         return 100 * (1 - split.counts.nnz / math.prod(split.counts.shape))
+
+
+def empty_generator(
+    state: Mapping[str, Tensor], architecture: str, n_values: int, levels: tuple[int, ...], width: int
+) -> tuple[nn.Module, torch.Size]:
+    """A generator for the weights of a saved one, and the shape ``(P, 1, m)`` of its blocks."""
+    conv = architecture == "conv"
+    # The bias of the last layer has a value for every place of every block.
+    bias = state["bias" if conv else "output.bias"]
+    blocks, _, size = bias.shape
+    start = torch.Generator().manual_seed(0)
+    return (ConvGenerator if conv else Generator)(blocks, size, n_values, levels, bias, start, width=width), bias.shape

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import _random
 from .partition import EMPTY, Partition
-from .settings import Complexity, Settings
+from .settings import Complexity
 from .split import CountSplit, SplitInContext
 
 
@@ -37,13 +37,13 @@ class Engine(ABC):
     def build(self, source: SplitInContext, partition: Partition, complexity: Complexity, rng: np.random.Generator) -> nn.Module:
         """The model of one repeat: its ``generator``, and the losses that the training loop steps."""
 
-    def fixed(self, split: CountSplit, settings: Settings, steps_per_epoch: int) -> tuple[str, Complexity] | None:
-        """Why the complexity is not chosen by held-out molecules, and what it is; None where it is chosen."""
-        return None
+    def fixed(self, split: CountSplit, steps_per_epoch: int) -> tuple[str, Complexity] | None:
+        """A reason and a complexity, if held-out molecules do not choose it; else None."""
+        return split.fixed(steps_per_epoch)
 
     def watch(self, split: CountSplit) -> tuple[str, ...]:
-        """Measures of which at least one has to improve, or the training stops early."""
-        return ("heldout",)
+        """Measures of which one must improve, or the training stops early."""
+        return split.watch
 
     def contributions(self, generator: nn.Module, source: SplitInContext, partition: Partition) -> pd.DataFrame | None:
         """Weight and contribution of each modality, where there are several."""

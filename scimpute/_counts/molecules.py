@@ -25,6 +25,7 @@ class MoleculeSplit(CountSplit):
     """Every entry is split binomially, so both parts are independent given the rates."""
 
     likelihood = Poisson()
+    factor_penalty = 100.0
 
     @classmethod
     def prepare(

@@ -54,7 +54,7 @@ def finish(
     output: Output,
     *,
     expressed_above: np.ndarray | None,
-    of_entries: bool,
+    zeros_missing: bool,
 ) -> Imputed:
     """Values and standard deviations in row chunks. The rates are used up: their arrays hold the result.
 
@@ -64,7 +64,7 @@ def finish(
         Places of the k imputed genes among those of ``counts``.
     expressed_above
         For ``fill="expressed"`` the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
-    of_entries
+    zeros_missing
         Whether the rates are of entries that are not zero, and not of molecules.
     """
     moments = rates.moments
@@ -74,7 +74,7 @@ def finish(
         x = torch.from_numpy(columns(counts[rows], genes).toarray())
         mean, sd = _posterior(rates, rows, x, depth, output)
         absent = None if expressed_above is None else torch.from_numpy(moments.mean[rows] < expressed_above) & (x == 0)
-        mean, sd = _on_scale(mean, sd, x, depth, output, of_entries=of_entries)
+        mean, sd = _on_scale(mean, sd, x, depth, output, zeros_missing=zeros_missing)
         if absent is not None:
             # The standard deviation stays that of the expected value.
             mean[absent] = 0
@@ -110,7 +110,7 @@ def _posterior(rates: Rates, rows: slice, x: torch.Tensor, depth: torch.Tensor, 
 
 
 def _on_scale(
-    mean: torch.Tensor, sd: torch.Tensor, x: torch.Tensor, depth: torch.Tensor, output: Output, *, of_entries: bool
+    mean: torch.Tensor, sd: torch.Tensor, x: torch.Tensor, depth: torch.Tensor, output: Output, *, zeros_missing: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Expected counts on the scale that was asked for, with observed entries where ``fill="zeros"``."""
     if output.fill == "zeros":
@@ -121,7 +121,7 @@ def _on_scale(
         return mean, sd
     scale = TARGET / depth.clamp(min=1)
     # Where zeros are missing, no zero is among the counts that are expected.
-    logged = (mean * scale).log1p() if of_entries else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
+    logged = (mean * scale).log1p() if zeros_missing else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
     sd = sd * scale / (1 + scale * mean)
     return torch.where(x > 0, (x * scale).log1p(), logged) if output.fill == "zeros" else logged, sd
 

@@ -75,9 +75,9 @@ def run(task: Task, engine: Engine, settings: Settings, rng: np.random.Generator
     if task.output.fill == "expressed":
         found.expressed_above = thresholds(found.rates.moments.mean, task.counts, task.size, task.genes)
     progress.phase("using the counts once more", 0.1)
-    of_entries = split.likelihood.name == "squared"
+    zeros_missing = split.likelihood.zeros_missing
     imputed = finish(
-        found.rates, task.counts, task.size, task.genes, task.output, expressed_above=found.expressed_above, of_entries=of_entries
+        found.rates, task.counts, task.size, task.genes, task.output, expressed_above=found.expressed_above, zeros_missing=zeros_missing
     )
     narrow(imputed, task.output.dtype, task.names)
     engine.warn_of_a_failed_fit(found.variation, found.heldout)

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _check, _save
-from ..models.began import Generator
-from ..models.conv import ConvGenerator
-from ..models.multimodal import MultimodalGenerator
+from ..models.likelihood import LIKELIHOODS, Likelihood
 from ..models.posterior import Prior
+from . import began, spatial
 from .context import Context
 from .fit import Fit, Repeat
 from .output import FILLS, OUTPUTS
@@ -75,7 +74,8 @@ class Model:
             labels = {name: (str(label["column"]), _save.texts(f"levels of {name}", label["levels"])) for name, label in names}
             features = {name: tuple(shape) for name, shape in metadata["features"].items()} if "features" in metadata else None
             # Arguments that tl.spatial does not have.
-            fill = "zeros" if metadata["params"].get("likelihood") == "squared" else "all"
+            likelihood = LIKELIHOODS.get(metadata["params"].get("likelihood", "poisson"))
+            fill = "zeros" if likelihood is not None and likelihood.zeros_missing else "all"
             params = {"fill": fill, "architecture": "dense", **metadata["params"]}
             genes, imputed = (_save.texts(name, metadata[name]) for name in ("genes", "imputed"))
             model = cls(genes, imputed, params, labels, tensors, features)
@@ -102,7 +102,8 @@ class Model:
                 raise KeyError(f"no params[{name!r}]")
         _check.option("output", self.params["output"], OUTPUTS)
         _check.option("fill", self.params["fill"], FILLS)
-        _check.option("architecture", self.params["architecture"], ("dense", "conv"))
+        _check.option("architecture", self.params["architecture"], began.ARCHITECTURES)
+        _check.option("likelihood", self.params.get("likelihood", "poisson"), LIKELIHOODS)
         _check.boolean("posterior", self.params["posterior"])
         _save.whole("width", self.params["width"], self.tensors)
         _ = self.target  # a level that is named
@@ -155,9 +156,9 @@ class Model:
                 require("colour_moments", 2, 6)
 
     @property
-    def of_entries(self) -> bool:
-        """Whether it predicts entries that are not zero, and not molecules."""
-        return self.params.get("likelihood") == "squared"
+    def likelihood(self) -> Likelihood:
+        """Likelihood of the training; `tl.began` always uses the first."""
+        return LIKELIHOODS[self.params.get("likelihood", "poisson")]
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -187,16 +188,10 @@ class Model:
         state = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
         place = _save.require(state, "place", None, dtype="int").numpy()
         del state["place"]
-        conv = self.params["architecture"] == "conv"
-        # The bias of the last layer has a value for every place of every block.
-        bias = state["bias" if conv else "output.bias" if self.features is None else "inner.output.bias"]
-        blocks, _, size = bias.shape
-        start = torch.Generator().manual_seed(0)
-        shape, width = (blocks, size, self.tensors["loadings"].shape[1] + 1, self.levels), self.params["width"]
-        generator: nn.Module
-        if self.features is not None:
-            generator = MultimodalGenerator(*shape, self.features, bias, start, start, width=width)
+        n_values, width = self.tensors["loadings"].shape[1] + 1, self.params["width"]
+        if self.features is None:
+            generator, (blocks, _, size) = began.empty_generator(state, self.params["architecture"], n_values, self.levels, width)
         else:
-            generator = (ConvGenerator if conv else Generator)(*shape, bias, start, width=width)
+            generator, (blocks, _, size) = spatial.empty_generator(state, self.features, n_values, self.levels, width)
         generator.load_state_dict(state)
         return Repeat(Partition(genes, place, blocks, size), generator.requires_grad_(False).eval())

@@ -22,7 +22,7 @@ from .context import Context
 from .engine import Engine, log_shares
 from .molecules import MoleculeSplit
 from .partition import Partition
-from .settings import STEPS, WIDTH, Complexity, Settings
+from .settings import STEPS, WIDTH, Complexity, Settings, default_complexity
 from .split import CountSplit, SplitInContext
 
 CONTEXTS = (5, 15, 40)
@@ -47,7 +47,7 @@ def choose(
     Some methods have fixed choices (:meth:`.Engine.fixed`). For the others :func:`_search` decides.
     """
     steps_per_epoch = n_batches(len(split.learnt_from), settings.cells_per_batch)
-    why, plain = engine.fixed(split, settings, steps_per_epoch) or ("", Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch)))
+    why, plain = engine.fixed(split, steps_per_epoch) or ("", default_complexity(steps_per_epoch))
     requested = {name: getattr(settings, name) for name in asdict(plain)}
     complexity = replace(plain, **{name: value for name, value in requested.items() if value is not None})
     complexity = replace(complexity, n_context=min(complexity.n_context, context.n_values - 1))
@@ -151,7 +151,8 @@ def _score_candidates(task: _Task, pairs: Sequence[tuple[int, float]], steps: in
     start = torch.Generator().manual_seed(draw_seed(task.rng))
     blocks = len(pairs) * partition.blocks
     generator = Generator(blocks, partition.genes_per_block, n_values, split.levels, log_share, start, width=task.width)
-    module = Candidates(generator, mask, torch.tensor([split.prior_precision(p) for _, p in pairs], dtype=torch.float32)).to(split.device)
+    penalties = torch.tensor([split.prior_precision(penalty) for _, penalty in pairs], dtype=torch.float32)
+    module = Candidates(generator, mask, penalties, split.likelihood).to(split.device)
     turns = math.ceil(steps / len(task.minibatches))
     fit(module, lambda: task.minibatches, n_batches=len(task.minibatches), max_epochs=turns, learning_rate=task.learning_rate)
     parts = []

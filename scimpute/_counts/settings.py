@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +50,11 @@ class Complexity:
     width: int
     penalty: float
     max_epochs: int
+
+
+def default_complexity(steps_per_epoch: int) -> Complexity:
+    """The complexity where no held-out molecules choose it."""
+    return Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch))
 
 
 def checked_settings(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._space.side import SideInformation
 from .._sparse import chunks
@@ -18,7 +19,7 @@ from ..models.multimodal import MultimodalGenerator
 from ..models.spatial import SpatialModel
 from .engine import Engine, draws, log_shares, starts
 from .partition import Partition
-from .settings import STEPS, Complexity, Settings
+from .settings import STEPS, Complexity, default_complexity
 from .split import CountSplit, SplitInContext
 
 
@@ -42,16 +43,11 @@ class SpatialEngine(Engine):
         )
         return _model(generator, split, partition, complexity)
 
-    def fixed(self, split: CountSplit, settings: Settings, steps_per_epoch: int) -> tuple[str, Complexity] | None:
-        if split.likelihood.name == "squared":
-            return "fixed for likelihood='squared'", Complexity(15, 16, 600.0, math.ceil(STEPS[1] / steps_per_epoch))
-        if "counts" not in _side_of(split).modalities:
-            return "fixed where counts are not among the modalities", Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch))
-        return None
-
-    def watch(self, split: CountSplit) -> tuple[str, ...]:
-        # Entries that are hidden are learnt by heart early, and forgotten again as the steps become small.
-        return () if split.likelihood.name == "squared" else ("heldout",)
+    def fixed(self, split: CountSplit, steps_per_epoch: int) -> tuple[str, Complexity] | None:
+        fixed = split.fixed(steps_per_epoch)
+        if fixed is None and "counts" not in _side_of(split).modalities:
+            return "fixed where counts are not among the modalities", default_complexity(steps_per_epoch)
+        return fixed
 
     def contributions(self, generator: nn.Module, source: SplitInContext, partition: Partition) -> pd.DataFrame:
         assert isinstance(generator, MultimodalGenerator), "build made it"
@@ -78,10 +74,10 @@ class FactorEngine(Engine):
         )
         return _model(generator, split, partition, complexity)
 
-    def fixed(self, split: CountSplit, settings: Settings, steps_per_epoch: int) -> tuple[str, Complexity]:
-        penalty = 200.0 if split.likelihood.name == "squared" else 100.0
-        # A spot is read once an epoch, however many there are.
-        return "fixed for a factorisation", Complexity(20, FactorGenerator.PAIRS, penalty, max(20, math.ceil(STEPS[1] / steps_per_epoch)))
+    def fixed(self, split: CountSplit, steps_per_epoch: int) -> tuple[str, Complexity]:
+        # Each epoch reads a spot once, so a large data set needs as many epochs as a small one.
+        epochs = max(20, math.ceil(STEPS[1] / steps_per_epoch))
+        return "fixed for a factorisation", Complexity(20, FactorGenerator.PAIR_UNITS, split.factor_penalty, epochs)
 
     def watch(self, split: CountSplit) -> tuple[str, ...]:
         # A factorisation begins slowly, from nothing.
@@ -92,7 +88,7 @@ class FactorEngine(Engine):
 
     def factors(self, generator: nn.Module, partition: Partition) -> tuple[np.ndarray, np.ndarray]:
         assert isinstance(generator, FactorGenerator), "build made it"
-        return generator.of_spots.detach().cpu().numpy(), generator.of_genes.detach().cpu().numpy()[partition.place]
+        return generator.spot_factors.detach().cpu().numpy(), generator.gene_factors.detach().cpu().numpy()[partition.place]
 
 
 def _side_of(split: CountSplit) -> SideInformation:
@@ -126,3 +122,13 @@ def contributions(generator: MultimodalGenerator, source: SplitInContext, partit
                     lost[name] += float(split.likelihood.loss(generator(batch.inputs, batch.labels, batch.features), batch))
     rise = [(lost[name] - lost[None]) / max(number, 1.0) for name in generator.names]
     return pd.DataFrame({"weight": generator.weights.tolist(), "contribution": rise}, index=list(generator.names))
+
+
+def empty_generator(
+    state: Mapping[str, Tensor], features: Mapping[str, tuple[int, ...]], n_values: int, levels: tuple[int, ...], width: int
+) -> tuple[nn.Module, torch.Size]:
+    """A generator of `tl.spatial` for the weights of a saved one, and the shape ``(P, 1, m)`` of its blocks."""
+    bias = state["inner.output.bias"]
+    blocks, _, size = bias.shape
+    start = torch.Generator().manual_seed(0)
+    return MultimodalGenerator(blocks, size, n_values, levels, features, bias, start, start, width=width), bias.shape

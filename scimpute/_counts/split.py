@@ -20,6 +20,7 @@ from ..models.posterior import Prior
 from .batches import CellBatches
 from .context import Context
 from .partition import Partition
+from .settings import Complexity
 
 HELDOUT = 0.05
 """Fraction of the molecules, or entries, that no repeat is trained on: they choose the complexity and correct the dispersions."""
@@ -73,6 +74,10 @@ class CountSplit(ABC):
     depth_slope: float = 0.0
 
     likelihood: ClassVar[Likelihood]
+    watch: ClassVar[tuple[str, ...]] = ("heldout",)
+    """Measures that must improve, or the training stops early."""
+    factor_penalty: ClassVar[float]
+    """Default penalty of a factorisation."""
 
     @classmethod
     @abstractmethod
@@ -91,6 +96,10 @@ class CountSplit(ABC):
     @abstractmethod
     def hide(self, batches: CellBatches, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """A minibatch for the training."""
+
+    def fixed(self, steps_per_epoch: int) -> tuple[str, Complexity] | None:
+        """A reason and a complexity, if the held-out part cannot choose one; else None."""
+        return None
 
     @abstractmethod
     def prior_precision(self, penalty: float) -> float:

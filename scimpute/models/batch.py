@@ -1,4 +1,4 @@
-"""A minibatch of cells: what a generator reads, and what it has to predict."""
+"""A minibatch of cells: the inputs of a generator and its targets."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch of cells, thinned, with the molecules that were removed.
+    """A minibatch of cells with hidden molecules (or entries), which are the targets.
 
     Attributes
     ----------
     inputs
         ``(P, b, m + c)``: log1p(CP10k) of the kept molecules of each block, then the context of the cell.
     labels
-        Level codes ``(b,)`` of each label that conditions the generator.
+        Level codes ``(b,)`` of each label.
     features
         Features ``(b, ...)`` of each modality beside the counts (spatial methods).
     place, removed
-        Position in the flat ``(P, b, m)`` output of every removed molecule count, and the count; shape ``(nnz,)``.
+        Position of every target in the flat ``(P, b, m)`` output, and its count; shape ``(nnz,)``.
     exposure
-        Size of the removed part of each cell, ``(b,)``.
+        Library size of the hidden part of each cell, ``(b,)``.
     neighbours
-        Row indices of two sampled neighbours in each ring for the first ``a`` spots, ``(rings, 2, a)``. The rows of neighbours follow the
-        ``b`` spots with targets in ``inputs``, ``labels`` and ``features``.
+        Row indices of two sampled neighbours in each ring for the first ``a`` spots, ``(rings, 2, a)``. In ``inputs``, ``labels`` and
+        ``features`` the neighbours follow the ``b`` spots with targets.
     ring_weights
         Weight of each ring.
     """

@@ -2,14 +2,14 @@
 
 Shapes: P gene blocks, m genes a block, b cells, c context values, L levels of a label.
 
-The generator G reads a thinned real cell and gives, for every gene of its block, the log of the gene's share of the
-cell's molecules. Three things are asked of it:
+The generator G reads a thinned real cell. For every gene of its block it predicts the log of the gene's share of the cell's
+molecules. Its loss has three terms:
 
-* *reconstruction by count splitting* (Batson 2019; Neufeld 2023): predict the removed molecules under a Poisson
-  likelihood. Unbiased, never sees its own target, and starts from the null model (every cell is the average cell);
-* *the adversary* (BEGAN, Berthelot 2017, eqs. 2-5): after Drop, the imputed cell should be reconstructed by the
-  discriminator, an autoencoder, as well as a real cell is;
-* *a squared penalty on the output weights*, so that a gene with few molecules stays at its mean instead of following noise.
+* *reconstruction by count splitting* (Batson 2019; Neufeld 2023): G predicts the removed molecules under a likelihood. It never sees
+  its targets, so it is unbiased. It starts from the null model, in which every cell is the average cell;
+* *the adversary* (BEGAN, Berthelot 2017, eqs. 2-5): the discriminator is an autoencoder. After Drop, it should reconstruct the imputed
+  cell as well as a real cell;
+* *a squared penalty on the output weights* keeps a gene with few molecules at its mean, instead of at noise.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from torch import Tensor, nn
 from .batch import Batch
 from .drop import drop
 from .layers import BlockEmbedding, BlockLinear, HiddenLayer
-from .likelihood import poisson_deviance
+from .likelihood import Likelihood, Poisson
+
+POISSON = Poisson()
+ADVERSARY_STRIDE = 4
+"""The discriminator reads one in so many cells of one in so many minibatches: a sixteenth of the cost."""
 
 
 class Generator(nn.Module):
     """The dense generator: ``[x', context] -> h -> [h, context, labels] -> h -> [h, context, labels] -> m``.
 
-    Each label has its own embedding layer, joined to the hidden representation. The last layer starts at the null
-    model: zero weights, the log share of each gene as its bias.
+    Each label has its own embedding, which is joined to the hidden representation. The last layer starts at the null model: its
+    weights are zero, and its bias is the log share of each gene.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Generator(nn.Module):
             self.output.bias.copy_(log_share)
 
     def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
-        """Log share of every gene, ``(P, b, m)``; it has no use for features beside the counts."""
+        """Log share of every gene, ``(P, b, m)``. Features are ignored: they belong to the spatial methods."""
         side = [inputs[..., self.genes :]]
         side += [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
         hidden = self.first(inputs)
@@ -74,7 +78,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The dense discriminator, an autoencoder with a bottleneck of 16 that is told the labels: ``(P, b, m) -> (P, b, m)``."""
+    """The dense discriminator, an autoencoder with a bottleneck of 16 that reads the labels, too: ``(P, b, m) -> (P, b, m)``."""
 
     def __init__(
         self, blocks: int, genes: int, levels: Sequence[int], generator: torch.Generator, *, width: int = 32, bottleneck: int = 16
@@ -94,22 +98,30 @@ class Discriminator(nn.Module):
 
 
 class Began(nn.Module):
-    r"""Generator and discriminator with the losses of both, in the order in which they are to be stepped.
+    r"""Generator and discriminator, and the losses of both.
 
     .. math::
         L(v) &= \mathrm{mean}\,|v - D(v)| \\
         L_D &= L(x) - k_t\,L(\mathrm{Drop}(G(x))) \\
-        L_G &= w_r\,\mathrm{Poisson} + w_a\,L(\mathrm{Drop}(G(x))) + \mathrm{prior}\,\|W_{out}\|^2 / n \\
+        L_G &= w_r\,\mathrm{likelihood} + w_a\,L(\mathrm{Drop}(G(x))) + \mathrm{prior}\,\|W_{out}\|^2 / n \\
         k_{t+1} &= \mathrm{clip}\bigl(k_t + \lambda_k(\gamma L(x) - L(\mathrm{Drop}(G(x)))), 0, 1\bigr) \\
         M &= L(x) + |\gamma L(x) - L(\mathrm{Drop}(G(x)))|
 
-    The Poisson term is per removed molecule (nats), which keeps its scale apart from the depth of the data. The
-    adversary looks at a quarter of the cells of every fourth minibatch, a sixteenth of the cost; without a Poisson term, at all.
+    The likelihood term is per removed molecule (nats), so it does not depend on the depth of the data. The discriminator reads a part
+    of the cells (:data:`ADVERSARY_STRIDE`). If there is no likelihood term, it reads all.
 
     Parameters
     ----------
     penalty
-        Prior precision of the output weights over the number of cells and the mean number of removed molecules.
+        Prior precision of the output weights, divided by the number of cells and the mean number of removed molecules.
+    adversarial_weight, reconstruction_weight
+        :math:`w_a` and :math:`w_r`.
+    gamma
+        :math:`\gamma`, the wanted ratio of the two reconstruction errors.
+    drop_quantile, drop_shape
+        See :func:`.drop.drop`.
+    likelihood
+        Loss on the removed molecules.
     """
 
     K_RATE = 0.001
@@ -126,9 +138,10 @@ class Began(nn.Module):
         drop_quantile: float,
         drop_shape: float,
         rng: torch.Generator,
+        likelihood: Likelihood = POISSON,
     ) -> None:
         super().__init__()
-        self.generator, self.discriminator = generator, discriminator
+        self.generator, self.discriminator, self.likelihood = generator, discriminator, likelihood
         self.penalty, self.gamma = penalty, gamma
         self.adversarial_weight, self.reconstruction_weight = adversarial_weight, reconstruction_weight
         self.drop_quantile, self.drop_shape, self.rng = drop_quantile, drop_shape, rng
@@ -143,31 +156,31 @@ class Began(nn.Module):
         return groups
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield ``(name, loss)``; each loss is to be stepped before the next one is asked for."""
+        """Yield ``(name, loss)``. Step each loss before you ask for the next."""
         self.metrics = {}
         log_rate = self.generator(batch.inputs, batch.labels)
         loss = log_rate.new_zeros(())
         if self.reconstruction_weight:
-            deviance = poisson_deviance(log_rate, batch.exposure, batch.place, batch.removed) / batch.exposure.sum().clamp(min=1)
-            self.metrics["reconstruction"] = deviance.detach()
-            loss = self.reconstruction_weight * deviance
+            reconstruction = self.likelihood.loss(log_rate, batch) / self.likelihood.scale(batch).clamp(min=1)
+            self.metrics["reconstruction"] = reconstruction.detach()
+            loss = self.reconstruction_weight * reconstruction
         if self.penalty:
             loss = loss + self.penalty * self.generator.penalty().sum()  # type: ignore[operator]
         self.step += 1
-        sparing = 4 if self.reconstruction_weight else 1
-        if self.discriminator is not None and (self.step - 1) % sparing == 0:
-            seen = math.ceil(log_rate.shape[1] / sparing)
-            labels = tuple(codes[:seen] for codes in batch.labels)
-            real = batch.inputs[:, :seen, : log_rate.shape[2]]
-            # G' = log1p(CP10k) of the imputed cell; the log rate is capped as in the likelihood.
-            imputed = torch.log1p(1e4 * log_rate[:, :seen].clamp(max=0).exp())
+        stride = ADVERSARY_STRIDE if self.reconstruction_weight else 1
+        if self.discriminator is not None and (self.step - 1) % stride == 0:
+            n_cells = math.ceil(log_rate.shape[1] / stride)
+            labels = tuple(codes[:n_cells] for codes in batch.labels)
+            real = batch.inputs[:, :n_cells, : log_rate.shape[2]]
+            # G' = log1p(CP10k) of the imputed cell. The log rate is capped as in the Poisson likelihood.
+            imputed = torch.log1p(1e4 * log_rate[:, :n_cells].clamp(max=0).exp())
             fake = drop(imputed, self.drop_quantile, self.drop_shape, self.rng)
-            # One pass for real and fake cells: two would cost half as much again in small products.
+            # One pass for real and fake cells: two passes of small products cost half as much again.
             both = torch.cat([real, fake.detach()], dim=1)
             error = (self.discriminator(both, tuple(codes.repeat(2) for codes in labels)) - both).abs()
-            loss_real, loss_fake = error[:, :seen].mean(), error[:, seen:].mean()
+            loss_real, loss_fake = error[:, :n_cells].mean(), error[:, n_cells:].mean()
             yield "discriminator", loss_real - self.k * loss_fake
-            # The step above changed D: its graph for the generator is built anew, without gradients for D itself.
+            # The step above changed D. So D runs again for the generator, without gradients for D itself.
             self.discriminator.requires_grad_(False)
             loss_fake = F.l1_loss(self.discriminator(fake, labels), fake)
             self.discriminator.requires_grad_(True)
@@ -183,22 +196,24 @@ class Began(nn.Module):
 
 
 class Candidates(nn.Module):
-    """Several settings of the generator trained side by side on the same gene blocks, to choose among them.
+    """Several settings of the generator, trained side by side on the same gene blocks. :mod:`scimpute._counts.selection` chooses one.
 
-    The blocks of a generator are independent networks, so ``K`` settings on ``S`` blocks are one generator with
-    ``K * S`` blocks; a setting that sees fewer context scores has the others multiplied by zero.
+    The blocks of a generator are independent networks. So ``K`` settings on ``S`` blocks are one generator with ``K * S`` blocks. A
+    setting with fewer context scores multiplies the others by zero.
 
     Parameters
     ----------
     context_mask
-        ``(K, c)``, 1 where a setting sees a context value.
+        ``(K, c)``, 1 where a setting reads a context value.
     penalty
-        ``(K,)``, each setting's :class:`Began` penalty.
+        ``(K,)``, the :class:`Began` penalty of each setting.
+    likelihood
+        Loss on the removed molecules.
     """
 
-    def __init__(self, generator: Generator, context_mask: Tensor, penalty: Tensor) -> None:
+    def __init__(self, generator: Generator, context_mask: Tensor, penalty: Tensor, likelihood: Likelihood = POISSON) -> None:
         super().__init__()
-        self.generator, self.settings = generator, len(penalty)
+        self.generator, self.n_settings, self.likelihood = generator, len(penalty), likelihood
         self.mask: Tensor
         self.penalty: Tensor
         self.register_buffer("mask", context_mask[:, None, None, :])
@@ -212,11 +227,11 @@ class Candidates(nn.Module):
         """Log shares of every setting, ``(K, S, b, m)``."""
         blocks, cells, _ = batch.inputs.shape
         genes = self.generator.genes
-        inputs = batch.inputs.repeat(self.settings, 1, 1)
-        inputs.view(self.settings, blocks, cells, -1)[..., genes:] *= self.mask
-        return self.generator(inputs, batch.labels).view(self.settings, blocks, cells, genes)
+        inputs = batch.inputs.repeat(self.n_settings, 1, 1)
+        inputs.view(self.n_settings, blocks, cells, -1)[..., genes:] *= self.mask
+        return self.generator(inputs, batch.labels).view(self.n_settings, blocks, cells, genes)
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        parts = [poisson_deviance(part, batch.exposure, batch.place, batch.removed) for part in self.log_rate(batch)]
-        penalties = self.generator.penalty().view(self.settings, -1).sum(1)
-        yield "generator", torch.stack(parts).sum() / batch.exposure.sum().clamp(min=1) + (self.penalty * penalties).sum()
+        losses = [self.likelihood.loss(log_rate, batch) for log_rate in self.log_rate(batch)]
+        penalties = self.generator.penalty().view(self.n_settings, -1).sum(1)
+        yield "generator", torch.stack(losses).sum() / self.likelihood.scale(batch).clamp(min=1) + (self.penalty * penalties).sum()

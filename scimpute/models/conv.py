@@ -3,9 +3,9 @@
 Shapes: P gene blocks, m = side * side genes a block, b cells, c context values. A block is an image of side x side
 pixels, one per gene. All P images of a cell go through one grouped convolution (``groups=P``), each with its own weights.
 
-Neighbouring pixels are unrelated genes (the partition is random), so a map that is made small and then enlarged by repetition
-tells 16 genes nearly the same. Where the source enlarges maps, a linear layer here gives as many numbers at full size: 32 maps of
-side/4 are 2 maps of side, and every gene keeps its own weights.
+The partition is random, so neighbouring pixels are unrelated genes. The source enlarges small maps by repetition, which gives 16 genes
+nearly the same value. Here a linear layer makes as many numbers at full size: 32 maps of side/4 are 2 maps of side. So every gene keeps
+its own weights.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def to_images(values: Tensor, maps: int) -> Tensor:
 
 
 def to_blocks(images: Tensor, blocks: int) -> Tensor:
-    """``(b, P * maps, s, s) -> (P, b, maps * s * s)``, contiguous: the likelihood indexes its flat view."""
+    """``(b, P * maps, s, s) -> (P, b, maps * s * s)``, contiguous, because the likelihood indexes the flat view."""
     return images.reshape(len(images), blocks, -1).transpose(0, 1).contiguous()
 
 
 def join(parts: Sequence[Tensor], blocks: int) -> Tensor:
-    """Put the maps of several ``(b, P * maps_i, s, s)`` together block by block: ``(b, P * sum(maps_i), s, s)``."""
+    """Join the maps of several ``(b, P * maps_i, s, s)`` block by block: ``(b, P * sum(maps_i), s, s)``."""
     return torch.cat([part.unflatten(1, (blocks, -1)) for part in parts], dim=2).flatten(1, 2)
 
 
@@ -54,7 +54,7 @@ def side_of(genes: int) -> int:
 class BlockConv(nn.Module):
     """P independent 3x3 convolutions: ``(b, P * n_in, s, s) -> (b, P * n_out, s, s)``.
 
-    Weights have shape ``(P * n_out, n_in, 3, 3)``. ``zero=True`` starts from the zero map; ``bias=False`` where a
+    Weights have shape ``(P * n_out, n_in, 3, 3)``. ``zero=True`` starts from the zero map. Use ``bias=False`` if a
     BatchNorm or a bias of each pixel follows.
     """
 
@@ -73,7 +73,7 @@ class BlockConv(nn.Module):
 
 
 class NormedConv(nn.Sequential):
-    """BlockConv, BatchNorm, ReLU. A BatchNorm knows a map of one block only, so the blocks stay independent."""
+    """BlockConv, BatchNorm, ReLU. BatchNorm treats each map alone, so the blocks stay independent."""
 
     def __init__(self, blocks: int, n_in: int, n_out: int, generator: torch.Generator) -> None:
         super().__init__(
@@ -84,7 +84,7 @@ class NormedConv(nn.Sequential):
 
 
 class LabelMaps(nn.Module):
-    """A label as maps: codes ``(b,) -> (b, P * 8, s, s)``; embedding, linear to an image, 3x3 convolution."""
+    """A label as maps, ``(b,) -> (b, P * 8, s, s)``: embedding, linear layer to an image, 3x3 convolution."""
 
     def __init__(self, blocks: int, genes: int, n_levels: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -99,11 +99,11 @@ class LabelMaps(nn.Module):
 class ConvGenerator(nn.Module):
     """``[x', context] -> linear -> images, BN, joined by x' itself -> width maps; + 8 maps a label -> width maps -> m``.
 
-    The linear layer gives ``width // 16`` images (at least one), as many numbers as ``width`` maps of side/4: with 32 maps 2 m (m + c)
-    weights a block. All 32 at full size would be 32 m (m + c), tens of millions for a block of 1,000 genes. The block itself is joined
-    as one more image, so that a gene's own value reaches it.
+    The linear layer gives ``width // 16`` images (at least one), as many numbers as ``width`` maps of side/4. With 32 maps these are
+    2 m (m + c) weights per block. All 32 maps at full size would have 32 m (m + c), tens of millions for a block of 1,000 genes. The
+    block itself is one more image, so a gene's own value reaches its pixel.
 
-    The last convolution starts at zero and each pixel has a bias, the log share of its gene: the start is the null model.
+    The start is the null model: the last convolution is zero, and each pixel has a bias, the log share of its gene.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class ConvGenerator(nn.Module):
     log_share
         ``(P, 1, m)``, the log share of every gene.
     generator
-        The only source of the random start.
+        Draws the random start.
     width
         Number of maps.
     """
@@ -163,9 +163,9 @@ class ConvGenerator(nn.Module):
 class ConvDiscriminator(nn.Module):
     """An autoencoder with a bottleneck of 16, conditioned on the labels: ``(P, b, m) -> (P, b, m)``.
 
-    Two times convolution and pooling to 16 maps of side/4, labels joined, bottleneck, linear back to an image, convolutions to
-    one map; ELU as in BEGAN. No BatchNorm: it would mix real with imputed cells, and the adversary may see a single
-    cell. Each pixel has a bias, as reconstruction of a gene starts from its mean.
+    Convolution and pooling, twice, give 16 maps of side/4. Labels join, and the bottleneck follows. A linear layer leads back to an
+    image, and convolutions to one map. The activation is ELU as in BEGAN. There is no BatchNorm: it would mix real and imputed cells,
+    and a batch may have a single cell. Each pixel has a bias, so the reconstruction of a gene starts from its mean.
     """
 
     def __init__(self, blocks: int, genes: int, levels: Sequence[int], generator: torch.Generator) -> None:

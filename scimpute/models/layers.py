@@ -1,4 +1,4 @@
-"""Layers that hold one small network per gene block and run them all as one batched product.
+"""Layers that hold one small network per gene block. One batched product runs all of them.
 
 Shapes: P blocks, b cells, m genes a block.
 """
@@ -37,7 +37,7 @@ class BlockEmbedding(nn.Module):
     def __init__(self, blocks: int, n_levels: int, generator: torch.Generator, *, largest: int = 16) -> None:
         super().__init__()
         size = min(n_levels, largest)
-        # Starting near the one-hot code keeps few levels as far apart as they can be.
+        # A start near the one-hot code keeps few levels far apart.
         table = torch.eye(n_levels, size, dtype=torch.float32).repeat(blocks, 1, 1)
         table += 0.1 * torch.randn(table.shape, generator=generator, dtype=torch.float32)
         self.table = nn.Parameter(table)
@@ -63,7 +63,7 @@ class HiddenLayer(nn.Module):
 
 
 def start_uniform(layer: nn.Linear | nn.Conv2d, generator: torch.Generator, *, bias: bool = False) -> None:
-    """Draw the weights of a layer from a given generator; also its biases, or they start at 0."""
+    """Draw the weights of a layer from a given generator. With ``bias`` draw its biases, too; otherwise they start at 0."""
     bound = layer.weight[0].numel() ** -0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
@@ -75,7 +75,7 @@ def start_uniform(layer: nn.Linear | nn.Conv2d, generator: torch.Generator, *, b
 
 
 def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = False) -> nn.Linear:
-    """A linear layer whose weights come from a given generator: its own start draws from the global one."""
+    """A linear layer with weights from a given generator. (torch itself would draw them from the global one.)"""
     layer = skip_init(nn.Linear, n_in, n_out, dtype=torch.float32)
     start_uniform(layer, generator, bias=bias)
     return layer

@@ -1,4 +1,4 @@
-"""Likelihoods: what is hidden from a network, and what it loses: molecules, or whole entries."""
+"""Likelihoods: a network predicts hidden molecules (Poisson) or hidden entries (squared error of logs)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .batch import Batch
 
 
 class _PoissonDeviance(torch.autograd.Function):
-    """``sum exposure_i * exp(log_rate) - sum removed * log_rate`` with its gradient made in the same pass.
+    """``sum exposure_i * exp(log_rate) - sum removed * log_rate``; the forward pass also makes the gradient.
 
-    Above a log rate of 0 (a share of 1, which only a diverging network gives) the value is capped and the gradient is not,
-    so that it still points back.
+    Only a diverging network gives a log rate above 0, a share above 1. There the value is capped. The gradient is not, so it still
+    points back.
     """
 
     @staticmethod
@@ -36,8 +36,8 @@ class _PoissonDeviance(torch.autograd.Function):
 def poisson_deviance(log_rate: Tensor, exposure: Tensor, place: Tensor, removed: Tensor) -> Tensor:
     """Negative Poisson log-likelihood of the removed molecules, up to a constant.
 
-    The first term needs every entry, the second only those that lost molecules; working on these alone is what
-    makes the loss cheap. ``log_rate`` has shape ``(P, b, m)``; its gradient is formed in the forward pass.
+    The first term needs every entry. The second needs only the entries that lost molecules, which makes the loss cheap.
+    ``log_rate`` has shape ``(P, b, m)``.
     """
     return _PoissonDeviance.apply(log_rate, exposure, place, removed)
 
@@ -45,7 +45,7 @@ def poisson_deviance(log_rate: Tensor, exposure: Tensor, place: Tensor, removed:
 def squared_error(log_rate: Tensor, exposure: Tensor, place: Tensor, values: Tensor) -> Tensor:
     """Squared differences of the logs of predicted and measured counts, summed over the hidden entries.
 
-    Takes what :func:`poisson_deviance` takes; ``exposure`` is the library size, ``values`` the hidden counts.
+    The arguments are those of :func:`poisson_deviance`: ``exposure`` is the library size, ``values`` are the hidden counts.
     """
     _, spots, genes = log_rate.shape
     spot = place // genes % spots
@@ -53,12 +53,21 @@ def squared_error(log_rate: Tensor, exposure: Tensor, place: Tensor, values: Ten
 
 
 class Likelihood(Protocol):
-    """What is hidden from a network, and what it loses where it predicts that badly."""
+    """The loss of a network on hidden molecules or entries.
+
+    Attributes
+    ----------
+    name
+        Its name among the arguments of the public functions.
+    zeros_missing
+        Whether a zero is a missing value. Otherwise it is an observation like any other.
+    """
 
     name: str
+    zeros_missing: bool
 
     def loss(self, log_rate: Tensor, batch: Batch) -> Tensor:
-        """Loss of a minibatch, summed over its targets; ``log_rate`` is ``(P, b, m)``."""
+        """Loss of a minibatch, summed over its targets. ``log_rate`` has shape ``(P, b, m)``."""
         ...
 
     def n_targets(self, batch: Batch) -> Tensor:
@@ -66,14 +75,15 @@ class Likelihood(Protocol):
         ...
 
     def scale(self, batch: Batch) -> Tensor:
-        """What the loss is divided by in the training, so that its size does not depend on the depth of the data."""
+        """Divisor of the loss in the training. It makes the loss independent of the depth of the data."""
         ...
 
 
 class Poisson:
-    """Molecules are hidden (count splitting). A zero is an observation like any other."""
+    """Molecules are hidden (count splitting)."""
 
     name = "poisson"
+    zeros_missing = False
 
     def loss(self, log_rate: Tensor, batch: Batch) -> Tensor:
         return poisson_deviance(log_rate, batch.exposure, batch.place, batch.removed)
@@ -82,14 +92,15 @@ class Poisson:
         return batch.removed.sum()
 
     def scale(self, batch: Batch) -> Tensor:
-        # The exposure also has the molecules of genes that are not imputed.
+        # The exposure includes the molecules of genes that are not imputed.
         return batch.exposure.sum()
 
 
 class HiddenEntries:
-    """Whole non-zero entries are hidden, and zeros count as missing. The loss is the squared error of the logs."""
+    """Whole non-zero entries are hidden. The loss is the squared error of the logs."""
 
     name = "squared"
+    zeros_missing = True
 
     def loss(self, log_rate: Tensor, batch: Batch) -> Tensor:
         return squared_error(log_rate, batch.exposure, batch.place, batch.removed)
@@ -99,3 +110,6 @@ class HiddenEntries:
 
     def scale(self, batch: Batch) -> Tensor:
         return self.n_targets(batch)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {likelihood.name: likelihood for likelihood in (Poisson(), HiddenEntries())}

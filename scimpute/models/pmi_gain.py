@@ -1,7 +1,7 @@
-"""Networks that fill what a mask hides: PMI and GAIN (Viñas 2021; GAIN after Yoon 2018).
+"""The networks of `tl.pmi` and `tl.gain`, which fill masked entries (Viñas 2021; GAIN after Yoon 2018).
 
-Shapes: b samples, g genes. Values are standardised per gene, 0 where missing. Covariates come as level codes ``(b, a)`` of
-the categorical ones and standardised numbers ``(b, c)`` of the continuous ones.
+Shapes: b samples, g genes. Values are standardised per gene, 0 where missing. Categorical covariates are level codes ``(b, a)``.
+Continuous covariates are standardised numbers ``(b, c)``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Covariates(nn.Module):
         self.size = sum(math.isqrt(n) + 1 for n in levels) + n_numbers
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        # An unknown level (-1) gets the mean of the known ones.
+        # An unknown level (-1) gets the mean embedding of the known levels.
         parts = [torch.where(codes[:, i, None] < 0, table.mean(0), table[codes[:, i].clamp(min=0)]) for i, table in enumerate(self.tables)]
         return torch.cat([*parts, numbers], dim=1)
 
@@ -47,8 +47,8 @@ class Covariates(nn.Module):
 class Network(nn.Module):
     """``[values, covariates, mask] -> n_layers x (Linear, BatchNorm, ReLU, Dropout) -> Linear``.
 
-    ``rescale`` divides the values by the observed fraction of the sample, so that the first layer sees the same scale
-    whatever is missing. ``zero`` starts the last layer at the mean of every gene. ``rng``, on the network's device, draws the dropout.
+    ``rescale`` divides the values by the observed fraction of the sample, so the scale does not depend on how much is missing. ``zero``
+    starts the last layer at the mean of every gene. ``rng``, on the network's device, draws the dropout.
     """
 
     def __init__(
@@ -84,26 +84,26 @@ class Network(nn.Module):
         return self.layers[-1](hidden)
 
     def _drop(self, hidden: Tensor) -> Tensor:
-        """Dropout from a generator of its own: torch's draws from the global one."""
+        """Dropout with its own generator; torch's dropout draws from the global one."""
         if not self.training or not self.dropout:
             return hidden
         kept = torch.rand(hidden.shape, generator=self.rng, device=hidden.device, dtype=torch.float32) >= self.dropout
         return hidden * kept / (1 - self.dropout)
 
 
-def _masked_error(output: Tensor, target: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error over the wanted entries of each sample, mean over the samples that have any."""
-    number = wanted.sum(1)
-    error = ((output - target).square() * wanted).sum(1) / number.clamp(min=1)
+def _masked_error(output: Tensor, values: Tensor, targets: Tensor) -> Tensor:
+    """Squared error over the target entries of each sample, mean over the samples with a target."""
+    number = targets.sum(1)
+    error = ((output - values).square() * targets).sum(1) / number.clamp(min=1)
     return error.sum() / (number > 0).sum().clamp(min=1)
 
 
 class Pmi(nn.Module):
     r"""Pseudo-mask imputation.
 
-    For every sample :math:`p \sim U(\alpha, \beta)`, :math:`m_2 \sim \mathrm{Bernoulli}(p)`; of the observed entries :math:`m` the
-    network reads :math:`m \cdot m_2` and is asked for :math:`m \cdot (1 - m_2)`. ``mask_rate`` is :math:`(\alpha, \beta)`, the range of the
-    fraction that is shown.
+    For every sample :math:`p \sim U(\alpha, \beta)` and :math:`m_2 \sim \mathrm{Bernoulli}(p)`. Of the observed entries :math:`m` the
+    network reads :math:`m \cdot m_2` and predicts :math:`m \cdot (1 - m_2)`. ``mask_rate`` is :math:`(\alpha, \beta)`, the range of the
+    visible fraction.
     """
 
     def __init__(self, network: Network, mask_rate: tuple[float, float], rng: torch.Generator) -> None:
@@ -118,10 +118,10 @@ class Pmi(nn.Module):
         values, device = samples.values, samples.values.device
         low, high = self.mask_rate
         kept = low + (high - low) * torch.rand(len(values), 1, generator=self.rng, device=device, dtype=torch.float32)
-        shown = torch.rand(values.shape, generator=self.rng, device=device, dtype=torch.float32) < kept
-        mask = (samples.observed & shown).to(values)
-        wanted = (samples.observed & ~shown).to(values)
-        loss = _masked_error(self.network(values * mask, mask, samples), values, wanted)
+        visible = torch.rand(values.shape, generator=self.rng, device=device, dtype=torch.float32) < kept
+        mask = (samples.observed & visible).to(values)
+        targets = (samples.observed & ~visible).to(values)
+        loss = _masked_error(self.network(values * mask, mask, samples), values, targets)
         self.metrics = {"loss": loss.detach()}
         yield "network", loss
 
@@ -134,13 +134,13 @@ class Pmi(nn.Module):
 class Gain(nn.Module):
     r"""GAIN with covariates.
 
-    The generator fills the missing entries of :math:`x \cdot m + z (1 - m)`, :math:`z` noise; the discriminator is told half of the mask
-    (the hint: :math:`h = b m + (1 - b) / 2`, :math:`b \sim \mathrm{Bernoulli}`) and guesses the rest, from the filled sample. Losses: its
-    cross-entropy where :math:`b = 0`; for the generator the same with the answers turned round on missing entries, and
-    ``supervised_weight`` times the squared error on observed ones.
+    The generator fills the missing entries of :math:`x \cdot m + z (1 - m)`, where :math:`z` is noise. The discriminator reads the filled
+    sample and a part of the mask, the hint :math:`h = b m + (1 - b) / 2` with :math:`b \sim \mathrm{Bernoulli}`. It guesses the rest of the
+    mask. Its loss is the cross-entropy where :math:`b = 0`. The loss of the generator is the same with reversed answers on missing
+    entries, plus ``supervised_weight`` times the squared error on observed entries.
 
-    In the default variant the mask is a pseudo-mask as in :class:`Pmi`, so the squared error is over observed entries that were
-    hidden from the generator: the published one, over those it was shown, rewards copying.
+    In the default variant the mask is a pseudo-mask as in :class:`Pmi`. Then the squared error is over observed entries that the generator
+    did not read. The published error is over entries that it read, which rewards copying.
     """
 
     def __init__(
@@ -165,31 +165,31 @@ class Gain(nn.Module):
         return torch.rand(shape, generator=self.rng, device=self.rng.device, dtype=torch.float32)
 
     def losses(self, samples: Samples) -> Iterator[tuple[str, Tensor]]:
-        values, seen = samples.values, samples.observed
+        values, visible = samples.values, samples.observed
         if self.mask_rate is not None:
             low, high = self.mask_rate
-            seen = seen & (self._uniform(*values.shape) < low + (high - low) * self._uniform(len(values), 1))
-        mask = seen.to(values)
+            visible = visible & (self._uniform(*values.shape) < low + (high - low) * self._uniform(len(values), 1))
+        mask = visible.to(values)
         noise = torch.randn(values.shape, generator=self.rng, device=values.device, dtype=torch.float32) * 0.01
         output = self.generator(values * mask + noise * (1 - mask), mask, samples)
         filled = values * mask + output * (1 - mask)
-        told = (self._uniform(*values.shape) < self.hint_rate).to(values)
-        hint = told * mask + 0.5 * (1 - told)
+        hinted = (self._uniform(*values.shape) < self.hint_rate).to(values)
+        hint = hinted * mask + 0.5 * (1 - hinted)
         guess = self.discriminator(filled.detach(), hint, samples)
-        open_entries = (1 - told).sum().clamp(min=1)
-        loss_d = (F.binary_cross_entropy_with_logits(guess, mask, reduction="none") * (1 - told)).sum() / open_entries
+        n_guesses = (1 - hinted).sum().clamp(min=1)
+        loss_d = (F.binary_cross_entropy_with_logits(guess, mask, reduction="none") * (1 - hinted)).sum() / n_guesses
         yield "discriminator", loss_d
         self.discriminator.requires_grad_(False)
         guess = self.discriminator(filled, hint, samples)
         self.discriminator.requires_grad_(True)
-        missing = (1 - mask) * (1 - told)
+        missing = (1 - mask) * (1 - hinted)
         fooled = (F.softplus(-guess) * missing).sum() / missing.sum().clamp(min=1)
-        wanted = (samples.observed & ~seen).to(values) if self.mask_rate is not None else mask
-        error = _masked_error(output, values, wanted)
+        targets = (samples.observed & ~visible).to(values) if self.mask_rate is not None else mask
+        error = _masked_error(output, values, targets)
         self.metrics = {"loss": error.detach(), "adversary": fooled.detach(), "discriminator": loss_d.detach()}
         yield "generator", fooled + self.supervised_weight * error
 
     def forward(self, samples: Samples) -> Tensor:
-        """Every entry, ``(b, g)``, with the noise at its mean."""
+        """Every entry, ``(b, g)``. The noise is at its mean, 0."""
         mask = samples.observed.to(samples.values)
         return self.generator(samples.values * mask, mask, samples)

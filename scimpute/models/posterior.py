@@ -1,4 +1,4 @@
-"""The empirical-Bayes step: the cell's own count, used once more.
+"""The posterior step (empirical Bayes): it combines the prediction of the network with the cell's own count.
 
 The rate of an entry is Gamma distributed around the network's prediction ``mu`` with an inverse dispersion ``theta``, and the count is
 Poisson around the rate. For a known theta the posterior of the rate is Gamma again, with
@@ -9,9 +9,9 @@ Theta is not known. Its logarithm is normal over the entries of a gene, and its 
 
     log theta_ij = log theta_j + slope * log(mu_ij / reference_j) + spread * z,      z ~ N(0, 1).
 
-With one theta for each gene (slope and spread 0) a single stray molecule counts as much as it does among three others. Real counts have
-more entries far off their prediction than a Gamma has, and entries that the network expects to be low are relatively less certain. The
-normal is replaced by the nodes of a Gauss-Hermite quadrature, so the posterior is a mixture of Gammas.
+One theta for each gene (slope and spread 0) would give a single stray molecule too much weight. Real counts have more entries far from
+their prediction than a Gamma has. And low predictions are relatively less certain. The nodes of a Gauss-Hermite quadrature replace the
+normal, so the posterior is a mixture of Gammas. :mod:`.dispersion` fits the prior.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from torch import Tensor
 
 _nodes, _weights = np.polynomial.hermite_e.hermegauss(5)
 NODES, WEIGHTS = _nodes.tolist(), (_weights / _weights.sum()).tolist()
-"""Of the standard normal."""
-FARTHEST = 7.0
-"""Largest log of prediction over reference that theta follows."""
+"""Nodes and weights of the quadrature of a standard normal."""
+MAX_LOG_RATIO = 7.0
+"""Theta follows the log ratio of prediction and reference up to here."""
 LOG_THETA = (-7.0, 14.0)
+"""Range of log theta."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Prior:
     Attributes
     ----------
     theta, reference
-        Inverse dispersion of each gene where its prediction is the reference, and that reference, in expected molecules; both ``(g,)``.
+        Inverse dispersion of each gene at its reference, and the reference: a prediction in expected molecules. Both ``(g,)``.
     slope, spread
-        How log theta follows the log of the prediction, and its standard deviation among entries.
+        Slope of log theta in the log of the prediction, and standard deviation of log theta among entries.
     """
 
     theta: Tensor
@@ -71,7 +72,7 @@ class Prior:
 
 def centre_of(log_theta: Tensor, log_reference: Tensor, slope: float | Tensor, mu: Tensor) -> Tensor:
     """Centre of log theta of entries with the prediction ``mu``."""
-    return log_theta + slope * (mu.clamp(min=1e-12).log() - log_reference).clamp(-FARTHEST, FARTHEST)
+    return log_theta + slope * (mu.clamp(min=1e-12).log() - log_reference).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def theta_at(centre: Tensor, spread: float | Tensor, node: float) -> Tensor:
@@ -80,33 +81,33 @@ def theta_at(centre: Tensor, spread: float | Tensor, node: float) -> Tensor:
 
 
 def log_likelihood(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
-    """Of the negative binomial, without the part that does not depend on theta."""
+    """Log-likelihood of the negative binomial, without the part that does not depend on theta."""
     return torch.lgamma(x + theta) - torch.lgamma(theta) + x * (mu / (mu + theta)).log() - theta * (mu / theta).log1p()
 
 
 def mean_and_variance(counts: Tensor, mu: Tensor, prior: Prior, mu_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and variance of every entry; the spread of ``mu`` over repeats enters by the delta method, at known theta.
+    """Posterior mean and variance of every entry, ``(b, g)`` each.
 
-    ``counts``, ``mu`` and ``mu_variance`` have shape ``(b, g)``.
+    The variance of ``mu`` over repeats, ``mu_variance``, enters by the delta method. All arguments but the prior have shape ``(b, g)``.
     """
     mu = mu.clamp(min=1e-12)
     centre, points = prior.centre(mu), prior.points()
     mean, variance, slope = _moments(mu.new_zeros(()), mu, [theta_at(centre, prior.spread, node) for node, _ in points], points)
-    seen = nonzero(counts)
-    if len(seen[0]):
+    positive = nonzero(counts)
+    if len(positive[0]):
         # In float64: the logs of two large gamma functions are subtracted.
-        x, at, middle = counts[seen].double(), mu[seen].double(), centre[seen].double()
-        found = _moments(x, at, [theta_at(middle, prior.spread, node) for node, _ in points], points)
-        for whole, part in zip((mean, variance, slope), found, strict=True):
-            whole[seen] = part.to(whole.dtype)
+        x, mu_x, centre_x = counts[positive].double(), mu[positive].double(), centre[positive].double()
+        moments = _moments(x, mu_x, [theta_at(centre_x, prior.spread, node) for node, _ in points], points)
+        for whole, part in zip((mean, variance, slope), moments, strict=True):
+            whole[positive] = part.to(whole.dtype)
     return mean, variance + slope.square() * mu_variance
 
 
 def _moments(x: Tensor, mu: Tensor, thetas: Sequence[Tensor], points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and slope in ``mu`` of mixtures of Gammas."""
+    """Mean, variance, and derivative of the mean in ``mu``, of mixtures of Gammas."""
     logs = []
     for theta, (_, weight) in zip(thetas, points, strict=True):
-        # Without a molecule the gamma functions are equal.
+        # For a count of 0 the two gamma functions cancel.
         fit = log_likelihood(x, mu, theta) if x.ndim else -theta * (mu / theta).log1p()
         logs.append(fit + math.log(weight))
     top = logs[0]
@@ -125,5 +126,5 @@ def _moments(x: Tensor, mu: Tensor, thetas: Sequence[Tensor], points: Sequence[t
 
 
 def nonzero(values: Tensor) -> tuple[Tensor, ...]:
-    """Places of what is not zero."""
+    """Positions of the non-zero entries."""
     return values.nonzero(as_tuple=True)

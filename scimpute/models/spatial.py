@@ -1,4 +1,4 @@
-"""The spatial model: a generator with its loss on hidden molecules or entries, and the loss on neighbours."""
+"""The losses of `tl.spatial` and `tl.nmf`: the likelihood of hidden molecules or entries, and the neighbour loss."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .multimodal import MultimodalGenerator
 
 
 class SpatialModel(nn.Module):
-    r"""A generator with its loss: the likelihood of what is hidden, the penalty of the output weights, and the neighbour loss
+    r"""A generator and its loss: the likelihood of the hidden molecules or entries, the penalty of the output weights, the neighbour loss
 
     .. math:: \lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2
 
-    per spot (:func:`neighbour_loss`), with :math:`d` the log rate over the gene's share :math:`s_j` of all molecules, which makes the sum a
+    per spot (:func:`neighbour_loss`). Here :math:`d` is the log of the rate over the share :math:`s_j` of the gene, so the sum is a
     divergence in nats.
 
     Parameters
@@ -49,27 +49,27 @@ class SpatialModel(nn.Module):
         return {"generator": list(self.generator.parameters())}
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the only loss, that of the generator."""
+        """Yield the loss of the generator."""
         log_rate = self.generator(batch.inputs, batch.labels, batch.features)
-        # Rows of neighbours follow the spots that have targets.
+        # The rows of neighbours follow the spots with targets.
         reconstruction = self.likelihood.loss(log_rate[:, : len(batch.exposure)], batch) / self.likelihood.scale(batch).clamp(min=1)
         self.metrics = {"reconstruction": reconstruction.detach()}
         loss = reconstruction + self.penalty * self.generator.penalty().sum()
-        of_spots = self.generator.spot_penalty()
-        if of_spots is not None:
-            loss = loss + of_spots
+        spot_penalty = self.generator.spot_penalty()
+        if spot_penalty is not None:
+            loss = loss + spot_penalty
         if batch.neighbours is not None:
-            apart = neighbour_loss(log_rate, self.share, batch.neighbours, batch.ring_weights)
-            self.metrics["spatial"] = apart.detach()
-            loss = loss + self.spatial_weight * apart
+            roughness = neighbour_loss(log_rate, self.share, batch.neighbours, batch.ring_weights)
+            self.metrics["spatial"] = roughness.detach()
+            loss = loss + self.spatial_weight * roughness
         yield "generator", loss
 
 
 def neighbour_loss(log_rate: Tensor, share: Tensor, neighbours: Tensor, ring_weights: Sequence[float]) -> Tensor:
     """Squared distance of each spot from the mean of its neighbours, summed over rings with their weights, mean over spots.
 
-    The mean over a ring is estimated from two neighbours drawn at random. The product of two independent differences is an unbiased
-    estimate of the square.
+    Two random neighbours estimate the mean over a ring: the product of two independent differences is an unbiased estimate of the
+    square.
 
     Parameters
     ----------

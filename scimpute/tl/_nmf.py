@@ -178,7 +178,7 @@ def nmf(
         block_size=None,  # a spot has one vector, for all genes
         n_repeats=1,
         n_context=_check.integer("n_factors", n_factors),
-        width=FactorGenerator.PAIRS,
+        width=FactorGenerator.PAIR_UNITS,
         penalty=penalty,
         max_epochs=max_epochs,
         batch_size=batch_size,

@@ -10,9 +10,9 @@ from scipy.special import gammaln
 
 from scimpute.models.dispersion import (
     GRID,
-    OUTER,
+    OUTER_WEIGHT,
+    QUADRATURE_STEPS,
     STEP,
-    STEPS,
     Sample,
     deviance,
     estimate,
@@ -145,7 +145,7 @@ def test_heldout_deviance_against_loops(example, sizes):
     ratio = np.random.default_rng(1).uniform(0.05, 0.2, size=len(counts))
     got = heldout_deviance(*tensors(counts, mu, target, ratio), sizes)
     for t, theta in enumerate(sizes):
-        given = prior(np.full(4, float(theta)), spread=STEPS * STEP / 3**0.5)
+        given = prior(np.full(4, float(theta)), spread=QUADRATURE_STEPS * STEP / 3**0.5)
         rate = posterior_of(*tensors(counts, mu), given, torch.zeros(()))[0].double().numpy() * ratio[:, None]
         np.testing.assert_allclose(got[t], (rate - target * np.log(rate)).sum(1), rtol=1e-3, atol=5e-3)
 
@@ -160,7 +160,7 @@ def test_marginal_deviance_is_a_mixture_of_negative_binomials(example):
     counts, _, mu = example
     got = marginal_deviance(*tensors(counts, mu, np.ones(len(counts))))
     logs = []
-    for place, weight in ((-STEPS, OUTER), (0, 1 - 2 * OUTER), (STEPS, OUTER)):
+    for place, weight in ((-QUADRATURE_STEPS, OUTER_WEIGHT), (0, 1 - 2 * OUTER_WEIGHT), (QUADRATURE_STEPS, OUTER_WEIGHT)):
         theta = GRID.double().numpy()[:, None, None] * np.exp(place * STEP)
         logs.append(np.log(weight) + stats.nbinom.logpmf(counts, theta, theta / (theta + mu)))
     logpmf = np.logaddexp.reduce(logs).sum(1)
@@ -172,7 +172,7 @@ def test_marginal_deviance_is_precise_for_many_small_counts():
     mu = np.random.default_rng(0).uniform(0.3, 0.7, size=(2000, 20))
     got = marginal_deviance(*tensors(np.ones((2000, 20)), mu, np.ones(2000))).double().sum(1).numpy()
     logs = []
-    for place, weight in ((-STEPS, OUTER), (0, 1 - 2 * OUTER), (STEPS, OUTER)):
+    for place, weight in ((-QUADRATURE_STEPS, OUTER_WEIGHT), (0, 1 - 2 * OUTER_WEIGHT), (QUADRATURE_STEPS, OUTER_WEIGHT)):
         theta = GRID.double().numpy()[:, None, None] * np.exp(place * STEP)
         logs.append(np.log(weight) + stats.nbinom.logpmf(1, theta, theta / (theta + mu)))
     expected = -np.logaddexp.reduce(logs).sum((1, 2))

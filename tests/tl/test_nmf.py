@@ -31,10 +31,10 @@ def test_log_rate_by_hand():
     inputs, rows = torch.randn(1, 2, 7, generator=rng), torch.tensor([3, 1])
     # The start: the gene's share, at the spot's depth.
     torch.testing.assert_close(generator(inputs, (), [rows]), log_share - 0.5 * inputs[..., -1:])
-    torch.testing.assert_close(generator.of_spots, start)
-    for parameter in (generator.of_genes, generator.last):
+    torch.testing.assert_close(generator.spot_factors, start)
+    for parameter in (generator.gene_factors, generator.last):
         torch.nn.init.normal_(parameter, generator=rng)
-    u, v = start, generator.of_genes
+    u, v = start, generator.gene_factors
     with torch.no_grad():
         found = generator(inputs, (), [rows])
         for place, i in enumerate(rows.tolist()):
@@ -107,7 +107,7 @@ def test_gradient_of_spots_that_are_there_twice():
     """It is summed in one order, also by several threads."""
     rng = torch.Generator().manual_seed(0)
     generator = FactorGenerator(3, torch.randn(50, 128, generator=rng), torch.zeros(1, 1, 3), rng, spot_penalty=0.1, depth_slope=0.0)
-    torch.nn.init.normal_(generator.of_genes, generator=rng)
+    torch.nn.init.normal_(generator.gene_factors, generator=rng)
     rows, inputs = torch.randint(0, 50, (600,), generator=rng), torch.zeros(1, 600, 4)
     threads, found = torch.get_num_threads(), set()
     torch.set_num_threads(4)
@@ -115,7 +115,7 @@ def test_gradient_of_spots_that_are_there_twice():
         for _ in range(20):
             generator.zero_grad()
             generator(inputs, (), [rows]).square().sum().backward()
-            found.add(generator.steps.grad.numpy().tobytes())
+            found.add(generator.scaled_spots.grad.numpy().tobytes())
     finally:
         torch.set_num_threads(threads)
     assert len(found) == 1

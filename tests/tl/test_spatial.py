@@ -20,7 +20,7 @@ from scimpute._space.features import edge_scale, extents, positions, weighted
 from scimpute._space.side import SideInformation
 from scimpute.models.batch import Batch
 from scimpute.models.likelihood import Poisson
-from scimpute.models.multimodal import CODE, MultimodalGenerator, TileEncoder
+from scimpute.models.multimodal import CODE_SIZE, MultimodalGenerator, TileEncoder
 from scimpute.models.spatial import SpatialModel
 
 QUICK = {"max_epochs": 2, "n_repeats": 1, "n_context": 5, "width": 16, "penalty": 100.0, "progress": False}
@@ -242,7 +242,7 @@ def test_start_of_the_layers_does_not_touch_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
     tiles = torch.randint(0, 255, (2, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(first(tiles), second(tiles))
-    assert first(tiles).shape == (2, CODE)
+    assert first(tiles).shape == (2, CODE_SIZE)
 
 
 def test_a_spot_without_neighbours_has_no_spatial_loss():
