@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 
 from .. import _check
-from .._sparse import row_sums
 from . import keys
 from .read import is_raw
 from .results import written_by
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
     from anndata import AnnData
 
 
@@ -39,21 +37,20 @@ _CONTROL = re.compile(
 _CONTROL_TYPE = re.compile(r"control|codeword|blank", re.IGNORECASE)
 
 
-def warn_of_hints(adata: AnnData, counts: sp.csr_matrix, layer: str | None, size_key: str | None) -> None:
-    """One warning for each of these that is found."""
+def warn_of_hints(adata: AnnData, size: np.ndarray, layer: str | None, size_key: str | None) -> None:
+    """One warning for each of these. ``size`` are the library sizes, ``(n,)``: without ``size_key`` sums over the genes of the object."""
     if size_key is None:
-        _warn_of_cut_genes(adata, counts, layer)
+        _warn_of_cut_genes(adata, size, layer)
     warn_of_genes_in_rows(adata)
     _warn_of_controls(adata)
 
 
-def _warn_of_cut_genes(adata: AnnData, counts: sp.csr_matrix, layer: str | None) -> None:
+def _warn_of_cut_genes(adata: AnnData, sums: np.ndarray, layer: str | None) -> None:
     # Library sizes of the whole would tell what was taken out.
     for key in adata.uns:
         parts: dict[str | None, list[str]] = {"thin": [keys.train(key), keys.test(key)], "hide": [key]}
         if layer in parts.get(written_by(adata, key), []):
             return
-    sums = row_sums(counts)
     for column in _TOTALS:
         values = adata.obs.get(column)
         if not isinstance(values, pd.Series) or not pd.api.types.is_numeric_dtype(values.dtype):

@@ -137,7 +137,7 @@ def check_dtype(dtype: str, output: str, counts: sp.csr_matrix, genes: np.ndarra
             "pass output='counts', output='log1p' or dtype='float32'"
         )
     if output == "counts":
-        highest = columns(counts, genes).max(axis=0).toarray().ravel()
+        highest = counts.max(axis=0).toarray().ravel()[genes]
         gene = int(np.argmax(highest))
         if highest[gene] > HALF:
             raise ValueError(

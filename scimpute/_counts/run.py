@@ -60,8 +60,9 @@ class Task:
 
 @dataclass
 class Run:
-    """What was done: the split of the counts, what was fitted, and the imputed values."""
+    """What was done: with which settings, the split of the counts, what was fitted, and the imputed values."""
 
+    settings: Settings
     split: CountSplit
     fit: Fit
     imputed: Imputed
@@ -69,6 +70,7 @@ class Run:
 
 def run(task: Task, engine: Engine, settings: Settings, rng: np.random.Generator, progress: Progress) -> Run:
     """Split the counts, fit, and turn rates into imputed values."""
+    settings = settings.for_cells(len(task.size))
     prepare = SPLITS[task.likelihood].prepare
     split = prepare(task.counts, task.size, task.labels, task.genes, task.device, rng, task.side)
     found = fit_split(split, engine, settings, task.target, rng, progress, posterior=task.output.posterior, sd=task.output.sd)
@@ -81,4 +83,4 @@ def run(task: Task, engine: Engine, settings: Settings, rng: np.random.Generator
     )
     narrow(imputed, task.output.dtype, task.names)
     engine.warn_of_a_failed_fit(found.variation, found.heldout)
-    return Run(split, found, imputed)
+    return Run(settings, split, found, imputed)

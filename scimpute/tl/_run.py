@@ -114,11 +114,8 @@ def impute(
         The public function: those of its parameters that were used are recorded.
     """
     start = time.perf_counter()
-    check_target(adata, request.method, request.key_added, layer=request.layer, copy=request.copy, beside=request.factors, sd=request.sd)
-    check_saveable(adata, request.save)
-    path = model_target(request.save)
-    device, rng, show = _device.resolve(request.device), _random.generator(request.random_state), _progress.shown(request.progress)
-    settings = settings.for_cells(adata.n_obs)
+    path, show = model_target(request.save), _progress.shown(request.progress)
+    device, rng = _device.resolve(request.device), _random.generator(request.random_state)
     inputs, conditions, target = _read(adata, request, settings, reader, device, rng)
     output = Output(request.posterior, request.output, request.fill, request.sd, request.dtype)
     arrays = (inputs.counts, inputs.size, conditions.codes, inputs.columns)
@@ -129,7 +126,7 @@ def impute(
 
     genes = request.genes if request.genes is None or isinstance(request.genes, str) else inputs.imputed
     params = {**reader.params, **request.recorded(), "genes": genes, "dtype": done.imputed.dtype, "device": str(device)}
-    params |= asdict(settings) | asdict(done.fit.complexity) | engine.params(done.split, done.fit.complexity)
+    params |= asdict(done.settings) | asdict(done.fit.complexity) | engine.params(done.split, done.fit.complexity)
     params = {name: params[name] for name in signature(function).parameters if params.get(name) is not None}
     uns = {
         "params": params,
@@ -152,6 +149,8 @@ def _read(
     rng: np.random.Generator,
 ) -> tuple[Inputs, Conditions, Target | None]:
     """Counts, conditions and target batch, with every refusal and warning that does not need a training."""
+    check_target(adata, request.method, request.key_added, layer=request.layer, copy=request.copy, beside=request.factors, sd=request.sd)
+    check_saveable(adata, request.save)
     inputs = read_inputs(adata, request, rng, unit=reader.unit, min_genes=2 if request.factors else 1)
     if request.factors:
         earlier_result(adata, request.method, request.key_added, in_table=inputs.in_table)
@@ -171,13 +170,13 @@ def _read(
         hint=reader.smaller,
         workers=_device.workers(device),
         training=settings.n_repeats,
-        batch_size=settings.cells_per_batch,
+        batch_size=settings.for_cells(adata.n_obs).cells_per_batch,
         width=settings.width or WIDTH,
     )
     conditions = reader.with_side(adata, conditions)
     warn_of_empty_cells(inputs.counts, inputs.size)
     warn_of_spots_off_tissue(adata, reader.off_tissue)
-    warn_of_hints(adata, inputs.counts, request.layer, request.size_key)
+    warn_of_hints(adata, inputs.size, request.layer, request.size_key)
     return inputs, conditions, target
 
 
