@@ -11,9 +11,9 @@ from scanpy import logging as logg
 
 from .. import _check
 from .fingerprint import fingerprint
-from .matrix import check_kind, some_rows, taken, to_csr
-from .read import is_raw, matrix_of, name_of_entry, places, source_name
-from .rounding import HIGHEST, ROUNDINGS, normalised, rounded, slack, strays, without_errors
+from .matrix import as_numpy, check_kind, rows_in_memory, to_csr
+from .read import csr_entry_name, is_raw, layer_choices, matrix_of, source_name
+from .rounding import HIGHEST, ROUNDINGS, find_decimals, nearest_counts, normalised, rounded, slack
 
 
 def read_counts(adata: ad.AnnData, layer: str | None, rounding: str | None = None, rng: np.random.Generator | None = None) -> sp.csr_matrix:
@@ -31,7 +31,7 @@ def read_counts(adata: ad.AnnData, layer: str | None, rounding: str | None = Non
     KeyError, TypeError, ValueError
         The layer does not exist; the matrix is of the wrong kind; it does not hold counts (the message names the layers that do).
     """
-    return as_whole(adata, layer, read_values(adata, layer, rounding, can_round=rng is not None), rounding, rng)
+    return round_values(adata, layer, read_values(adata, layer, rounding, can_round=rng is not None), rounding, rng)
 
 
 def read_source(
@@ -39,7 +39,7 @@ def read_source(
 ) -> tuple[sp.csr_matrix, dict[str, Any]]:
     """The same, and the fingerprint by which these counts are found again (of the values before they are rounded)."""
     csr = read_values(adata, layer, rounding, can_round=True)
-    return as_whole(adata, layer, csr, rounding, rng), fingerprint(csr)
+    return round_values(adata, layer, csr, rounding, rng), fingerprint(csr)
 
 
 def read_values(adata: ad.AnnData, layer: str | None, rounding: str | None, *, can_round: bool) -> sp.csr_matrix:
@@ -51,7 +51,7 @@ def read_values(adata: ad.AnnData, layer: str | None, rounding: str | None, *, c
     problem = _problem(csr, adata)
     if problem is not None:
         raise ValueError(f"{source} {problem}; {_where_counts_are(adata, layer)}")
-    whole = without_errors(csr.data)
+    whole = nearest_counts(csr.data)
     if whole is None:
         problem = _problem_with_decimals(csr, adata, rounding, can_round=can_round)
         if problem is not None:
@@ -62,7 +62,7 @@ def read_values(adata: ad.AnnData, layer: str | None, rounding: str | None, *, c
     return csr
 
 
-def as_whole(
+def round_values(
     adata: ad.AnnData, layer: str | None, csr: sp.csr_matrix, rounding: str | None, rng: np.random.Generator | None
 ) -> sp.csr_matrix:
     if rounding is None or np.array_equal(csr.data, np.rint(csr.data)):
@@ -85,7 +85,7 @@ def _problem(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
     bad = np.flatnonzero(~np.isfinite(data))
     if bad.size:
         return (
-            f"has {bad.size} values that are NaN or infinite (first: {name_of_entry(csr, adata, bad[0])}); "
+            f"has {bad.size} values that are NaN or infinite (first: {csr_entry_name(csr, adata, bad[0])}); "
             "counts have none. Remove or fill them"
         )
     if data.size == 0:
@@ -95,7 +95,7 @@ def _problem(csr: sp.csr_matrix, adata: ad.AnnData) -> str | None:
     if data.max() > HIGHEST:
         high = np.flatnonzero(data > HIGHEST)
         return (
-            f"has {high.size} values above 2^53, which are no counts of molecules (first: {name_of_entry(csr, adata, high[0])} is "
+            f"has {high.size} values above 2^53, which are no counts of molecules (first: {csr_entry_name(csr, adata, high[0])} is "
             f"{data[high[0]]:g}); correct them"
         )
     return None
@@ -106,9 +106,9 @@ def _problem_with_decimals(csr: sp.csr_matrix, adata: ad.AnnData, rounding: str 
     why = normalised(csr)
     if rounding is not None and why is None:
         return None
-    decimals = strays(csr.data)
+    decimals = find_decimals(csr.data)
     few = decimals.size <= max(3, csr.nnz // 200) and 10 * decimals.size <= csr.nnz
-    some = "; ".join(f"{name_of_entry(csr, adata, place)} is {csr.data[place]:.6g}" for place in decimals[: 3 if few else 1])
+    some = "; ".join(f"{csr_entry_name(csr, adata, place)} is {csr.data[place]:.6g}" for place in decimals[: 3 if few else 1])
     found = f"has values that are not whole numbers ({decimals.size:,} of {csr.nnz:,}; farthest from one: {some})"
     if why is not None:
         off = ", which rounding does not undo" if rounding is not None else ""
@@ -126,15 +126,15 @@ def holds_counts(adata: ad.AnnData, matrix: Any) -> bool:
     """Whether the first rows of a matrix are counts."""
     try:
         check_kind(matrix, "")
-        csr = to_csr(some_rows(matrix, slice(0, 200)), "")
+        csr = to_csr(rows_in_memory(matrix, slice(0, 200)), "")
     except (TypeError, ValueError):
         return False
-    return _problem(csr, adata) is None and without_errors(csr.data) is not None
+    return _problem(csr, adata) is None and nearest_counts(csr.data) is not None
 
 
 def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
     found = []
-    for name in [None, *places(adata)]:
+    for name in [None, *layer_choices(adata)]:
         if name == tried or (name is None and adata.X is None):
             continue
         raw = is_raw(adata, name)
@@ -146,7 +146,7 @@ def _where_counts_are(adata: ad.AnnData, tried: str | None) -> str:
 def _readable(adata: ad.AnnData, name: str | None, *, raw: bool) -> Any:
     """A matrix that is only looked at, raw with all its genes; None where it cannot be read."""
     try:
-        return taken(adata.raw.X, "") if raw else matrix_of(adata, name)
+        return as_numpy(adata.raw.X, "") if raw else matrix_of(adata, name)
     except TypeError:
         return None
 

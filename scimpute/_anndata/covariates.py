@@ -68,7 +68,7 @@ def read_covariates(adata: AnnData, categorical: Any, continuous: Any) -> Covari
     return _joined({label.column: label.levels for label in labels}, kept, [label.codes for label in labels], numbers, adata.n_obs)
 
 
-def read_known_covariates(adata: AnnData, known: Mapping[str, Any], unseen: str) -> Covariates:
+def read_covariates_as_trained(adata: AnnData, known: Mapping[str, Any], unseen: str) -> Covariates:
     """Covariates of new samples, by the names and levels of a trained model.
 
     A level the model has not seen is refused, or with ``unseen="average"`` taken as unknown.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-_LOGGED = 50.0
+_MAX_LOG_EXPRESSION = 50.0
 """Largest value that is plausible for log expression."""
 
 
@@ -46,13 +46,13 @@ def nonempty_genes(adata: AnnData, values: np.ndarray, left: np.ndarray, empty_g
     return np.flatnonzero(~(nothing | left))
 
 
-def warn_of_level(values: np.ndarray) -> None:
+def warn_if_not_logged(values: np.ndarray) -> None:
     top = float(np.fmax.reduce(values, axis=None))
-    if top > _LOGGED:
+    if top > _MAX_LOG_EXPRESSION:
         _check.warn(f"values up to {top:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first")
 
 
-def warn_of_blanks(values: np.ndarray, adata: AnnData) -> None:
+def warn_of_empty_samples(values: np.ndarray, adata: AnnData) -> None:
     blank = np.flatnonzero(np.isnan(values).all(axis=1))
     if blank.size:
         _check.warn(
@@ -61,7 +61,7 @@ def warn_of_blanks(values: np.ndarray, adata: AnnData) -> None:
         )
 
 
-def warn_of_complete(values: np.ndarray, *, saved: bool, n_others: int = 0) -> None:
+def warn_if_nothing_missing(values: np.ndarray, *, saved: bool, n_others: int = 0) -> None:
     """Say so where nothing is missing; a model for other samples may be trained on that. ``n_others`` genes are left as they are."""
     if np.isnan(values).any():
         return

@@ -20,7 +20,7 @@ _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 _VERSION = r"\.\d+$"
 
 
-def misnamed(adata: AnnData, genes: Sequence[str]) -> str:
+def rename_hint(adata: AnnData, genes: Sequence[str]) -> str:
     """How the names of ``adata`` would have to be changed to match more genes of a model; empty where nothing is noticed.
 
     Looked at are other columns of ``var``, version suffixes (``ENSG00000141510.18``), upper and lower case, and Ensembl ids beside symbols.
@@ -75,7 +75,7 @@ def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
     """For every gene of a model its column in the object, -1 where there is none; warned of, refused where most are missing."""
     places = adata.var_names.astype(str).get_indexer(genes)
     absent = [gene for gene, place in zip(genes, places, strict=True) if place < 0]
-    hint = misnamed(adata, genes) if absent else ""
+    hint = rename_hint(adata, genes) if absent else ""
     if 2 * len(absent) > len(genes):
         raise ValueError(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; adata has "
@@ -109,7 +109,7 @@ def check_genes_to_fill(adata: AnnData, genes: list[str], few: int) -> None:
     if found < min(ENOUGH, len(genes)):
         raise ValueError(
             f"{found or 'none'} of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
-            f"adata {_check.listing(adata.var_names, 5)}; {min(ENOUGH, len(genes))} are needed at least{misnamed(adata, genes)}"
+            f"adata {_check.listing(adata.var_names, 5)}; {min(ENOUGH, len(genes))} are needed at least{rename_hint(adata, genes)}"
         )
     too_few = found < min(few, len(genes) // 2)
     if lacking and (unknown or too_few):
@@ -117,7 +117,7 @@ def check_genes_to_fill(adata: AnnData, genes: list[str], few: int) -> None:
         poor = f"; by fewer than {few} genes no similar samples can be found, and little is recovered" if too_few else ""
         _check.warn(
             f"{lacking} of the {len(genes)} genes of the model are not in adata.var_names and are filled from the other "
-            f"{found}{poor}{ignored}{misnamed(adata, genes)}"
+            f"{found}{poor}{ignored}{rename_hint(adata, genes)}"
         )
     elif lacking or unknown:
         logg.info(f"{lacking} of the {len(genes)} genes of the model are filled, {unknown} genes of adata are not looked at")

@@ -80,7 +80,7 @@ SPATIAL_CONNECTIVITIES = connectivities(SPATIAL)
 """The graph that is read where no other is named."""
 
 
-def recorded(layer: str | None) -> str:
+def layer_in_params(layer: str | None) -> str:
     """What ``params["layer"]`` says of the matrix that was read: ``"X"`` for ``adata.X``, else the layer.
 
     A layer that is itself called so is ``"layers/X"``: no layer of a file has a ``/`` in its name.

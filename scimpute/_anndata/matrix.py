@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from .._sparse import chunks
 
 # Devices of the DLPack standard whose memory the CPU reads: its own, and what CUDA and ROCm share with it.
-_READABLE = (1, 3, 11, 13)
+_CPU_READABLE = (1, 3, 11, 13)
 _TO_CPU = {"torch": ".cpu().numpy()", "cupy": ".get()", "cupyx": ".get()"}
 
 
-def taken(matrix: Any, name: str) -> Any:
+def as_numpy(matrix: Any, name: str) -> Any:
     """An array of another library as a numpy array that shares its memory; anything else as it is.
 
     Raises
@@ -28,7 +28,7 @@ def taken(matrix: Any, name: str) -> Any:
         return matrix
     call = f"jax.device_get({name})" if library in ("jax", "jaxlib") else f"{name}{_TO_CPU[library]}" if library in _TO_CPU else ""
     kind = f"{library}.{type(matrix).__name__}"
-    if library in ("cupy", "cupyx") or int(matrix.__dlpack_device__()[0]) not in _READABLE:
+    if library in ("cupy", "cupyx") or int(matrix.__dlpack_device__()[0]) not in _CPU_READABLE:
         raise TypeError(f"{name} is on a GPU ({kind}); bring it to the CPU first, e.g. {name} = {call or 'a numpy array of it'}")
     try:
         return np.from_dlpack(matrix.detach() if hasattr(matrix, "detach") else matrix)
@@ -36,12 +36,12 @@ def taken(matrix: Any, name: str) -> Any:
         raise TypeError(f"{name} is a {kind} that numpy cannot read ({error}); make it a numpy array or a scipy sparse matrix") from error
 
 
-def some_rows(matrix: Any, rows: slice) -> Any:
+def rows_in_memory(matrix: Any, rows: slice) -> Any:
     """Some rows of any kind of matrix, in memory."""
     part = matrix[rows]
     if hasattr(part, "compute"):
         part = part.compute()
-    return taken(part, "the matrix")
+    return as_numpy(part, "the matrix")
 
 
 def check_kind(matrix: Any, name: str) -> None:
@@ -62,7 +62,7 @@ def is_logged(matrix: Any) -> bool:
 
     Where this is True it is certain. Logs of some of the genes that were normalised, or to another base, are not recognised.
     """
-    part = some_rows(matrix, slice(0, 50))
+    part = rows_in_memory(matrix, slice(0, 50))
     values = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float64)
     with np.errstate(over="ignore"):
         normalized = np.expm1(values).sum(axis=1)
@@ -103,7 +103,7 @@ def _to_csr(matrix: Any) -> sp.csr_matrix:
         return csr
     parts = []
     for rows in chunks(*matrix.shape):
-        part = some_rows(matrix, rows)
+        part = rows_in_memory(matrix, rows)
         if sp.issparse(part):
             parts.append(_to_csr(part))
         else:

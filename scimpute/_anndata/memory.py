@@ -20,12 +20,14 @@ def check_memory(
     ``own``: rates in the cell's own batch are held beside those of another one. ``work`` is passed to :func:`._memory.of_counts`.
     """
     arrays = 1 + sd + own
-    needed = _memory.of_counts(adata.n_obs, k, counts.nnz, arrays=arrays, half=dtype == "float16", copied=copied(adata, copy=copy), **work)
+    needed = _memory.of_counts(
+        adata.n_obs, k, counts.nnz, arrays=arrays, half=dtype == "float16", copied=bytes_of_copy(adata, copy=copy), **work
+    )
     ways = [*(["pass sd=False"] if sd else []), *(["pass copy=False"] if copy else []), hint]
     _check.memory(needed, ", or ".join(ways))
 
 
-def copied(adata: ad.AnnData, *, copy: bool) -> int:
+def bytes_of_copy(adata: ad.AnnData, *, copy: bool) -> int:
     """Bytes of the object, where a result goes to a copy: a view becomes an object of its own as soon as it is written to."""
     return _bytes_of(adata) if copy or adata.is_view else 0
 

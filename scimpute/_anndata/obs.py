@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
-_FLOAT_LEVELS = 50
+_MAX_FLOAT_LEVELS = 50
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_codes(adata: AnnData, column: str, argument: str, levels: Sequence[str]
 
 
 def _check_categorical(values: pd.Series, column: str, argument: str) -> None:
-    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _FLOAT_LEVELS:
+    if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _MAX_FLOAT_LEVELS:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")
 
 
@@ -216,7 +216,7 @@ def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
         )
 
 
-def read_known_labels(adata: AnnData, labels: Mapping[str, tuple[str, list[str]]], unseen: str) -> tuple[np.ndarray, ...]:
+def read_labels_as_trained(adata: AnnData, labels: Mapping[str, tuple[str, list[str]]], unseen: str) -> tuple[np.ndarray, ...]:
     """Level codes of the labels of a model, -1 for a level it does not know; ``labels`` are column and levels by argument."""
     columns = [column for column, _ in labels.values()]
     lacking = [column for column in columns if column not in adata.obs]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-_FARTHEST = 1e100
+_MAX_COORDINATE = 1e100
 """Squares of longer distances are infinite soon."""
 
 
@@ -33,11 +33,11 @@ def read_coordinates(adata: AnnData) -> np.ndarray:
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(f"{name} is NaN or infinite for {wrong.sum()} spots (first: {first!r}); remove these spots")
-    far = np.abs(values.astype(np.float64)).max(axis=1) > _FARTHEST
+    far = np.abs(values.astype(np.float64)).max(axis=1) > _MAX_COORDINATE
     if far.any():
         first = adata.obs_names[int(np.flatnonzero(far)[0])]
         raise ValueError(
-            f"{name} is beyond {_FARTHEST:g} for {far.sum()} spots (first: {first!r}), which is no place; correct or remove them"
+            f"{name} is beyond {_MAX_COORDINATE:g} for {far.sum()} spots (first: {first!r}), which is no place; correct or remove them"
         )
     return values.astype(np.float64)
 

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from .. import _check
 from .._sparse import chunks
 from . import keys
-from .matrix import check_kind, is_logged, some_rows, taken, to_csr
-from .results import params_of, without_sd, written_by
+from .matrix import as_numpy, check_kind, is_logged, rows_in_memory, to_csr
+from .results import missing_sd, params_of, written_by
 
 
 def check_object(adata: Any) -> None:
@@ -39,17 +39,17 @@ def layer_names(adata: ad.AnnData) -> list[str]:
 def matrix_of(adata: ad.AnnData, layer: str | None) -> Any:
     if layer is None:
         if adata.X is None:
-            raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(places(adata))}")
-        return taken(adata.X, "adata.X")
+            raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(layer_choices(adata))}")
+        return as_numpy(adata.X, "adata.X")
     _check.name_of("layer", layer, "a layer")
     if is_raw(adata, layer):
         return _raw_matrix(adata)
     if layer not in layer_names(adata):
-        raise without_sd(adata, layer) or _check.missing("layer", layer, places(adata))
-    return taken(adata.layers[layer], f"adata.layers[{layer!r}]")
+        raise missing_sd(adata, layer) or _check.missing("layer", layer, layer_choices(adata))
+    return as_numpy(adata.layers[layer], f"adata.layers[{layer!r}]")
 
 
-def places(adata: ad.AnnData) -> list[str]:
+def layer_choices(adata: ad.AnnData) -> list[str]:
     """What ``layer=`` may be: the layers, and "raw" where the object has ``adata.raw``."""
     return [*layer_names(adata), *([keys.RAW] if is_raw(adata, keys.RAW) else [])]
 
@@ -62,7 +62,7 @@ def is_raw(adata: ad.AnnData, layer: str | None) -> bool:
 def _raw_matrix(adata: ad.AnnData) -> Any:
     """``adata.raw`` for the genes of the object."""
     raw = adata.raw
-    matrix = taken(raw.X, "adata.raw.X")
+    matrix = as_numpy(raw.X, "adata.raw.X")
     if raw.var_names.equals(adata.var_names):
         return matrix
     take = "impute raw itself: scimpute takes adata.raw.to_adata()"
@@ -77,7 +77,7 @@ def _raw_matrix(adata: ad.AnnData) -> Any:
     return matrix[:, found]
 
 
-def name_of_entry(csr: sp.csr_matrix, adata: ad.AnnData, place: int) -> str:
+def csr_entry_name(csr: sp.csr_matrix, adata: ad.AnnData, place: int) -> str:
     """How messages call the entry at a place of the data, which may be that of raw with all its genes."""
     row, column = int(np.searchsorted(csr.indptr, place, side="right") - 1), int(csr.indices[place])
     return entry_name(adata if csr.shape[1] == adata.n_vars else adata.raw, row, column)
@@ -137,7 +137,7 @@ def read_finite(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
     bad = np.flatnonzero(~np.isfinite(csr.data))
     if bad.size:
         raise ValueError(
-            f"{source_name(adata, layer)} has {bad.size} values that are NaN or infinite (first: {name_of_entry(csr, adata, bad[0])}); "
+            f"{source_name(adata, layer)} has {bad.size} values that are NaN or infinite (first: {csr_entry_name(csr, adata, bad[0])}); "
             "finite values are needed here. Remove or fill them"
         )
     return csr
@@ -151,7 +151,7 @@ def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
     dense = np.empty(adata.shape, dtype=np.float32)
     n_bad, first = 0, (0, 0)
     for rows in chunks(*adata.shape):
-        part = some_rows(matrix, rows)
+        part = rows_in_memory(matrix, rows)
         with np.errstate(over="ignore"):
             dense[rows] = part.toarray() if sp.issparse(part) else np.asarray(part)
         bad = np.argwhere(np.isinf(dense[rows]))
@@ -175,7 +175,7 @@ def read_mask(adata: ad.AnnData, layer: str) -> np.ndarray:
     matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
     dense = np.empty(adata.shape, dtype=bool)
     for rows in chunks(*adata.shape):
-        part = some_rows(matrix, rows)
+        part = rows_in_memory(matrix, rows)
         part = part.toarray() if sp.issparse(part) else np.asarray(part)
         if part.dtype != bool and not np.isin(part, (0, 1)).all():
             raise ValueError(f"mask_layer={layer!r} holds other values than True and False (observed and missing)")

@@ -43,7 +43,7 @@ def fingerprint_of(adata: ad.AnnData, key: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) and {"molecules", "cells", "genes"} <= found.keys() else None
 
 
-def without_sd(adata: ad.AnnData, name: str) -> KeyError | None:
+def missing_sd(adata: ad.AnnData, name: str) -> KeyError | None:
     """A KeyError that says how to get standard deviations where ``name`` would be those of a result without them."""
     for key in adata.uns:
         if name == keys.sd(key) and written_by(adata, key) and not has_sd(adata, key):

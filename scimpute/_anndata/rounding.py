@@ -19,7 +19,7 @@ def slack(values: np.ndarray) -> np.ndarray:
     return np.clip(_SHARE * np.abs(values), _SLACK, _MOST)
 
 
-def without_errors(values: np.ndarray) -> np.ndarray | None:
+def nearest_counts(values: np.ndarray) -> np.ndarray | None:
     """The counts that values are but for rounding errors; the values themselves where all are whole; None where they are neither."""
     whole = np.rint(values)
     if np.array_equal(whole, values):
@@ -31,7 +31,7 @@ def without_errors(values: np.ndarray) -> np.ndarray | None:
     return whole + np.float32(0) if lost <= 1e-3 * whole.sum(dtype=np.float64) else None
 
 
-def strays(values: np.ndarray) -> np.ndarray:
+def find_decimals(values: np.ndarray) -> np.ndarray:
     """Places of the values that are no counts, the farthest first."""
     off = np.abs(values - np.rint(values))
     places = np.flatnonzero((off > slack(values)) | ((np.rint(values) == 0) & (values != 0)))

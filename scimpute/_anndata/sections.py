@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 from .positions import read_coordinates, stored_sections
 
-_MOST_SECTIONS = 50
-AT_ONE_PLACE = 0.05
+_MAX_SECTIONS_BY_NUMBER = 50
+MIN_SHARE_AT_ONE_PLACE = 0.05
 """Share of spots at the place of another from which chance is no explanation: cells may be at the same pixel."""
 _ARRAY = "row and column of the array"
-_NEIGHBOURS = ("spots would be neighbours across them", "")
-_DRAWN = ("they would be drawn over one another", " and the one to show as library_id")
+_READ_AS_ONE = ("spots would be neighbours across them", "")
+_DRAWN_AS_ONE = ("they would be drawn over one another", " and the one to show as library_id")
 """What becomes of sections that are taken for one, and what is to be passed beside ``library_key``."""
 
 
@@ -64,24 +64,24 @@ def one_section(adata: AnnData) -> Categorical:
     return Categorical("", [""], np.zeros(adata.n_obs, dtype=np.int64))
 
 
-def check_drawn(adata: AnnData) -> None:
+def check_overlapping_sections(adata: AnnData) -> None:
     """Refuse several sections that would be drawn over one another; side by side, they may be drawn as one."""
     coordinates = read_coordinates(adata)
     if coordinates.shape[1] == 2:
         # By three neighbours, sections that nearly touch are not joined, and those that overlap are.
         graph, _ = neighbours(coordinates, n_neighs=3)
-        check_array(adata, connected_components(graph, directed=False)[1], _DRAWN)
-        check_coordinates(adata, one_section(adata).codes, coordinates, _DRAWN)
+        check_array_places(adata, connected_components(graph, directed=False)[1], _DRAWN_AS_ONE)
+        check_coordinates(adata, one_section(adata).codes, coordinates, _DRAWN_AS_ONE)
 
 
-def check_array(adata: AnnData, sections: np.ndarray, then: Sequence[str] = _NEIGHBOURS) -> None:
+def check_array_places(adata: AnnData, sections: np.ndarray, then: Sequence[str] = _READ_AS_ONE) -> None:
     """Refuse spots of one section that are at the same place of the array: they are of several."""
-    if (problem := one_place_of_the_array(adata, sections, then)) is not None:
+    if (problem := spots_at_one_array_place(adata, sections, then)) is not None:
         raise ValueError(problem[1])
 
 
-def one_place_of_the_array(adata: AnnData, sections: np.ndarray, then: Sequence[str] = _NEIGHBOURS) -> tuple[list[str], str] | None:
-    """As :func:`one_place`, of the spots whose row and column can be read, also where these are text."""
+def spots_at_one_array_place(adata: AnnData, sections: np.ndarray, then: Sequence[str] = _READ_AS_ONE) -> tuple[list[str], str] | None:
+    """As :func:`spots_at_one_place`, of the spots whose row and column can be read, also where these are text."""
     columns = [adata.obs.get(name) for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
     if any(column is None for column in columns):
         return None
@@ -92,20 +92,20 @@ def one_place_of_the_array(adata: AnnData, sections: np.ndarray, then: Sequence[
     # A column that is the same everywhere stands for none, and so do places between those of an array.
     if not len(known) or not np.ptp(known, axis=0).all() or not np.array_equal(known, np.rint(known)):
         return None
-    return one_place(adata, sections, array, _ARRAY, then)
+    return spots_at_one_place(adata, sections, array, _ARRAY, then)
 
 
-def check_coordinates(adata: AnnData, sections: np.ndarray, coordinates: np.ndarray, then: Sequence[str] = _NEIGHBOURS) -> None:
+def check_coordinates(adata: AnnData, sections: np.ndarray, coordinates: np.ndarray, then: Sequence[str] = _READ_AS_ONE) -> None:
     """The same of their positions; a warning where no column of obs shows that they are of several sections."""
-    problem = one_place(adata, sections, coordinates, "position", then, at_least=AT_ONE_PLACE)
+    problem = spots_at_one_place(adata, sections, coordinates, "position", then, at_least=MIN_SHARE_AT_ONE_PLACE)
     if problem is not None and problem[0]:
         raise ValueError(problem[1])
     if problem is not None:
         _check.warn(problem[1])
 
 
-def one_place(
-    adata: AnnData, sections: np.ndarray, places: np.ndarray, what: str, then: Sequence[str] = _NEIGHBOURS, at_least: float = 0.0
+def spots_at_one_place(
+    adata: AnnData, sections: np.ndarray, places: np.ndarray, what: str, then: Sequence[str] = _READ_AS_ONE, at_least: float = 0.0
 ) -> tuple[list[str], str] | None:
     """The columns of obs that tell apart spots which cannot be of one section, and what is to be said; None where all can.
 
@@ -115,7 +115,7 @@ def one_place(
     twice = frame.assign(section=sections[frame.index]).duplicated()
     if not twice.any() or twice.mean() < at_least:
         return None
-    found = _parting(adata, frame)
+    found = _columns_that_separate(adata, frame)
     said = (
         f"{twice.sum()} of {adata.n_obs} spots have the same {what} as another spot of their section, which two spots of one section "
         f"cannot have: several sections are taken for one, and {then[0]}. "
@@ -129,7 +129,7 @@ def one_place(
     )
 
 
-def _parting(adata: AnnData, places: pd.DataFrame) -> list[str]:
+def _columns_that_separate(adata: AnnData, places: pd.DataFrame) -> list[str]:
     """Columns of obs that could be the section, for no two spots of a level are at the same place; those of fewest levels first."""
     found = {}
     for column, values in adata.obs.items():
@@ -137,7 +137,7 @@ def _parting(adata: AnnData, places: pd.DataFrame) -> list[str]:
             continue
         codes, levels = pd.factorize(values.iloc[places.index].astype(str))
         # A column with nearly as many levels as spots, such as a number of molecules, parts any two of them.
-        most = min(len(places) // 3, _MOST_SECTIONS if pd.api.types.is_numeric_dtype(values.dtype) else len(places))
+        most = min(len(places) // 3, _MAX_SECTIONS_BY_NUMBER if pd.api.types.is_numeric_dtype(values.dtype) else len(places))
         if 1 < len(levels) <= most and not places.assign(level=codes).duplicated().any():
             found[str(column)] = len(levels)
     return sorted(found, key=lambda column: found[column])

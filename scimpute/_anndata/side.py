@@ -12,7 +12,7 @@ from .._space.features import colours, edge_scale, extents, moments, positions, 
 from .._space.side import SPOT, SideInformation
 from .obs import Categorical
 from .positions import read_coordinates, read_features
-from .sections import check_array, check_coordinates, read_sections
+from .sections import check_array_places, check_coordinates, read_sections
 from .space import read_rings
 from .tissue import cut_tiles, read_tissues
 
@@ -127,7 +127,7 @@ def _read_positions(
     """Features of the positions, and the extent of every section."""
     coordinates = read_coordinates(adata)
     if coordinates.shape[1] == 2:
-        check_array(adata, sections.codes)
+        check_array_places(adata, sections.codes)
     check_coordinates(adata, sections.codes, coordinates)
     own = extents(coordinates, sections.codes)
     of_spots = own[sections.codes]

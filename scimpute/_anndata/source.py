@@ -11,9 +11,9 @@ from scanpy import logging as logg
 
 from .. import _check
 from . import keys as _keys
-from .counts import as_whole, holds_counts, read_counts, read_values
+from .counts import holds_counts, read_counts, read_values, round_values
 from .fingerprint import is_same
-from .read import matrix_of, places, source_name
+from .read import layer_choices, matrix_of, source_name
 from .results import fingerprint_of, params_of, recorded_rounding, written_by
 
 
@@ -28,7 +28,7 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
     recorded = _keys.layer_of(params)
     perhaps: list[tuple[str | None, sp.csr_matrix]] = []
     same_hashes: list[tuple[str | None, sp.csr_matrix]] = []
-    for name in dict.fromkeys([recorded, None, *places(adata)]):
+    for name in dict.fromkeys([recorded, None, *layer_choices(adata)]):
         try:
             matrix = matrix_of(adata, name)
             whole = holds_counts(adata, matrix)
@@ -39,7 +39,7 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
             continue
         same = None if known is None else is_same(csr, known)
         if name == recorded and same is not False:
-            return name, as_whole(adata, name, csr, rounding, rng)
+            return name, round_values(adata, name, csr, rounding, rng)
         if same:
             same_hashes.append((name, csr))
         # Of decimals only a fingerprint tells whether they are these.
@@ -49,10 +49,10 @@ def find_counts(adata: ad.AnnData, key: str) -> tuple[str | None, sp.csr_matrix]
         return None
     # Of zeros and ones, some cells of a part of the molecules may look like some cells of all.
     name, csr = max(same_hashes, key=lambda match: match[1].data.sum(dtype=np.float64)) if same_hashes else perhaps[0]
-    return name, as_whole(adata, name, csr, rounding, rng)
+    return name, round_values(adata, name, csr, rounding, rng)
 
 
-def read_counts_beside(adata: ad.AnnData, keys: Sequence[str], layer: str | None) -> sp.csr_matrix:
+def read_counts_or_source(adata: ad.AnnData, keys: Sequence[str], layer: str | None) -> sp.csr_matrix:
     """The counts of a layer; where None those of ``X``, and where it holds none those that the first of ``keys`` was imputed from."""
     ours = [key for key in keys if written_by(adata, key) is not None and fingerprint_of(adata, key)]
     if layer is None and ours and (adata.X is None or not holds_counts(adata, adata.X)):

@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 
 from .obs import Categorical
 from .positions import read_array, read_coordinates
-from .sections import _ARRAY, AT_ONE_PLACE, check_array, check_coordinates, one_place, one_place_of_the_array, read_sections
+from .sections import (
+    _ARRAY,
+    MIN_SHARE_AT_ONE_PLACE,
+    check_array_places,
+    check_coordinates,
+    read_sections,
+    spots_at_one_array_place,
+    spots_at_one_place,
+)
 
 COORD_TYPES = ("grid", "generic")
 N_NEIGHS = 6
 """Neighbours of a spot where nothing else is asked for."""
 
-_ON_A_GRID = (4, 6, 8)
+_GRID_N_NEIGHS = (4, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEI
         return _by_position(adata, Neighbours(*neighbours(coordinates, sections.codes, n_neighs=n_neighs), None), coordinates)
     if coordinates.shape[1] == 3:
         raise ValueError("coord_type='grid' is for positions in two dimensions, adata.obsm['spatial'] has 3; pass coord_type='generic'")
-    if n_neighs not in _ON_A_GRID:
+    if n_neighs not in _GRID_N_NEIGHS:
         raise ValueError(
             f"n_neighs={n_neighs}, but on a grid a spot has 4 or 8 neighbours (square) or 6 (hexagonal); these spots are on a grid. "
             f"Pass coord_type='generic' for the {n_neighs} nearest spots"
@@ -64,7 +72,7 @@ def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEI
         check_coordinates(adata, sections.codes, coordinates)
         found = neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square")
         return _by_position(adata, Neighbours(*found, "measured"), coordinates)
-    if (problem := one_place(adata, sections.codes, array, _ARRAY)) is not None:
+    if (problem := spots_at_one_place(adata, sections.codes, array, _ARRAY)) is not None:
         raise ValueError(problem[1])
     lattice = "hexagonal" if _is_hexagonal(array) else "square"
     if lattice == "hexagonal" and n_neighs != 6:
@@ -78,7 +86,7 @@ def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEI
 def _by_position(adata: AnnData, found: Neighbours, coordinates: np.ndarray) -> Neighbours:
     """The neighbours, where none are of two sections by the array. Sections far from one another are told apart by that, or by depth."""
     if coordinates.shape[1] == 2:
-        check_array(adata, connected_components(found.connectivities, directed=False)[1])
+        check_array_places(adata, connected_components(found.connectivities, directed=False)[1])
     return found
 
 
@@ -127,7 +135,7 @@ def _warn_of_a_graph_across(adata: AnnData, graph: sp.csr_matrix, key: str) -> N
     except (KeyError, TypeError, ValueError):
         return  # a graph that is there needs no positions
     _, joined = connected_components(graph, directed=False)
-    problem = one_place_of_the_array(adata, joined) if coordinates.shape[1] == 2 else None
-    problem = problem or one_place(adata, joined, coordinates, "position", at_least=AT_ONE_PLACE)
+    problem = spots_at_one_array_place(adata, joined) if coordinates.shape[1] == 2 else None
+    problem = problem or spots_at_one_place(adata, joined, coordinates, "position", at_least=MIN_SHARE_AT_ONE_PLACE)
     if problem is not None:
         _check.warn(f"adata.obsp[{keys.connectivities(key)!r}] joins spots of several sections: {problem[1]}")

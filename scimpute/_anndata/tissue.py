@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .. import _check
-from .._space import image as _image
+from .._space.image import Source, cut, from_array, open_image
 from . import keys
 from .obs import read_codes, read_label
 from .positions import read_coordinates, stored_sections
@@ -26,7 +26,7 @@ Picture: TypeAlias = np.ndarray | str | os.PathLike[str]
 MIN_TILE = 8
 """Least side, in pixels, of a tile whose size follows from the diameter of the spots."""
 
-_MOST_OUTSIDE = 0.05
+_MAX_SHARE_OUTSIDE = 0.05
 _ONE = "all"
 """Name of the section where there is one only and it has none."""
 
@@ -54,7 +54,7 @@ class Tissue:
     """
 
     section: str
-    source: _image.Source
+    source: Source
     described: str
     rows: np.ndarray
     centres: np.ndarray
@@ -114,19 +114,6 @@ def section_image(adata: AnnData, section: str, image_key: str, coordinates: np.
     return source.region(0, height, 0, width), factor
 
 
-def spot_tiles(
-    adata: AnnData,
-    image_key: str = "hires",
-    library_key: str | None = None,
-    tile_size: float | None = None,
-    image: Picture | Mapping[str, Picture] | None = None,
-    scale: float | Mapping[str, float] | None = None,
-    pixels: int | None = None,
-) -> np.ndarray:
-    """The tile around every spot, as :func:`cut_tiles` returns them; the other arguments and the errors are those of `pp.tiles`."""
-    return cut_tiles(read_tissues(adata, image_key, library_key, tile_size, image, scale), adata.n_obs, pixels)
-
-
 def cut_tiles(tissues: list[Tissue], n_obs: int, pixels: int | None) -> np.ndarray:
     """The tile around every spot: uint8 ``(n_obs, pixels, pixels, 3)``.
 
@@ -137,7 +124,7 @@ def cut_tiles(tissues: list[Tissue], n_obs: int, pixels: int | None) -> np.ndarr
     _check.memory(3 * n_obs * pixels**2, "take smaller tiles or fewer spots")
     tiles = np.empty((n_obs, pixels, pixels, 3), dtype=np.uint8)
     for tissue in tissues:
-        tiles[tissue.rows] = _image.cut(tissue.source, tissue.centres, tissue.tile_size, pixels)
+        tiles[tissue.rows] = cut(tissue.source, tissue.centres, tissue.tile_size, pixels)
     return tiles
 
 
@@ -197,18 +184,18 @@ def _by_section(value: Any, names: list[str]) -> dict[str, Any]:
     return {str(name): each for name, each in value.items()} if isinstance(value, Mapping) else dict.fromkeys(names, value)
 
 
-def _stored_image(entry: Mapping[str, Any], section: str, image_key: str) -> _image.Source:
+def _stored_image(entry: Mapping[str, Any], section: str, image_key: str) -> Source:
     images = entry.get("images", {})
     if image_key not in images:
         raise _check.missing(f"image_key: adata.uns[{keys.SPATIAL!r}][{section!r}]['images']:", image_key, images)
-    return _image.from_array(images[image_key], f"image {image_key!r} of section {section!r}")
+    return from_array(images[image_key], f"image {image_key!r} of section {section!r}")
 
 
-def _given_image(image: Picture, section: str) -> tuple[_image.Source, str]:
+def _given_image(image: Picture, section: str) -> tuple[Source, str]:
     """The image, and where it is from."""
     if isinstance(image, str | os.PathLike):
-        return _image.open_image(image), os.fspath(image)
-    return _image.from_array(image, f"image= of section {section!r}"), "array"
+        return open_image(image), os.fspath(image)
+    return from_array(image, f"image= of section {section!r}"), "array"
 
 
 def _factor(entry: Mapping[str, Any], section: str, name: str, instead: str) -> float:
@@ -263,19 +250,19 @@ def _check_inside(
         f"{round(outside * len(points))} of {len(points)} spots are outside of {name}, which is {width} pixels wide and {height} high: "
         f"with scale={scale:.4g} they lie from {points.min():.6g} to x={x:.6g}, y={y:.6g}"
     )
-    if outside > _MOST_OUTSIDE:
+    if outside > _MAX_SHARE_OUTSIDE:
         raise ValueError(f"{found}. {_remedy(coordinates, scale, shape, entry, remedy)}")
     _check.warn(f"{found}. {then}")
 
 
 def _remedy(coordinates: np.ndarray, scale: float, shape: tuple[int, int], entry: Mapping[str, Any], remedy: str) -> str:
-    if _share_outside(coordinates[:, ::-1] * scale, shape) <= _MOST_OUTSIDE:
+    if _share_outside(coordinates[:, ::-1] * scale, shape) <= _MAX_SHARE_OUTSIDE:
         return f"x and y look swapped: adata.obsm[{keys.SPATIAL!r}] must hold x (column), y (row)"
     factors = {name: _number(value) for name, value in entry.get("scalefactors", {}).items() if name.endswith("_scalef")}
     known = {name: factor for name, factor in factors.items() if factor > 0}
     # The largest factor that fits: one that is too small leaves the spots in a corner.
     for name, factor in sorted(known.items(), key=lambda item: -item[1]):
-        if _share_outside(coordinates * factor, shape) <= _MOST_OUTSIDE:
+        if _share_outside(coordinates * factor, shape) <= _MAX_SHARE_OUTSIDE:
             return f"The coordinates look like pixels of the full resolution: {remedy}{factor:.6g} ({name})"
     most = coordinates.max(axis=0)
     if (most <= 0).any() or coordinates.min() < 0:

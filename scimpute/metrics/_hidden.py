@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from .. import _check
 from .._anndata import keys
-from .._anndata.matrix import some_rows
+from .._anndata.matrix import rows_in_memory
 from .._anndata.obs import Categorical
 from .._anndata.read import entry_name, layer_names, read_layer, read_matrix, read_neighbours, source_name
 from .._anndata.results import params_of, written_by
@@ -134,7 +134,7 @@ def _in_rows(matrix: Any) -> Any:
 
 def _dense(matrix: Any, rows: Any, dtype: type = np.float64) -> np.ndarray:
     """Some rows as an array of its own, in the precision of float32 as everywhere in the package."""
-    part = some_rows(matrix, rows)
+    part = rows_in_memory(matrix, rows)
     part = part.toarray() if sp.issparse(part) else np.asarray(part)
     if dtype is bool:
         return part.astype(bool)

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from .. import _check
 from .._anndata import keys
 from .._anndata.fingerprint import is_same
-from .._anndata.matrix import some_rows
+from .._anndata.matrix import rows_in_memory
 from .._anndata.read import layer_names, read_finite, read_matrix, source_name
 from .._anndata.results import fingerprint_of, params_of, written_by
 from .._anndata.source import find_counts
@@ -73,6 +73,6 @@ def _has_more(adata: AnnData, whole: Any, mask: str | None, kept: str) -> bool:
 
 def _size(matrix: Any, rows: slice) -> np.ndarray:
     """Absolute values of some rows in float32, as our functions write what they keep; what is missing is 0."""
-    part = some_rows(matrix, rows)
+    part = rows_in_memory(matrix, rows)
     part = part.toarray() if sp.issparse(part) else np.asarray(part)
     return np.abs(np.nan_to_num(part.astype(np.float32)))

@@ -10,10 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from .. import _check
-from .._anndata.matrix import some_rows, to_csr
+from .._anndata.matrix import rows_in_memory, to_csr
 from .._anndata.read import entry_name, read_layer, source_name
 from .._anndata.results import params_of, written_by
-from .._anndata.source import read_counts_beside
+from .._anndata.source import read_counts_or_source
 from .._counts.output import OUTPUTS
 from .._sparse import TARGET, chunks, log1p_cp10k, row_sums
 
@@ -42,7 +42,7 @@ class Profiles:
             return part if self.sums is None else log1p_cp10k(part, self.sums)
         dense = np.empty((self.matrix.shape[0], len(genes)), dtype=np.float32)
         for rows in chunks(*self.matrix.shape):
-            part = some_rows(self.matrix, rows)
+            part = rows_in_memory(self.matrix, rows)
             dense[rows] = part[:, genes].toarray() if sp.issparse(part) else np.asarray(part)[:, genes]
             if self.sums is not None:
                 dense[rows] = log1p_cp10k(dense[rows], self.sums[rows])
@@ -64,7 +64,7 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
     if output is not None:
         _check.option("output", output, OUTPUTS)
     matrices = {name: read_layer(adata, name) for name in names}
-    counts = read_counts_beside(adata, names, layer)
+    counts = read_counts_or_source(adata, names, layer)
     found = {RAW: Profiles(counts.tocsc(), _row_sums(adata, counts, source_name(adata, layer))[0])}
     for name, stored in matrices.items():
         what = f"layer {name!r}"
@@ -98,7 +98,7 @@ def _row_sums(adata: AnnData, matrix: Any, name: str, *, negative: bool = False)
     """Sum of every row, the highest value, and whether all values are whole numbers; NaN, and negative values, are refused."""
     sums, highest, whole = np.empty(adata.n_obs), 0.0, True
     for rows in chunks(*matrix.shape):
-        part = some_rows(matrix, rows)
+        part = rows_in_memory(matrix, rows)
         values = part.data if sp.issparse(part) else np.asarray(part)
         bad = ~np.isfinite(values)
         if bad.any():

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from .. import _check
 from .._anndata import keys
 from .._anndata.counts import read_counts
-from .._anndata.matrix import some_rows
+from .._anndata.matrix import rows_in_memory
 from .._anndata.read import layer_names, read_layer
 from .._sparse import chunks, column_sums, row_sums
 from . import _leakage, _replay, _scale
@@ -80,7 +80,7 @@ class Thinned:
         _leakage.warn_of_leak(adata, name, keys.train(self.key), "the held-out molecules", run=True)
 
         def part(rows: slice) -> np.ndarray:
-            part = some_rows(matrix, rows)
+            part = rows_in_memory(matrix, rows)
             part = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float32)[:, self.kept]
             if not np.isfinite(part).all() or part.min(initial=0) < 0:
                 raise ValueError(f"layer {name!r} has NaN, infinite or negative values; expected counts are needed")

@@ -13,7 +13,7 @@ from .. import _check
 from .._anndata.counts import read_counts
 from .._anndata.obs import read_genes, read_size
 from .._anndata.read import layer_names, read_layer
-from .._anndata.results import params_of, without_sd, written_by
+from .._anndata.results import missing_sd, params_of, written_by
 from .._anndata.source import find_counts, read_counts_of
 from .._counts.output import OUTPUTS
 from .._sparse import log1p_cp10k, row_sums
@@ -87,4 +87,4 @@ def _of_table(adata: AnnData, genes: Sequence[str], key: str) -> np.ndarray:
                 raise _check.missing(f"gene imputed in obsm[{key!r}]:", gene, table.columns)
         return table[list(genes)].to_numpy(dtype=float)
     tables = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
-    raise without_sd(adata, key) or _check.missing("imputed layer or obsm table", key, [*layer_names(adata), *tables])
+    raise missing_sd(adata, key) or _check.missing("imputed layer or obsm table", key, [*layer_names(adata), *tables])

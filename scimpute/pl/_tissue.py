@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from .. import _check
 from .._anndata.positions import read_coordinates, stored_sections
-from .._anndata.sections import check_drawn
+from .._anndata.sections import check_overlapping_sections
 from .._anndata.tissue import section_image
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read(adata: AnnData, image_key: str | None, library_key: str | None, library
         _check.number("spot_size", spot_size, 0, open_low=True)
     entries = stored_sections(adata)
     if library_key is None and len(entries) < 2:
-        check_drawn(adata)
+        check_overlapping_sections(adata)
     library_id, spots = _spots(adata, entries, library_key, library_id)
     entry = _entry(entries, library_id, image_key)
     xy = read_coordinates(adata)[spots, :2]

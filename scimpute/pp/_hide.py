@@ -90,7 +90,7 @@ def hide(
     params = {
         "frac": low if low == high else [low, high],
         "of": of,
-        "layer": keys.recorded(layer),
+        "layer": keys.layer_in_params(layer),
         "random_state": _random.describe(random_state),
     }
     layers = {key_added: visible, keys.mask(key_added): mask}

@@ -76,7 +76,7 @@ def thin(
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     rng = _random.generator(random_state)
     kept, removed = split(read_counts(adata, layer, rounding, rng), frac, rng)
-    params: dict[str, Any] = {"frac": frac, "layer": keys.recorded(layer), "random_state": _random.describe(random_state)}
+    params: dict[str, Any] = {"frac": frac, "layer": keys.layer_in_params(layer), "random_state": _random.describe(random_state)}
     params |= {} if rounding is None else {"rounding": rounding}
     layers = {keys.train(key_added): kept, keys.test(key_added): removed}
     return write(adata, key_added, "thin", {"layers": layers}, {key_added: {"params": params}}, copy=copy)

@@ -139,7 +139,13 @@ def apply(
         except torch.linalg.LinAlgError as error:
             raise _damaged(model, "no result") from error
     _look_at(result["slots"], model, signed=not method.of_counts)
-    ran = {"applied": True, "model": os.fspath(model), "layer": keys.recorded(layer), "unseen": unseen, "device": str(options.device)}
+    ran = {
+        "applied": True,
+        "model": os.fspath(model),
+        "layer": keys.layer_in_params(layer),
+        "unseen": unseen,
+        "device": str(options.device),
+    }
     uns = {"params": {**result["params"], **ran}, **result["uns"], "version": __version__, "seconds": time.perf_counter() - start}
     return write(adata, key, method.name, result["slots"], {key: uns}, copy=copy)
 

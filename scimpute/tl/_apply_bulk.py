@@ -9,9 +9,9 @@ import pandas as pd
 
 from .. import _check
 from .._anndata import keys
-from .._anndata.covariates import read_known_covariates
+from .._anndata.covariates import read_covariates_as_trained
 from .._anndata.hints import warn_of_genes_in_rows
-from .._anndata.memory import copied
+from .._anndata.memory import bytes_of_copy
 from .._anndata.obs import check_columns
 from .._anndata.write import as_tables
 from .._bulk.fitted import Fitted
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ._options import Options
 
-from .._anndata.expression import read_values, warn_of_blanks, warn_of_complete, warn_of_level
+from .._anndata.expression import read_values, warn_if_not_logged, warn_if_nothing_missing, warn_of_empty_samples
 from .._anndata.genes import check_genes_to_fill
 from .._bulk.scales import other_scale
 from .._bulk.table import BulkTable
@@ -47,7 +47,7 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     params = dict(metadata["params"])
     if not same_genes:
         check_columns(adata, genes)
-    _check.memory(8 * 4 * adata.n_obs * len(genes) + copied(adata, copy=options.copy), "apply it to fewer samples at a time")
+    _check.memory(8 * 4 * adata.n_obs * len(genes) + bytes_of_copy(adata, copy=options.copy), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")
     if own_mask is not None and own_mask not in adata.layers:
         _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers does not have; only NaN is missing here")
@@ -56,15 +56,15 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     own = read_values(adata, options.layer, own_mask, params["missing"])
     known = np.full((adata.n_obs, len(genes)), np.nan, dtype=np.float32)
     known[:, present] = own[:, places[present]]
-    warn_of_blanks(known, adata)
-    warn_of_complete(known, saved=False)
-    covariates = read_known_covariates(adata, metadata["covariates"], options.unseen)
+    warn_of_empty_samples(known, adata)
+    warn_if_nothing_missing(known, saved=False)
+    covariates = read_covariates_as_trained(adata, metadata["covariates"], options.unseen)
     levels = tuple(map(len, covariates.levels.values()))
     other = other_scale(known, fitted.standardiser)
     if other is not None:
         _check.warn(f"{other}; if the scale is another one, bring the values to that of the training first")
     else:
-        warn_of_level(known)
+        warn_if_not_logged(known)
     filled, spread = fitted.predict(BulkTable(known, covariates.codes, levels, covariates.numbers), options.device)
     values = {options.key: filled, keys.sd(options.key): spread}
     slots: dict[str, Any] = {"obsm": as_tables(adata, values, genes)}

@@ -13,7 +13,7 @@ from .._anndata import keys
 from .._anndata.counts import read_source, warn_of_empty_cells
 from .._anndata.genes import match_genes
 from .._anndata.memory import check_memory
-from .._anndata.obs import check_columns, read_known_labels, read_size_as_trained
+from .._anndata.obs import check_columns, read_labels_as_trained, read_size_as_trained
 from .._anndata.sections import warn_of_spots_off_tissue
 from .._anndata.side import read_side_as_trained
 from .._anndata.write import as_tables
@@ -33,7 +33,7 @@ def apply_counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[s
     model = Model.read(tensors, metadata)
     places = match_genes(adata, model.genes)
     names, whole = _imputed_here(adata, model)
-    labels = read_known_labels(adata, model.labels, options.unseen)
+    labels = read_labels_as_trained(adata, model.labels, options.unseen)
     rounding = model.params.get("rounding") if options.rounding is None else options.rounding
     raw, source = read_source(adata, options.layer, rounding, _rng(model))
     counts = aligned(raw, places)

@@ -15,9 +15,9 @@ from scanpy import logging as logg
 from .. import _check, _device, _progress, _random
 from .._anndata import keys
 from .._anndata.covariates import Covariates, read_covariates
-from .._anndata.expression import nonempty_genes, read_values, warn_of_blanks, warn_of_complete, warn_of_level
+from .._anndata.expression import nonempty_genes, read_values, warn_if_not_logged, warn_if_nothing_missing, warn_of_empty_samples
 from .._anndata.hints import warn_of_genes_in_rows
-from .._anndata.memory import copied
+from .._anndata.memory import bytes_of_copy
 from .._anndata.write import check_saveable, check_target, write
 from .._bulk.fitted import Fitted
 from .._bulk.run import train
@@ -108,7 +108,7 @@ def _read(adata: AnnData, method: str, given: dict[str, Any], max_missing: float
     """Expression and covariates, with every refusal and warning that does not need a training."""
     if adata.n_obs < MIN_SAMPLES:
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
-    needed = 8 * 4 * adata.n_obs * adata.n_vars + copied(adata, copy=copy)
+    needed = 8 * 4 * adata.n_obs * adata.n_vars + bytes_of_copy(adata, copy=copy)
     _check.memory(needed, f"{'pass copy=False, or ' if copy else ''}impute fewer genes, e.g. adata[:, genes].copy()")
     warn_of_genes_in_rows(adata)
     values = read_values(adata, given["layer"], given["mask_layer"], given["missing"])
@@ -116,16 +116,16 @@ def _read(adata: AnnData, method: str, given: dict[str, Any], max_missing: float
     left_out = np.isnan(values).mean(axis=0) > max_missing
     kept = nonempty_genes(adata, values, left_out, given["empty_genes"])
     known = values[:, kept]
-    warn_of_level(known)
-    warn_of_blanks(known, adata)
-    warn_of_complete(known, saved=saved, n_others=adata.n_vars - len(kept))
+    warn_if_not_logged(known)
+    warn_of_empty_samples(known, adata)
+    warn_if_nothing_missing(known, saved=saved, n_others=adata.n_vars - len(kept))
     return Expression(values, kept, left_out, covariates)
 
 
 def _recorded(given: dict[str, Any], settings: BulkSettings, max_epochs: int, device: str) -> dict[str, Any]:
     """Parameters as they go to ``uns``: those of the caller, with what ``"auto"`` stood for."""
     params = {name: value for name, value in given.items() if value is not None and name != "key_added"}
-    params |= {"layer": keys.recorded(given["layer"]), "random_state": _random.describe(given["random_state"]), "device": device}
+    params |= {"layer": keys.layer_in_params(given["layer"]), "random_state": _random.describe(given["random_state"]), "device": device}
     params |= {name: value for name, value in asdict(settings).items() if name in given} | {"max_epochs": max_epochs}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
 

@@ -82,7 +82,7 @@ class Request:
         """Parameters as they go to ``uns``."""
         fields = ("rounding", "output", "fill", "sd", "posterior", "size_key", "likelihood", "target_batch")
         return {name: getattr(self, name) for name in fields} | {
-            "layer": keys.recorded(self.layer),
+            "layer": keys.layer_in_params(self.layer),
             "random_state": _random.describe(self.random_state),
         }
 

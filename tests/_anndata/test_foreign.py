@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import scimpute
-from scimpute._anndata.matrix import taken
+from scimpute._anndata.matrix import as_numpy
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
 
@@ -84,12 +84,12 @@ def test_arrays_on_the_cpu_are_read(kind, layer):
 
 def test_memory_is_shared_and_not_written():
     values = torch.arange(12.0).reshape(3, 4)
-    assert np.shares_memory(taken(values, "adata.X"), values.numpy())
+    assert np.shares_memory(as_numpy(values, "adata.X"), values.numpy())
 
 
 def test_other_things_pass_as_they_are():
     for value in (np.ones(3), scimpute.datasets.toy_counts().X, None, "text"):
-        assert taken(value, "adata.X") is value
+        assert as_numpy(value, "adata.X") is value
 
 
 @pytest.mark.parametrize(

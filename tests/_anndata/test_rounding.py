@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 import scimpute
 from scimpute._anndata.counts import read_counts
-from scimpute._anndata.rounding import ROUNDINGS, rounded, without_errors
+from scimpute._anndata.rounding import ROUNDINGS, nearest_counts, rounded
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -54,7 +54,7 @@ def test_rounding_errors_are_put_right(scale):
     counts = toy() * scale
     errors = undone(counts)
     assert not np.array_equal(errors, counts)
-    np.testing.assert_array_equal(without_errors(errors.ravel()), counts.ravel())
+    np.testing.assert_array_equal(nearest_counts(errors.ravel()), counts.ravel())
 
 
 def test_counts_with_rounding_errors_are_imputed_as_the_counts_they_are():
@@ -68,7 +68,7 @@ def test_counts_with_rounding_errors_are_imputed_as_the_counts_they_are():
 
 
 def test_small_rates_are_no_rounding_errors():
-    assert without_errors(np.full(100, 1e-4, np.float32)) is None
+    assert nearest_counts(np.full(100, 1e-4, np.float32)) is None
     with pytest.raises(ValueError, match="not whole numbers"):
         scimpute.tl.began(of(normalised(toy(), 1e-3)), **QUICK)
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from scimpute import pp
-from scimpute._anndata.tissue import cut_tiles, read_tissues, spot_tiles
-from scimpute._space import image as _image
+from scimpute._anndata.tissue import cut_tiles, read_tissues
+from scimpute._space.image import cut
 
 WIDTH, HEIGHT, SCALE, PITCH = 90, 70, 0.25, 36.0
 """Pixels of the hires image, its pixels per pixel of the full resolution, pixels of the latter from spot to spot."""
@@ -46,6 +46,11 @@ def visium() -> ad.AnnData:
     adata.obsm["spatial"] = np.column_stack([x, y])
     adata.uns["spatial"] = {"V1": section()}
     return adata
+
+
+def spot_tiles(adata: ad.AnnData, *args: Any, pixels: int | None = None, **kwargs: Any) -> np.ndarray:
+    """The tile of every spot."""
+    return cut_tiles(read_tissues(adata, *args, **kwargs), adata.n_obs, pixels)
 
 
 @pytest.fixture
@@ -248,10 +253,9 @@ def test_statistics_by_hand(visium):
         assert found[f"4x_gradient_{name}"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_wide_fields_are_reduced(visium, monkeypatch):
+def test_wide_fields_are_reduced(visium, replace_everywhere):
     seen = []
-    original = _image.cut
-    monkeypatch.setattr(_image, "cut", lambda *given: (seen.append(given[2:]), original(*given))[1])
+    replace_everywhere(cut, lambda *given: (seen.append(given[2:]), cut(*given))[1])
     pp.tiles(visium, tile_size=40)
     assert seen == [(40, 40), (80, 64), (160, 64)]
 
