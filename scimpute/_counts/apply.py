@@ -1,4 +1,4 @@
-"""A saved model of `tl.began` or `tl.spatial` applied to other cells: their rates, and the posterior step."""
+"""Apply a saved model of `tl.began` or `tl.spatial` to other cells: predict their rates, then the posterior step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .saved import Model
 
 
 class AnyLevel(nn.Module):
-    """A generator that takes cells of a level it does not know, code -1: their rate is the mean over all levels of that label.
+    """A generator that accepts unknown levels, code -1. Such a cell gets the mean rate over all levels of that label.
 
     Parameters
     ----------
     generator
-        Gives log rates ``(P, b, m)`` from inputs ``(P, b, m + c)``, level codes ``(b,)`` of each label and features ``(b, ...)``.
+        It predicts log rates ``(P, b, m)`` from inputs ``(P, b, m + c)``, level codes ``(b,)`` of each label and features ``(b, ...)``.
     levels
         Number of levels of each label.
     """
@@ -42,7 +42,7 @@ class AnyLevel(nn.Module):
             for level in range(self.levels[label]):
                 levels = [other[unknown] for other in labels]
                 levels[label] = torch.full_like(levels[label], level)
-                # A rate is capped at 1 wherever it is used, so also before the mean.
+                # Rates are capped at 1 wherever they are used, and so before the mean.
                 part = self(inputs[:, unknown], levels, [other[unknown] for other in features]).clamp(max=0)
                 total = part if total is None else torch.logaddexp(total, part)
             assert total is not None, "a label has levels"
@@ -57,7 +57,7 @@ class AnyLevel(nn.Module):
 
 
 def aligned(counts: sp.csr_matrix, places: np.ndarray) -> sp.csr_matrix:
-    """Columns of a matrix in the model's order; an empty one for a gene the matrix does not have, place -1."""
+    """Columns of a matrix in the order of the model. A gene that the matrix lacks (place -1) gets an empty column."""
     if len(places) == counts.shape[1] and np.array_equal(places, np.arange(len(places))):
         return counts
     wider = sp.csr_matrix((counts.data, counts.indices, counts.indptr), shape=(counts.shape[0], counts.shape[1] + 1))
@@ -89,13 +89,13 @@ def impute(
     labels
         Level codes of each of the model's labels, -1 for a level it does not know.
     names
-        Genes of the result, some of ``model.imputed``.
+        Genes of the result, a part of ``model.imputed``.
     side
-        Side information of the spots, for a model of `tl.spatial`.
+        Neighbours and features of the spots, for a model of `tl.spatial`.
     measured, covered
-        True for each of the model's genes that the object has, and the share of all molecules these have.
+        True for each gene of the model that the object has, and the share of these genes of all molecules.
     sd
-        Whether standard deviations are wanted.
+        Whether to compute standard deviations.
     """
     columns, n_repeats, context = model.positions(names), model.params["n_repeats"], model.context()
     moments = RateMoments(len(size), len(names), spread=sd)

@@ -1,4 +1,4 @@
-"""Rows of the count matrix as minibatches, worked out on the non-zero entries only."""
+"""Rows of the count matrix as minibatches. Only the non-zero entries are touched."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .context import Context
 from .partition import Partition
 
 NEIGHBOUR_STRIDE = 4
-"""One in so many spots of a minibatch has its neighbours drawn: each of these costs four spots more."""
+"""The neighbour loss covers one in so many spots of a minibatch, because each of them costs four more spots."""
 THINNING = (0.5, 0.9)
-"""Range of the fraction of molecules the generator reads while it trains."""
+"""In the training the generator reads a fraction of the molecules in this range."""
 VISIBLE_RANGE = (0.3, 0.9)
-"""The same for whole entries, where these are hidden instead of molecules."""
+"""The same for entries, if entries are hidden instead of molecules."""
 TILE_MAPS = 4
-"""Values of the convolutional network's first maps for each value of a tile."""
-CLOSE = 0.05
-"""Relative error that the sum of a network's shares is taken to have, where the counts do not say what it is."""
+"""The first maps of the convolutional network have so many values for each value of a tile."""
+SHARE_ERROR = 0.05
+"""Assumed relative error of the sum of a network's shares."""
 
 
-def entries(counts: sp.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Non-zeros of some rows: value, gene, row within the batch, and where each row starts."""
+def nonzero_entries(counts: sp.csr_matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Non-zero entries of some rows: value, gene, row within the batch, and the start of each row."""
     first, length = counts.indptr[rows], np.diff(counts.indptr)[rows]
     starts = np.concatenate([[0], np.cumsum(length[:-1])])
     row = np.repeat(np.arange(len(rows)), length)
@@ -47,21 +47,21 @@ class CellBatches:
     counts
         Canonical CSR of shape ``(n, g)``.
     size
-        Library sizes ``(n,)``: the row sums, or larger where the object was cut to some of its genes.
+        Library sizes ``(n,)``: the row sums, or more if the object has only some of the genes.
     labels
         Level codes ``(n,)`` of each label.
     partition, context, device
-        Where each gene goes, the low-rank scores of a cell, where the tensors are made.
+        Place of each gene, low-rank scores of a cell, device of the tensors.
     side
-        What there is beside the counts of a spot.
+        Neighbours and features of the spots (`tl.spatial`, `tl.nmf`).
     features
         Features of every modality, ``(n, ...)`` (:meth:`SideInformation.features_with`).
     measured
-        True for each gene that was measured, ``(g,)``; None where the predictions are no shares of a cell's molecules.
+        True for each measured gene, ``(g,)``; None if the predictions are no shares of a cell's molecules.
     covered
-        Share of all molecules that belong to these genes, over many cells.
+        Share of these genes of all molecules, over many cells.
     weight
-        Weight of each cell in the losses, ``(n,)``; None where all weigh the same.
+        Weight of each cell in the losses, ``(n,)``; None for equal weights.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CellBatches:
         self.weight, self.measured, self.covered = weight, measured, min(max(covered, 1e-6), 1.0)
 
     def chunks(self) -> Iterator[slice]:
-        """Row chunks small enough that features, and the first maps of a tile, need no more memory than the blocks of genes."""
+        """Row chunks in which neither features nor the first maps of tiles need more memory than the gene blocks."""
         widest = max([part[0].size * TILE_MAPS for part in self._features if part.ndim > 2], default=0)
         return chunks(self.counts.shape[0], max(self.partition.blocks * self.partition.genes_per_block, widest))
 
@@ -96,73 +96,74 @@ class CellBatches:
         return tuple(torch.from_numpy(part[rows]).to(self.device) for part in self._features)
 
     def inputs(self, rows: np.ndarray) -> torch.Tensor:
-        """Whole cells as the generator reads them, ``(P, b, m + c)``."""
-        return self._inputs(*entries(self.counts, rows), self.size[rows])
+        """Inputs of the generator for whole cells, ``(P, b, m + c)``."""
+        return self._inputs(*nonzero_entries(self.counts, rows), self.size[rows])
 
     def scores(self) -> torch.Tensor:
         """Low-rank scores of all cells, ``(n, c)``."""
         n, g = self.counts.shape
-        parts = [self._context(*entries(self.counts, np.arange(n)[rows]), self.size[rows])[1][:, :-1] for rows in chunks(n, g)]
+        parts = [self._context(*nonzero_entries(self.counts, np.arange(n)[rows]), self.size[rows])[1][:, :-1] for rows in chunks(n, g)]
         return torch.cat(parts)
 
     def thinned(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Cells split at random into what the generator reads and the molecules it has to predict."""
+        """Cells split at random: the generator reads the kept molecules and predicts the removed ones."""
         n_cells = len(rows)
         rows, neighbours = self._with_neighbours(rows, rng)
-        values, genes, row, starts = entries(self.counts, rows)
+        values, genes, row, starts = nonzero_entries(self.counts, rows)
         keep = float(rng.uniform(*THINNING))
         kept = binomial(values, keep, rng)
         removed = values - kept
-        # Molecules outside the object's genes (size above the row sum) are split at the same rate.
-        lost = np.bincount(row, weights=removed, minlength=len(rows))
-        seen = np.bincount(row, weights=kept, minlength=len(rows))
-        outside = np.maximum(self.size[rows] - lost - seen, 0)
-        inputs = self._inputs(kept, genes, row, starts, seen + keep * outside)
-        gone = np.flatnonzero((removed > 0) & (row < n_cells))
-        exposure = (lost + (1 - keep) * outside)[:n_cells]
-        return replace(self._with_target(rows, inputs, genes[gone], row[gone], removed[gone], exposure), **neighbours)
+        # Molecules of genes that the object lacks (size above the row sum) are split at the same rate.
+        n_removed = np.bincount(row, weights=removed, minlength=len(rows))
+        n_kept = np.bincount(row, weights=kept, minlength=len(rows))
+        outside = np.maximum(self.size[rows] - n_removed - n_kept, 0)
+        inputs = self._inputs(kept, genes, row, starts, n_kept + keep * outside)
+        targets = np.flatnonzero((removed > 0) & (row < n_cells))
+        exposure = (n_removed + (1 - keep) * outside)[:n_cells]
+        return replace(self._with_target(rows, inputs, genes[targets], row[targets], removed[targets], exposure), **neighbours)
 
     def with_hidden_entries(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """Cells of which whole entries are hidden at random and have to be predicted; the depth is known."""
+        """Cells with random hidden entries, which the generator predicts. The depth of a cell is known."""
         n_cells = len(rows)
         rows, neighbours = self._with_neighbours(rows, rng)
-        values, genes, row, starts = entries(self.counts, rows)
+        values, genes, row, starts = nonzero_entries(self.counts, rows)
         kept = rng.random(len(values)) < rng.uniform(*VISIBLE_RANGE)
         inputs = self._inputs(values * kept, genes, row, starts, self.size[rows])
-        # A hidden entry is missing, not zero: the scores are those of a cell that is visible in part, scaled up to the whole.
+        # A hidden entry is missing, not zero. So the scores of the visible part are scaled up to the whole cell.
         share = np.bincount(row, weights=kept, minlength=len(rows)) / np.maximum(np.bincount(row, minlength=len(rows)), 1)
         scale = 1 / np.maximum(share, 0.05).astype(np.float32)
         inputs[..., self.partition.genes_per_block : -1] *= torch.from_numpy(scale).to(self.device)[:, None]
-        gone = np.flatnonzero(~kept & (row < n_cells))
-        batch = self._with_target(rows, inputs, genes[gone], row[gone], values[gone], self.size[rows[:n_cells]])
+        targets = np.flatnonzero(~kept & (row < n_cells))
+        batch = self._with_target(rows, inputs, genes[targets], row[targets], values[targets], self.size[rows[:n_cells]])
         return replace(batch, **neighbours)
 
     def against(self, rows: np.ndarray, target: sp.csr_matrix, exposure: np.ndarray) -> Batch:
-        """Cells as they are, with the molecules of another matrix of the same shape to predict."""
-        removed, genes, row, _ = entries(target, rows)
+        """Whole cells, whose targets are the counts of another matrix of the same shape."""
+        removed, genes, row, _ = nonzero_entries(target, rows)
         return self._with_target(rows, self.inputs(rows), genes, row, removed, exposure[rows])
 
     def shares(self, rows: np.ndarray, log_rate: torch.Tensor) -> torch.Tensor:
-        """Shares from their logs, ``(P, b, m)``, in place, with the sum in each cell that its molecules give.
+        """Turn log shares ``(P, b, m)`` into shares, in place, and rescale them to the molecules of each cell.
 
-        Of a cell's N molecules y are of the genes that were measured; where these are all genes, y = N, and the shares sum to 1. Otherwise
-        the sum has a Beta distribution around that of the network, with the size that gives it the relative error CLOSE in the mean
-        cell. Without this, cells unlike most others would lose or gain molecules. With genes in no block nothing is known of the sum.
+        Of the N molecules of a cell, y belong to measured genes. If all genes were measured, y = N and the shares sum to 1. Otherwise the
+        sum has a Beta prior around the network's sum, with the relative error SHARE_ERROR in the mean cell. Without the rescaling,
+        unusual cells would lose or gain molecules. If some genes are in no block, the sum is unknown and nothing is rescaled.
         """
-        if self._inside is None:
+        if self._molecule_sums is None:
             return log_rate.clamp_(max=0).exp_()
-        absent, inside, sure = self._inside
-        # Less the largest, as a network that went astray may give shares of which all are 0 in float32.
+        absent, measured, prior_size = self._molecule_sums
+        # The largest log share is subtracted first. Otherwise a diverging network may give shares that are all 0 in float32.
         top = log_rate.add_(absent).amax(dim=(0, 2))
         rate = log_rate.sub_(top[:, None]).exp_()
         total = rate.sum(dim=(0, 2))
         size = torch.from_numpy(self.size[rows]).to(total)
-        known = (torch.from_numpy(inside[rows]).to(total) + sure * total * top.clamp(max=0).exp()) / (size + sure).clamp(min=1e-12)
-        return rate.mul_((torch.where(size + sure > 0, known, 1.0) / total)[:, None])
+        expected = torch.from_numpy(measured[rows]).to(total) + prior_size * total * top.clamp(max=0).exp()
+        expected = expected / (size + prior_size).clamp(min=1e-12)
+        return rate.mul_((torch.where(size + prior_size > 0, expected, 1.0) / total)[:, None])
 
     @functools.cached_property
-    def _inside(self) -> tuple[torch.Tensor, np.ndarray, float] | None:
-        """What takes genes that were not measured out of ``(P, b, m)``, each cell's molecules, how sure the network is of these."""
+    def _molecule_sums(self) -> tuple[torch.Tensor, np.ndarray, float] | None:
+        """For :meth:`shares`: 0 or minus infinity in the places of measured and other genes, molecules of each cell, size of the prior."""
         if self.measured is None:
             return None
         places = self.partition.place[self.measured]
@@ -170,8 +171,8 @@ class CellBatches:
             return None
         absent = np.full(self.partition.blocks * self.partition.genes_per_block, -np.inf, dtype=np.float32)
         absent[places] = 0
-        sure = (1 - self.covered) / (self.covered * CLOSE**2)
-        return torch.from_numpy(absent).view(self.partition.blocks, 1, -1).to(self.device), row_sums(self.counts), sure
+        prior_size = (1 - self.covered) / (self.covered * SHARE_ERROR**2)
+        return torch.from_numpy(absent).view(self.partition.blocks, 1, -1).to(self.device), row_sums(self.counts), prior_size
 
     def _flat(self, genes: np.ndarray, row: np.ndarray, n_rows: int, stride: int) -> np.ndarray:
         """Position in a flat ``(P, b, stride)`` tensor of each entry."""
@@ -194,30 +195,30 @@ class CellBatches:
         stride = part.genes_per_block + context.shape[1]
         logged = cp10k.log1p()
         if not part.complete:
-            here = np.flatnonzero(part.place[genes] >= 0)
-            genes, row, logged = genes[here], row[here], logged[torch.from_numpy(here).to(self.device)]
+            placed = np.flatnonzero(part.place[genes] >= 0)
+            genes, row, logged = genes[placed], row[placed], logged[torch.from_numpy(placed).to(self.device)]
         x = torch.zeros(part.blocks, len(size), stride, dtype=torch.float32, device=self.device)
         x.view(-1)[torch.from_numpy(self._flat(genes, row, len(size), stride)).to(self.device)] = logged
         x[..., part.genes_per_block :] = context
         return x
 
     def _with_neighbours(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-        """The rows with those of the neighbours drawn for some of them, and the fields of a batch that say which these are."""
+        """The rows, followed by random neighbours of the first of them, and the fields of a batch about these neighbours."""
         if self.side is None or not self.side.spatial_weight or not self.side.rings:
             return rows, {}
-        some = rows[: math.ceil(len(rows) / NEIGHBOUR_STRIDE)]
-        near = self.side.draw_neighbours(some, rng)
+        centres = rows[: math.ceil(len(rows) / NEIGHBOUR_STRIDE)]
+        near = self.side.draw_neighbours(centres, rng)
         places = np.arange(len(rows), len(rows) + near.size).reshape(near.shape)
-        # A spot without neighbours is compared with itself as it is, which is no difference: another thinning of it would be one.
-        neighbours = torch.from_numpy(np.where(near == some, np.arange(len(some)), places)).to(self.device)
+        # A spot without neighbours is compared with its own row. Another thinning of it would add a difference.
+        neighbours = torch.from_numpy(np.where(near == centres, np.arange(len(centres)), places)).to(self.device)
         return np.concatenate([rows, near.ravel()]), {"neighbours": neighbours, "ring_weights": self.side.ring_weights}
 
     def _with_target(
         self, rows: np.ndarray, inputs: torch.Tensor, genes: np.ndarray, row: np.ndarray, removed: np.ndarray, exposure: np.ndarray
     ) -> Batch:
         if not self.partition.complete:
-            here = self.partition.place[genes] >= 0
-            genes, row, removed = genes[here], row[here], removed[here]
+            placed = self.partition.place[genes] >= 0
+            genes, row, removed = genes[placed], row[placed], removed[placed]
         if self.weight is not None:
             weight = self.weight[rows[: len(exposure)]]
             removed, exposure = removed * weight[row], exposure * weight

@@ -30,7 +30,7 @@ WORSE = 0.02
 class BeganEngine(Engine):
     """Generator and discriminator.
 
-    The attributes are the parameters of :func:`scimpute.tl.began` with these names; ``drop_quantile`` is None where the data decide.
+    The attributes are the parameters of :func:`scimpute.tl.began` with these names. ``drop_quantile`` is None for ``"auto"``.
     """
 
     architecture: str
@@ -59,7 +59,7 @@ class BeganEngine(Engine):
             raise ValueError(
                 f"block_size must be the square of a multiple of 4 for architecture='conv', as 256, 400 or 576; got {block_size}"
             )
-        found = cls(
+        engine = cls(
             architecture,
             None if _check.auto("drop_quantile", drop_quantile) else _check.number("drop_quantile", drop_quantile, 0, 100),
             _check.number("drop_shape", drop_shape, 0, open_low=True),
@@ -67,9 +67,9 @@ class BeganEngine(Engine):
             _check.number("adversarial_weight", adversarial_weight, 0),
             _check.number("reconstruction_weight", reconstruction_weight, 0),
         )
-        if found.adversarial_weight == found.reconstruction_weight == 0:
+        if engine.adversarial_weight == engine.reconstruction_weight == 0:
             raise ValueError("adversarial_weight and reconstruction_weight are both 0: the generator would have nothing to learn")
-        return found
+        return engine
 
     @property
     def square(self) -> bool:
@@ -121,7 +121,7 @@ class BeganEngine(Engine):
             )
 
     def _quantile(self, split: CountSplit) -> float:
-        """Percentile at which Drop keeps half of the entries: by default the percentage of zeros in the counts."""
+        """Percentile at which Drop keeps half of the entries. By default it is the percentage of zeros in the counts."""
         if self.drop_quantile is not None:
             return self.drop_quantile
         return 100 * (1 - split.counts.nnz / math.prod(split.counts.shape))

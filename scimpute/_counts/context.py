@@ -1,4 +1,4 @@
-"""The low-rank context: what every block of genes knows of the whole cell."""
+"""The low-rank context: every block of genes reads these scores of the whole cell."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from .._sparse import TARGET, usual_size
 
 RANK = 1e-4
-"""Singular values below this share of the first are rounding errors."""
+"""Singular values below this share of the largest are rounding errors."""
 
 
 class Context:
     """The low-rank scores of a cell, which every block of genes reads.
 
-    ``sqrt(CP10k)`` projected on the first right singular vectors, each score divided by its standard deviation over the
-    cells (and a tenth of its mean, added in squares), and the log of the library size over its median.
+    ``sqrt(CP10k)`` is projected on the leading right singular vectors. Each score is divided by its standard deviation over the cells (with
+    a tenth of its mean, added in squares). The last value is the log of the library size over its median.
 
     Parameters
     ----------
     loadings
         Scaled singular vectors, ``(g, c)``.
     median_size
-        Median library size of the cells that have any molecule.
+        Median library size of the cells with any molecule.
     """
 
     def __init__(self, loadings: torch.Tensor, median_size: float) -> None:
@@ -31,7 +31,7 @@ class Context:
 
     @classmethod
     def fit(cls, counts: sp.csr_matrix, size: np.ndarray, n_scores: int, seed: int) -> Context:
-        """Truncated SVD of the given counts; ``n_scores`` is cut to what the matrix has."""
+        """Truncated SVD of the counts, with at most ``n_scores`` scores; a small matrix has fewer."""
         from sklearn.utils.extmath import randomized_svd
 
         root = counts.multiply(TARGET / np.maximum(size, 1)[:, None]).tocsr().astype(np.float32)
@@ -40,10 +40,10 @@ class Context:
         if n_scores < 1:
             return cls.of_array(np.zeros((counts.shape[1], 0)), usual_size(size))
         left, values, right = randomized_svd(root, n_scores, n_iter=3, random_state=seed)
-        # Where cells are alike and deep the first score is all mean: divided by its spread alone it would be in the thousands.
+        # If cells are similar and deep, the first score is nearly constant. Divided by its spread alone it would be in the thousands.
         scores = left * values
         spread = np.hypot(scores.std(axis=0), 0.1 * scores.mean(axis=0))
-        # Beyond the rank of the data (few cells, or copies of each other) a direction is rounding error: it gets loadings of 0.
+        # Beyond the rank of the data (few cells, or copies of a cell) directions are rounding errors. Their loadings are set to 0.
         real = values > RANK * values[0]
         return cls.of_array(np.where(real, right.T / np.where(real, spread, 1.0), 0.0), usual_size(size))
 
@@ -53,17 +53,17 @@ class Context:
 
     @property
     def n_values(self) -> int:
-        """Scores plus the library size."""
+        """Number of scores, plus 1 for the library size."""
         return self.loadings.shape[1] + 1
 
     def truncated(self, n_scores: int) -> Context:
-        """The same with the first scores only."""
+        """The context with the first scores only."""
         return Context(self.loadings[:, :n_scores].contiguous(), self.median_size)
 
     def to(self, device: torch.device) -> Context:
         return Context(self.loadings.to(device), self.median_size)
 
     def __call__(self, genes: torch.Tensor, cp10k: torch.Tensor, starts: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-        """Context of some cells ``(b, c)`` from their non-zero entries; ``starts`` says where the entries of each cell begin."""
+        """Context of some cells ``(b, c)`` from their non-zero entries. ``starts`` is the first entry of each cell."""
         scores = torch.nn.functional.embedding_bag(genes, self.loadings, starts, mode="sum", per_sample_weights=cp10k.sqrt())
         return torch.cat([scores, (size / self.median_size).log()[:, None]], dim=1)

@@ -1,4 +1,4 @@
-"""What a count method adds to a run: which network it trains, what is fixed for it, what stops its training early."""
+"""What one count method adds to a run: its network, its fixed complexity, and its rule for early stopping."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Engine(ABC):
     Attributes
     ----------
     all_genes
-        Whether the network needs all genes, whichever are imputed.
+        Whether the network needs all genes, even if few are imputed.
     """
 
     all_genes: ClassVar[bool] = False
 
     @property
     def square(self) -> bool:
-        """Whether blocks of genes have to be squares."""
+        """Whether blocks of genes must be squares."""
         return False
 
     @abstractmethod
     def build(self, source: SplitInContext, partition: Partition, complexity: Complexity, rng: np.random.Generator) -> nn.Module:
-        """The model of one repeat: its ``generator``, and the losses that the training loop steps."""
+        """The model of one repeat. It has a ``generator`` and yields the losses for the training loop."""
 
     def fixed(self, split: CountSplit, steps_per_epoch: int) -> tuple[str, Complexity] | None:
         """A reason and a complexity, if held-out molecules do not choose it; else None."""
@@ -46,29 +46,29 @@ class Engine(ABC):
         return split.watch
 
     def contributions(self, generator: nn.Module, source: SplitInContext, partition: Partition) -> pd.DataFrame | None:
-        """Weight and contribution of each modality, where there are several."""
+        """Weight and contribution of each modality; None for a method without modalities."""
         return None
 
     def params(self, split: CountSplit, complexity: Complexity) -> dict[str, Any]:
-        """Parameters that only this method has, as they were used."""
+        """Values of the parameters that only this method has."""
         return {}
 
     def factors(self, generator: nn.Module, partition: Partition) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of the spots ``(n, f)`` and of the genes ``(g, f)``, of a method that has them."""
+        """Vectors of the spots ``(n, f)`` and of the genes ``(g, f)``. Only a factorisation has them."""
         raise NotImplementedError
 
     def warn_of_a_failed_fit(self, variation: float, heldout: Mapping[str, float]) -> None:
-        """Say so where the fit is of no use; see :class:`.run.Fit` for the two measures."""
+        """Warn if the fit is useless. :class:`.fit.Fit` explains the two measures."""
         return
 
 
 def starts(rng: np.random.Generator) -> torch.Generator:
-    """A generator from which the weights of a network are drawn."""
+    """The random generator for the initial weights of a network."""
     return torch.Generator().manual_seed(_random.seed(rng))
 
 
 def draws(rng: np.random.Generator, device: torch.device) -> torch.Generator:
-    """A generator from which a network draws while it is trained."""
+    """The random generator of a network during the training."""
     return torch.Generator(device).manual_seed(_random.seed(rng))
 
 

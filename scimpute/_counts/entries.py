@@ -1,4 +1,4 @@
-"""Hidden entries: whole non-zero entries are held out, hidden and predicted, and zeros count as missing."""
+"""The split of ``likelihood="squared"``: whole non-zero entries are held out and hidden. Zeros count as missing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from .settings import STEPS, Complexity
 from .split import HELDOUT, VALIDATION_CELLS, CountSplit, n_levels
 
 PSEUDO = 10.0
-"""Hidden entries with the variance of all that every gene is given."""
+"""So many hidden entries, with the variance over all genes, are added to every gene."""
 
 
 class EntrySplit(CountSplit):
-    """Non-zero entries are split.
+    """A split of the non-zero entries.
 
-    ``share`` is that of a gene where it is not zero, at the median library size. It changes with the depth by ``depth_slope`` (in logs).
+    ``share`` is the mean share of a gene in its non-zero entries, at the median library size. The log of it changes by ``depth_slope`` with
+    the log of the depth.
     """
 
     likelihood = HiddenEntries()
@@ -42,18 +43,18 @@ class EntrySplit(CountSplit):
         rng: np.random.Generator,
         side: SideInformation | None = None,
     ) -> EntrySplit:
-        aside = rng.random(counts.nnz) < HELDOUT
-        train, heldout = (_where(counts, some) for some in (~aside, aside))
+        mask = rng.random(counts.nnz) < HELDOUT
+        train, heldout = _only(counts, ~mask), _only(counts, mask)
         depth = np.log(np.maximum(size, 1) / usual_size(size))
-        # Sums of every gene; of arrays as large as the data there are only two more.
+        # Sums of every gene. Only these two arrays are as large as the data.
         logs = sp.csr_matrix((np.log(train.data), train.indices, train.indptr), shape=train.shape)
-        there = sp.csr_matrix((np.ones_like(train.data), train.indices, train.indptr), shape=train.shape)
+        ones = sp.csr_matrix((np.ones_like(train.data), train.indices, train.indptr), shape=train.shape)
         number = np.maximum(train.getnnz(axis=0), 1)
-        value, deep = column_sums(logs), there.T @ depth
-        # One slope for all genes, of what is left of both within each gene.
-        spread = float((there.T @ np.square(depth) - np.square(deep) / number).sum())
-        slope = float((logs.T @ depth - deep * value / number).sum()) / max(spread, 1e-9)
-        share = np.exp((value - slope * deep) / number) / usual_size(size)
+        log_sums, depth_sums = column_sums(logs), ones.T @ depth
+        # One slope for all genes, from the variation within each gene.
+        spread = float((ones.T @ np.square(depth) - np.square(depth_sums) / number).sum())
+        slope = float((logs.T @ depth - depth_sums * log_sums / number).sum()) / max(spread, 1e-9)
+        share = np.exp((log_sums - slope * depth_sums) / number) / usual_size(size)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         parts = (counts, size, labels, n_levels(labels), genes, train, heldout, size, size, share, validation)
         return cls(*parts, device, side, depth_slope=slope - 1)
@@ -72,7 +73,7 @@ class EntrySplit(CountSplit):
 
     @property
     def level_correction(self) -> np.ndarray:
-        # The mean of the entries of a gene does not depend on how many there are.
+        # The mean of the entries does not depend on their number.
         return np.zeros_like(self.share)
 
     @property
@@ -80,9 +81,9 @@ class EntrySplit(CountSplit):
         return None
 
     def judge(self, rates: np.ndarray) -> tuple[Prior, dict[str, float]]:
-        """Prior, and the mean squared error of the log of held-out entries for gene mean (at the spot's depth) and network.
+        """Prior, and the mean squared error of the logs of held-out entries, for the gene mean (at the depth of the spot) and the network.
 
-        The inverse dispersion is one over the variance of the log of a hidden entry around its prediction, which is relative as well.
+        The inverse dispersion is 1 over the variance of the log of a hidden entry around its prediction. Both are relative variances.
         """
         heldout = columns(self.heldout, self.genes)
         share, n = np.log(self.share[self.genes]), np.zeros(len(self.genes))
@@ -91,22 +92,22 @@ class EntrySplit(CountSplit):
             spots = self.validation[rows]
             part = heldout[spots].tocoo()
             depth = np.log(np.maximum(self.size[spots], 1))[part.row]
-            measured = np.log(part.data)
+            observed = np.log(part.data)
             predicted = np.log(np.maximum(rates[rows][part.row, part.col], 1e-12)) + depth
-            of_gene = share[part.col] + depth + self.depth_slope * (depth - np.log(usual_size(self.size)))
+            gene_mean = share[part.col] + depth + self.depth_slope * (depth - np.log(usual_size(self.size)))
             n += np.bincount(part.col, minlength=len(n))
-            squares += np.bincount(part.col, np.square(measured - predicted), minlength=len(n))
-            null += float(np.square(measured - of_gene).sum())
+            squares += np.bincount(part.col, np.square(observed - predicted), minlength=len(n))
+            null += float(np.square(observed - gene_mean).sum())
         total = max(n.sum(), 1.0)
-        # A gene with few hidden entries has the variance of all.
+        # A gene with few hidden entries gets nearly the variance over all genes.
         variance = (squares + PSEUDO * squares.sum() / total) / (n + PSEUDO)
         scores = {"gene_mean": null / total, "network": squares.sum() / total}
         precision = torch.from_numpy(1 / np.maximum(variance, 1e-6)).float()
         return Prior(precision, torch.ones_like(precision)), {name: float(value) for name, value in scores.items()}
 
 
-def _where(counts: sp.csr_matrix, some: np.ndarray) -> sp.csr_matrix:
-    """The same with some of the non-zero entries only."""
-    part = sp.csr_matrix((np.where(some, counts.data, 0), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
+def _only(counts: sp.csr_matrix, mask: np.ndarray) -> sp.csr_matrix:
+    """The matrix with the non-zero entries of the mask only."""
+    part = sp.csr_matrix((np.where(mask, counts.data, 0), counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
     part.eliminate_zeros()
     return part

@@ -1,4 +1,4 @@
-"""What normalising and logging counts gives on average."""
+"""The expected value of normalised and logged counts."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from scipy.stats import poisson
 def expected_log1p(mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """``E[log1p(scale_i * N)]`` for ``N ~ Poisson(mean_ij)``.
 
-    ``log1p`` of the mean would be too high (Jensen); this is the value that ``sc.pp.normalize_total`` and
-    ``sc.pp.log1p`` give on average. Each row has its own scale, so each gets a table over a grid that is even in the square
-    root of the mean (the scale on which the function is smooth), read by interpolation that is linear in the mean, as the
-    function is near 0, where most entries lie; beyond the grid the second-order expansion is exact to 1e-4.
+    This is the mean of what ``sc.pp.normalize_total`` and ``sc.pp.log1p`` give. ``log1p`` of the mean would be too high (Jensen). Each row
+    has its own scale, so each row gets its own table. The grid is even in the square root of the mean, where the function is smooth. The
+    interpolation is linear in the mean, as the function is near 0, where most entries lie. Beyond the grid the second-order expansion is
+    exact to 1e-4.
 
     Parameters
     ----------
     mean
         Expected counts, shape ``(n, g)``.
     scale
-        Factor that takes a count of the row to the target depth, shape ``(n,)``.
+        Factor from a count of the row to the target depth, shape ``(n,)``.
     """
     top = 64.0
     roots = np.linspace(0.0, np.sqrt(top), 321)
     support = np.arange(int(top + 10 * np.sqrt(top)) + 1)
-    with np.errstate(under="ignore"):  # far from the mean the chance is 0
+    with np.errstate(under="ignore"):  # far from the mean the probability is 0
         weights = poisson.pmf(support[None, :], roots[:, None] ** 2)
     table = np.log1p(np.asarray(scale, dtype=np.float64)[:, None] * support) @ weights.T
     result = np.empty(mean.shape, dtype=np.float32)

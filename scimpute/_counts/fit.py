@@ -28,14 +28,14 @@ from .split import CountSplit, SplitInContext
 
 @dataclass
 class Trained:
-    """A generator as it was trained: on the training part, with the level of each gene in that part."""
+    """A generator after the training. Its level of each gene is that of the training part."""
 
     partition: Partition
     generator: nn.Module
     history: History
 
-    def at_level_of_all(self, split: CountSplit) -> Repeat:
-        """The generator with the level of each gene in all counts. The trained one is used up."""
+    def with_levels_of_all_counts(self, split: CountSplit) -> Repeat:
+        """Give the generator the level of each gene in all counts. This changes the generator in place."""
         by = self.partition.to_blocks(split.level_correction, 0.0).to(split.device)
         self.generator.add_to_log_share(by)  # type: ignore[operator]
         return Repeat(self.partition, self.generator)
@@ -43,7 +43,7 @@ class Trained:
 
 @dataclass
 class Repeat:
-    """A generator that predicts cells from all their molecules, and the partition of the genes it was trained on."""
+    """A generator that predicts cells from all their molecules, and its partition of the genes."""
 
     partition: Partition
     generator: nn.Module
@@ -51,29 +51,28 @@ class Repeat:
 
 @dataclass
 class Fit:
-    """What was fitted.
+    """The result of the training.
 
     Attributes
     ----------
     complexity, chosen
-        What the caller or the data have decided, and how.
+        Complexity of the networks, and the record of its choice.
     context, repeats
-        The low-rank scores, and the networks that read them.
+        Low-rank scores, and the networks that read them.
     rates
-        What they predict.
+        Their predictions.
     heldout
         Held-out scores (see :meth:`.CountSplit.judge`).
     variation
-        Largest standard deviation over (at most 256) cells of any gene's log rate: zero where every cell got the same, infinite where
-        there is only one.
+        Largest standard deviation of a log rate over (at most 256) cells: 0 if all cells got the same profile, infinite for one cell.
     history
         A row for each repeat and epoch.
     stopped
         Why the training of each repeat ended.
     contribution
-        Weight and contribution of each modality, where there are several.
+        Weight and contribution of each modality (`tl.spatial`).
     expressed_above
-        Rate from which a cell expresses each imputed gene, ``(k,)``, where that was asked for.
+        With ``fill="expressed"``: threshold on the rate of each imputed gene, ``(k,)``.
     """
 
     complexity: Complexity
@@ -89,12 +88,12 @@ class Fit:
     expressed_above: np.ndarray | None = None
 
     def record(self) -> dict[str, Any]:
-        """What goes to ``uns``."""
+        """Entries of ``uns``."""
         prior = self.rates.prior
-        perhaps = {"contribution": self.contribution, "expressed_above": self.expressed_above}
+        optional = {"contribution": self.contribution, "expressed_above": self.expressed_above}
         return {
             "chosen": self.chosen,
-            **{name: value for name, value in perhaps.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
             "history": self.history,
             "stopped": self.stopped,
             "heldout": self.heldout,
@@ -115,7 +114,11 @@ def fit_split(
     posterior: bool,
     sd: bool = True,
 ) -> Fit:
-    """Choose the complexity, train the repeats, predict; for the posterior mean, or for the rate as it is; with the spread for ``sd``."""
+    """Choose the complexity, train the repeats, and predict.
+
+    ``posterior`` says whether the posterior step follows; the complexity is chosen for its score. With ``sd`` the spread over repeats is
+    kept.
+    """
     progress.phase("choosing the complexity", 0.25, len(STEPS))
     context = Context.fit(split.train, split.size_train, settings.n_context or max(CONTEXTS), _random.seed(rng))
     complexity, chosen = choose(split, engine, settings, context, rng, posterior=posterior, on_trial=progress.step)
@@ -145,16 +148,16 @@ def fit_split(
 
 @dataclass
 class Predicted:
-    """What all repeats predict together.
+    """Mean predictions over the repeats.
 
     Attributes
     ----------
     moments, own
-        Mean and spread of the rates of all cells as of the target batches, and mean rates in their own batch.
+        Mean and spread of the rates of all cells in the target batches, and mean rates in their own batch.
     validation
         Mean rates of the validation cells from their training part, ``(v, k)``.
     repeats
-        The networks, which know all counts now.
+        The networks, with the gene levels of all counts.
     """
 
     moments: RateMoments
@@ -166,34 +169,34 @@ class Predicted:
 def predict_all(
     trained: list[Trained], source: SplitInContext, target: Target | None, *, own: bool, spread: bool, on_repeat: Callable[[], None]
 ) -> Predicted:
-    """Predict the validation cells with each network as it was trained, and then all cells at the level of all counts."""
+    """Predict the validation cells with each trained network. Then set the gene levels of all counts and predict all cells."""
     split = source.split
     n, k = split.counts.shape[0], len(split.genes)
-    found = Predicted(RateMoments(n, k, spread=spread), RateMoments(n, k, spread=False) if own else None, np.empty((0, k)), [])
+    predicted = Predicted(RateMoments(n, k, spread=spread), RateMoments(n, k, spread=False) if own else None, np.empty((0, k)), [])
     validation = RateMoments(len(split.validation), k, spread=False)
     for number, each in enumerate(trained):
-        # A network may need all genes in its block, whichever are imputed.
+        # A factorisation has all genes in its block. Only the imputed genes are predicted.
         imputed = replace(each.partition, genes=split.genes)
         batches = source.train_batches(imputed)
         for rows in chunks(len(split.validation), imputed.blocks * imputed.genes_per_block):
             validation.add(rows, predict(each.generator, batches, split.validation[rows]).cpu(), number)
-        repeat = each.at_level_of_all(split)
-        add_rates(repeat.generator, source.all_batches(imputed), target, found.moments, found.own, number)
-        found.repeats.append(repeat)
+        repeat = each.with_levels_of_all_counts(split)
+        add_rates(repeat.generator, source.all_batches(imputed), target, predicted.moments, predicted.own, number)
+        predicted.repeats.append(repeat)
         on_repeat()
-    found.validation = validation.mean
-    return found
+    predicted.validation = validation.mean
+    return predicted
 
 
 def _train_repeats(
     source: SplitInContext, engine: Engine, settings: Settings, complexity: Complexity, rng: np.random.Generator, progress: Progress
 ) -> list[Trained]:
-    """Train all repeats, side by side. Each draws from a generator of its own, so that none depends on when the others run."""
+    """Train all repeats, side by side. Each has its own random generator, so the order of the threads changes nothing."""
     progress.phase(f"training {settings.n_repeats} repeats", 0.45, settings.n_repeats * complexity.max_epochs)
     streams = [np.random.default_rng(_random.seed(rng)) for _ in range(settings.n_repeats)]
     n_vars = source.split.counts.shape[1]
     genes = np.arange(n_vars) if engine.all_genes else source.split.genes
-    _ = source.train_features  # once, before the threads need them
+    _ = source.train_features  # computed here once, before the threads read them
 
     def one(stream: np.random.Generator, alive: Callable[[], None]) -> Trained:
         partition = Partition.draw(genes, n_vars, settings.block_size or n_vars, stream, square=engine.square)
@@ -212,17 +215,17 @@ def train_repeat(
     on_epoch: Callable[[], None],
     alive: Callable[[], None],
 ) -> Trained:
-    """Train one repeat; after each epoch its loss per held-out molecule (or entry) is measured on some cells.
+    """Train one repeat. After each epoch measure its loss per held-out molecule (or entry) on 128 cells.
 
     ``alive`` is called before each minibatch (see :func:`._device.side_by_side`).
     """
     split = source.split
     module = engine.build(source, partition, complexity, rng).to(split.device)
     batches = source.train_batches(partition)
-    rows, batch_size = split.learnt_from, settings.cells_per_batch
-    # In the order of the object neighbouring cells may be of a kind.
-    some = split.validation[:: math.ceil(len(split.validation) / 128)]
-    glance = batches.against(some, split.heldout, split.size_heldout)
+    rows, batch_size = split.train_rows, settings.cells_per_batch
+    # At equal distances: cells that are close in the object may be of one type.
+    checked = split.validation[:: math.ceil(len(split.validation) / 128)]
+    heldout = batches.against(checked, split.heldout, split.size_heldout)
 
     def epoch() -> Iterator[Batch]:
         for part in shuffled(rows, batch_size, rng):
@@ -232,9 +235,9 @@ def train_repeat(
     def evaluate() -> dict[str, float]:
         module.eval()
         with torch.no_grad():
-            loss = float(split.likelihood.loss(module.generator(glance.inputs, glance.labels, glance.features), glance))  # type: ignore[operator]
+            loss = float(split.likelihood.loss(module.generator(heldout.inputs, heldout.labels, heldout.features), heldout))  # type: ignore[operator]
         module.train()
-        return {"heldout": loss / max(float(split.likelihood.n_targets(glance)), 1.0)}
+        return {"heldout": loss / max(float(split.likelihood.n_targets(heldout)), 1.0)}
 
     history = fit(
         module,  # type: ignore[arg-type]
@@ -252,10 +255,10 @@ def train_repeat(
 
 def _variation(rates: np.ndarray) -> float:
     logs = np.log(np.maximum(rates[:256], 1e-12))
-    # One cell cannot differ from others.
+    # The standard deviation of one cell says nothing.
     return float(logs.std(axis=0).max()) if len(logs) > 1 else math.inf
 
 
 def _mean(tables: list[pd.DataFrame | None]) -> pd.DataFrame | None:
-    found = [table for table in tables if table is not None]
-    return sum(found[1:], found[0]) / len(found) if found else None
+    present = [table for table in tables if table is not None]
+    return sum(present[1:], present[0]) / len(present) if present else None

@@ -1,4 +1,4 @@
-"""Count splitting: molecules are held out, hidden and predicted (Batson 2019; Neufeld 2023)."""
+"""The split of ``likelihood="poisson"``: count splitting holds out and hides molecules (Batson 2019; Neufeld 2023)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..models import dispersion, posterior
 from ..models.batch import Batch
 from ..models.likelihood import Poisson
 from .batches import CellBatches
-from .split import HELDOUT, VALIDATION_CELLS, CountSplit, depth_weights, n_levels, with_molecules
+from .split import HELDOUT, VALIDATION_CELLS, CountSplit, depth_weights, n_levels, rows_with_molecules
 
 REMOVED = 0.3
-"""Mean fraction of the molecules that the generator has to predict while it trains (see :data:`.batches.THINNING`)."""
+"""Mean fraction of the molecules that the generator predicts in the training (see :data:`.batches.THINNING`)."""
 
 
 class MoleculeSplit(CountSplit):
-    """Every entry is split binomially, so both parts are independent given the rates."""
+    """A binomial split of every entry: both parts are independent given the rates."""
 
     likelihood = Poisson()
     factor_penalty = 100.0
@@ -43,8 +43,8 @@ class MoleculeSplit(CountSplit):
         size_train = row_sums(train) + (1 - HELDOUT) * outside
         size_heldout = row_sums(heldout) + HELDOUT * outside
         share = _share(train, size_train)
-        validation = np.sort(rng.permutation(with_molecules(size_train))[:VALIDATION_CELLS])
-        # Spots of a section are of one technology, and their neighbours hold them.
+        validation = np.sort(rng.permutation(rows_with_molecules(size_train))[:VALIDATION_CELLS])
+        # All spots of a section come from one technology, and their neighbours inform shallow spots.
         weight = depth_weights(size_train, labels) if side is None else None
         parts = (counts, size, labels, n_levels(labels), genes, train, heldout, size_train, size_heldout, share, validation)
         return cls(*parts, device, side, weight)
@@ -61,7 +61,7 @@ class MoleculeSplit(CountSplit):
 
     @functools.cached_property
     def level_correction(self) -> np.ndarray:
-        # The held-out molecules are a twentieth of a rare gene's evidence.
+        # Held-out molecules are a twentieth of all, which matters for a rare gene.
         return np.log(_share(self.counts, self.size) / self.share)
 
     @property
@@ -74,9 +74,9 @@ class MoleculeSplit(CountSplit):
         return torch.from_numpy(ratio.astype(np.float32)).to(self.device)
 
     def per_molecule(self, deviance: float, genes: np.ndarray, *, weighted: bool = False) -> float:
-        """A deviance of the validation cells' held-out counts in nats per molecule, of shares instead of counts: comparable over depths.
+        """Turn the deviance of the validation cells' held-out counts into nats per molecule of shares, which does not depend on the depth.
 
-        ``weighted``: it is a sum in which each cell has its weight.
+        ``weighted`` says that the deviance is a sum over cells with their weights.
         """
         molecules = row_sums(columns(self.heldout[self.validation], genes))
         if weighted:
@@ -85,7 +85,7 @@ class MoleculeSplit(CountSplit):
         return float((deviance + molecules @ np.log(exposure)) / max(molecules.sum(), 1.0))
 
     def judge(self, rates: np.ndarray) -> tuple[posterior.Prior, dict[str, float]]:
-        """Prior, and the deviance of gene mean, network and posterior in nats per held-out molecule."""
+        """Prior, and the deviance of the gene mean, the network and the posterior in nats per held-out molecule."""
         genes = self.genes
         share = torch.from_numpy(self.share[genes].astype(np.float32)).to(self.device)
         parts = list(chunks(len(self.validation), len(genes), CACHED))
@@ -95,17 +95,19 @@ class MoleculeSplit(CountSplit):
         prior = dispersion.estimate(cells, len(self.validation), share, reference)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
         for rows in parts:
-            seen, mu, target, ratio = self._validation(rates, rows)
+            counts, mu, target, ratio = self._validation(rates, rows)
             depth = torch.from_numpy(self.size_train[self.validation[rows]].astype(np.float32)).to(self.device)[:, None]
-            mean, _ = posterior.mean_and_variance(seen, mu, prior, mu.new_zeros(()))
-            hits = target.nonzero(as_tuple=True)
+            mean, _ = posterior.mean_and_variance(counts, mu, prior, mu.new_zeros(()))
+            positive = target.nonzero(as_tuple=True)
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
                 rate = value * ratio[:, None]
-                sums[name] += float(rate.sum(dtype=torch.float64) - target[hits].double() @ rate[hits].clamp(min=1e-12).double().log())
+                sums[name] += float(
+                    rate.sum(dtype=torch.float64) - target[positive].double() @ rate[positive].clamp(min=1e-12).double().log()
+                )
         return prior, {name: self.per_molecule(value, genes) for name, value in sums.items()}
 
     def _validation(self, rates: np.ndarray, rows: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Training counts, their prediction, held-out counts and ratio of depths of some validation cells."""
+        """Training counts, their prediction, held-out counts, and ratio of the depths, of some validation cells."""
         cells = self.validation[rows]
         depth = torch.from_numpy(self.size_train[cells].astype(np.float32))[:, None]
         mu = (torch.from_numpy(rates[rows]) * depth).to(self.device)
@@ -113,5 +115,5 @@ class MoleculeSplit(CountSplit):
 
 
 def _share(counts: sp.csr_matrix, size: np.ndarray) -> np.ndarray:
-    # Half a molecule for a gene that has none keeps its log finite and its rate next to nothing.
+    # Half a molecule for a gene without any keeps its log finite and its rate near 0.
     return np.maximum(column_sums(counts), 0.5) / max(size.sum(), 1.0)

@@ -1,4 +1,4 @@
-"""The posterior step: from rates over repeats to imputed values and their standard deviations."""
+"""From rates to imputed values and standard deviations: the posterior step, the scale, the fill and the type of the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Output:
-    """What is wanted of a run: the parameters of :func:`scimpute.tl.began` with these names."""
+    """Scale, fill and type of the result: the parameters of :func:`scimpute.tl.began` with these names."""
 
     posterior: bool
     output: str
@@ -35,7 +35,7 @@ class Output:
 
 @dataclass
 class Imputed:
-    """Imputed values and their standard deviations (None where none are wanted), ``(n, k)``."""
+    """Imputed values and their standard deviations (None with ``sd=False``), ``(n, k)``."""
 
     values: np.ndarray
     sd: np.ndarray | None
@@ -56,16 +56,16 @@ def finish(
     expressed_above: np.ndarray | None,
     zeros_missing: bool,
 ) -> Imputed:
-    """Values and standard deviations in row chunks. The rates are used up: their arrays hold the result.
+    """Compute values and standard deviations in row chunks. The arrays of ``rates`` are reused for the result.
 
     Parameters
     ----------
     genes
         Places of the k imputed genes among those of ``counts``.
     expressed_above
-        For ``fill="expressed"`` the rate below which a cell without a molecule of the gene is given none, ``(k,)``.
+        With ``fill="expressed"``: a cell without a molecule of a gene and with a rate below this value gets 0, ``(k,)``.
     zeros_missing
-        Whether the rates are of entries that are not zero, and not of molecules.
+        Whether zeros count as missing (see :class:`.Likelihood`). Then the rates are those of non-zero entries.
     """
     moments = rates.moments
 
@@ -76,7 +76,7 @@ def finish(
         absent = None if expressed_above is None else torch.from_numpy(moments.mean[rows] < expressed_above) & (x == 0)
         mean, sd = _on_scale(mean, sd, x, depth, output, zeros_missing=zeros_missing)
         if absent is not None:
-            # The standard deviation stays that of the expected value.
+            # The standard deviation remains that of the expected value.
             mean[absent] = 0
         moments.mean[rows] = mean.numpy()
         if moments.m2 is not None:
@@ -96,14 +96,14 @@ def _posterior(rates: Rates, rows: slice, x: torch.Tensor, depth: torch.Tensor, 
     elif rates.own is None:
         mean, variance = posterior.mean_and_variance(x, mu, rates.prior, variance)
     else:
-        # The own count says how the cell differs from its own batch's prediction; that factor is carried over.
+        # The own count gives the ratio of the cell to the prediction in its own batch. The target batch gets the same ratio.
         own = torch.from_numpy(rates.own.mean[rows]) * depth
         mean, own_variance = posterior.mean_and_variance(x, own, rates.prior, torch.zeros(()))
         factor = mu / own.clamp(min=1e-12)
         variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
         mean = mean * factor
     sd = variance.sqrt()
-    # Of a gene without a molecule nothing can be said.
+    # A gene without any molecule is imputed as 0.
     mean[:, ~rates.seen] = 0
     sd[:, ~rates.seen] = 0
     return mean, sd
@@ -112,7 +112,7 @@ def _posterior(rates: Rates, rows: slice, x: torch.Tensor, depth: torch.Tensor, 
 def _on_scale(
     mean: torch.Tensor, sd: torch.Tensor, x: torch.Tensor, depth: torch.Tensor, output: Output, *, zeros_missing: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expected counts on the scale that was asked for, with observed entries where ``fill="zeros"``."""
+    """Expected counts on the scale of the output. With ``fill="zeros"`` observed entries keep their value."""
     if output.fill == "zeros":
         mean = torch.where(x > 0, x, mean)
     if output.output == "rate":
@@ -120,14 +120,14 @@ def _on_scale(
     if output.output == "counts":
         return mean, sd
     scale = TARGET / depth.clamp(min=1)
-    # Where zeros are missing, no zero is among the counts that are expected.
+    # If zeros are missing, the expected count excludes zeros, and the mean of the log is not needed.
     logged = (mean * scale).log1p() if zeros_missing else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
     sd = sd * scale / (1 + scale * mean)
     return torch.where(x > 0, (x * scale).log1p(), logged) if output.fill == "zeros" else logged, sd
 
 
 def check_dtype(dtype: str, output: str, counts: sp.csr_matrix, genes: np.ndarray, names: Sequence[str]) -> None:
-    """Refuse before the training values that float16 cannot hold; ``names`` are those of the genes."""
+    """Refuse, before the training, values that float16 cannot hold. ``names`` are the names of ``genes``."""
     _check.option("dtype", dtype, DTYPES)
     if dtype == "float32":
         return

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 
 EMPTY = -30.0
-"""Log share of a place in a block that holds no gene."""
+"""Log share of an empty place in a block."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Genes split at random into ``blocks`` of ``genes_per_block`` places; the last places may stay empty.
+    """Genes split at random into ``blocks`` of ``genes_per_block`` places. The last places may stay empty.
 
     Attributes
     ----------
     genes
-        The genes that are imputed, in the order of the result, ``(k,)``.
+        The imputed genes in the order of the result, ``(k,)``.
     place
-        For every gene of the object its place ``block * genes_per_block + offset``, -1 for a gene in no block, ``(g,)``.
+        Place of every gene of the object, ``block * genes_per_block + offset``; -1 for a gene in no block, ``(g,)``.
     blocks, genes_per_block
-        P and m, the number and the size of the source's "images".
+        P and m. The source calls blocks "images".
     """
 
     genes: np.ndarray
@@ -35,7 +35,7 @@ class Partition:
     def draw(cls, genes: np.ndarray, n_vars: int, block_size: int, rng: np.random.Generator, *, square: bool = False) -> Partition:
         """Split ``genes`` at random into ``ceil(k / block_size)`` blocks of equal size.
 
-        With ``square`` a block is a square whose side is a multiple of 4, as the convolutional network needs.
+        With ``square`` a block is a square. Its side is a multiple of 4, as the convolutional network needs.
         """
         blocks = math.ceil(len(genes) / block_size)
         size = math.ceil(len(genes) / blocks)
@@ -51,12 +51,12 @@ class Partition:
         return len(self.genes) == len(self.place)
 
     def to_blocks(self, values: np.ndarray, empty: float) -> torch.Tensor:
-        """Values of all genes ``(g,)`` laid out as ``(P, 1, m)``, with ``empty`` in the places no gene has."""
-        out = np.full(self.blocks * self.genes_per_block, empty, dtype=np.float32)
-        out[self.place[self.genes]] = values[self.genes]
-        return torch.from_numpy(out).view(self.blocks, 1, self.genes_per_block)
+        """Values of all genes ``(g,)`` in blocks, ``(P, 1, m)``, with ``empty`` in the empty places."""
+        flat = np.full(self.blocks * self.genes_per_block, empty, dtype=np.float32)
+        flat[self.place[self.genes]] = values[self.genes]
+        return torch.from_numpy(flat).view(self.blocks, 1, self.genes_per_block)
 
     def to_genes(self, blocked: torch.Tensor) -> torch.Tensor:
-        """Bring ``(P, b, m)`` back to ``(b, k)`` in the order of ``genes``."""
+        """Values of ``genes``, ``(b, k)``, from blocks ``(P, b, m)``."""
         flat = blocked.transpose(0, 1).reshape(blocked.shape[1], -1)
         return flat.index_select(1, torch.from_numpy(self.place[self.genes]).to(flat.device))

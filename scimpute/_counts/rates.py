@@ -1,4 +1,4 @@
-"""The rates that networks predict, and their mean and spread over repeats."""
+"""The predicted rates, and their mean and spread over repeats."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .settings import Target
 
 
 class RateMoments:
-    """Mean and spread over repeats of a matrix that arrives in row chunks (Welford), in two float32 arrays.
+    """Mean and spread of a matrix over repeats, updated in row chunks (Welford). It keeps two float32 arrays.
 
     Attributes
     ----------
     mean
         Mean rates, ``(n, k)``.
     m2
-        Sums of squared differences from the mean, ``(n, k)``; None where no spread is wanted.
+        Sums of squared differences from the mean, ``(n, k)``; None without ``spread``.
     """
 
     def __init__(self, n_rows: int, n_columns: int, *, spread: bool = True) -> None:
@@ -30,7 +30,7 @@ class RateMoments:
         self.m2 = np.zeros((n_rows, n_columns), dtype=np.float32) if spread else None
 
     def add(self, rows: slice, values: torch.Tensor, repeat: int) -> None:
-        """Take in the ``repeat``-th (from 0) value of some rows."""
+        """Add the values of some rows in repeat number ``repeat`` (from 0). ``values`` is overwritten."""
         mean = torch.from_numpy(self.mean[rows])
         step = values.sub_(mean)
         mean.add_(step, alpha=1 / (repeat + 1))
@@ -38,12 +38,12 @@ class RateMoments:
             torch.from_numpy(self.m2[rows]).addcmul_(step, step, value=repeat / (repeat + 1))
 
     def variance(self, rows: slice, repeats: int) -> torch.Tensor:
-        """Sample variance over repeats (zero where there was one)."""
+        """Sample variance over repeats, 0 for one repeat."""
         assert self.m2 is not None, "moments were kept without their spread"
         return torch.from_numpy(self.m2[rows]) / max(1, repeats - 1)
 
     def release(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Hand over both arrays, which will hold something else. Nothing can be read here afterwards."""
+        """Hand over both arrays for reuse. The object is empty afterwards."""
         arrays = self.mean, self.m2
         del self.mean, self.m2
         return arrays
@@ -51,20 +51,20 @@ class RateMoments:
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates over repeats and the prior of the genes: what the posterior step needs.
+    """Rates over repeats and the prior of the genes: the input of the posterior step.
 
     Attributes
     ----------
     moments
-        Mean and, where standard deviations are wanted, spread over repeats of the rate each cell is imputed at, ``(n, k)``.
+        Mean rate over repeats, ``(n, k)``, and its spread if standard deviations are needed.
     own
-        Mean rate in the cell's own batch where ``moments`` is of another one, else None.
+        Mean rate in the cell's own batch, if ``moments`` belongs to a target batch; else None.
     repeats
         Number of repeats.
     prior
-        How the rates of the imputed genes vary around their prediction.
+        Prior of the imputed genes.
     seen
-        True for each gene that has any molecule in the counts of the training, ``(k,)``.
+        True for each gene with any molecule in the training object, ``(k,)``.
     """
 
     moments: RateMoments
@@ -89,7 +89,7 @@ def _rates(
 def _rates_of_level(
     generator: torch.nn.Module, batches: CellBatches, rows: np.ndarray, inputs: torch.Tensor, label: int, level: int
 ) -> torch.Tensor:
-    """Rates of some cells as if they had another level of one of their labels."""
+    """Rates of some cells if one of their labels had another level."""
     labels = list(batches.labels(rows))
     labels[label] = torch.full_like(labels[label], level)
     return _rates(generator, batches, rows, inputs, tuple(labels))
@@ -98,7 +98,7 @@ def _rates_of_level(
 def add_rates(
     generator: torch.nn.Module, batches: CellBatches, target: Target | None, moments: RateMoments, own: RateMoments | None, repeat: int
 ) -> None:
-    """Take in the rates that one repeat predicts for all cells: the mean over the target's levels, and in ``own`` those of their own."""
+    """Add the rates of one repeat for all cells: to ``moments`` the mean over the target's levels, to ``own`` those of their own level."""
 
     def chunk(rows: slice, alive: Callable[[], None]) -> None:
         cells = np.arange(rows.start, rows.stop)
@@ -108,7 +108,7 @@ def add_rates(
                 rate = _rates(generator, batches, cells, inputs, batches.labels(cells))
             else:
                 rate = _rates_of_level(generator, batches, cells, inputs, target.label, target.levels[0])
-                # One level at a time: held together they would take as many times the memory of a chunk.
+                # One level at a time, to save memory.
                 for level in target.levels[1:]:
                     rate += _rates_of_level(generator, batches, cells, inputs, target.label, level)
                 rate /= len(target.levels)

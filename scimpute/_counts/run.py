@@ -21,12 +21,12 @@ from .settings import Settings, Target
 from .split import CountSplit
 
 SPLITS: dict[str, type[CountSplit]] = {split.likelihood.name: split for split in (MoleculeSplit, EntrySplit)}
-"""By the name of the likelihood."""
+"""The split for each name of a likelihood."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a run works on, as plain arrays.
+    """The input of a run, as plain arrays.
 
     Attributes
     ----------
@@ -35,15 +35,15 @@ class Task:
     labels
         Level codes ``(n,)`` of each label.
     genes, names
-        Places and names of the k genes that are imputed.
+        Places and names of the k imputed genes.
     side
-        What there is beside the counts of a spot.
+        Neighbours and features of the spots; None for cells.
     target
-        Batches that every cell is imputed as.
+        Batches for which every cell is imputed; None for its own batch.
     likelihood
-        Name of what is hidden: see :data:`SPLITS`.
+        A key of :data:`SPLITS`.
     output
-        What is wanted.
+        Scale, fill and type of the result.
     """
 
     counts: sp.csr_matrix
@@ -60,7 +60,7 @@ class Task:
 
 @dataclass
 class Run:
-    """What was done: with which settings, the split of the counts, what was fitted, and the imputed values."""
+    """The result of a run: the settings with their defaults filled in, the split of the counts, the fit, and the imputed values."""
 
     settings: Settings
     split: CountSplit
@@ -73,14 +73,14 @@ def run(task: Task, engine: Engine, settings: Settings, rng: np.random.Generator
     settings = settings.for_cells(len(task.size))
     prepare = SPLITS[task.likelihood].prepare
     split = prepare(task.counts, task.size, task.labels, task.genes, task.device, rng, task.side)
-    found = fit_split(split, engine, settings, task.target, rng, progress, posterior=task.output.posterior, sd=task.output.sd)
+    fitted = fit_split(split, engine, settings, task.target, rng, progress, posterior=task.output.posterior, sd=task.output.sd)
     if task.output.fill == "expressed":
-        found.expressed_above = thresholds(found.rates.moments.mean, task.counts, task.size, task.genes)
+        fitted.expressed_above = thresholds(fitted.rates.moments.mean, task.counts, task.size, task.genes)
     progress.phase("using the counts once more", 0.1)
     zeros_missing = split.likelihood.zeros_missing
     imputed = finish(
-        found.rates, task.counts, task.size, task.genes, task.output, expressed_above=found.expressed_above, zeros_missing=zeros_missing
+        fitted.rates, task.counts, task.size, task.genes, task.output, expressed_above=fitted.expressed_above, zeros_missing=zeros_missing
     )
     narrow(imputed, task.output.dtype, task.names)
-    engine.warn_of_a_failed_fit(found.variation, found.heldout)
-    return Run(settings, split, found, imputed)
+    engine.warn_of_a_failed_fit(fitted.variation, fitted.heldout)
+    return Run(settings, split, fitted, imputed)

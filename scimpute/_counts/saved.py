@@ -1,4 +1,4 @@
-"""The file of a model of `tl.began` or `tl.spatial`: what is written to it, and how that is read."""
+"""The model file of `tl.began` or `tl.spatial`: `pack` collects its tensors, and `Model` reads them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .split import CountSplit
 
 
 def pack(fit: Fit, split: CountSplit, side: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Tensors of a file, as :class:`Model` reads them; ``side`` are the arrays that reading the side information needs again."""
+    """Tensors of a file, as :class:`Model` reads them. ``side`` holds the arrays that a later reading of positions and images needs."""
     prior = fit.rates.prior
     tensors = {
         "loadings": fit.context.loadings,
@@ -45,18 +45,18 @@ def pack(fit: Fit, split: CountSplit, side: Mapping[str, np.ndarray]) -> dict[st
 
 @dataclass(frozen=True)
 class Model:
-    """What a file of `tl.began` holds.
+    """The content of a model file.
 
     Attributes
     ----------
     genes, imputed
-        Names of the genes that inform the context, and of those that are imputed.
+        Names of all genes that the networks read, and of the imputed ones.
     params
-        Parameters of the training; the ones of the output hold for the application too.
+        Parameters of the training. Those of the output hold for the application, too.
     labels
-        For each label its argument (``"batch_key"``), column of obs and levels.
+        Column of obs and levels of each label, by its argument, such as ``"batch_key"``.
     features
-        Shape of the features of one spot in each modality (`tl.spatial`), else None.
+        Shape of the features of one spot in each modality (`tl.spatial`); else None.
     """
 
     genes: list[str]
@@ -68,12 +68,12 @@ class Model:
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Model:
-        """Raises ValueError where something is missing or does not fit together."""
+        """Read a model. A ValueError says which part is missing or does not fit the others."""
         with _save.reading(metadata.get("method")):
             names = metadata["conditioned_on"].items()
             labels = {name: (str(label["column"]), _save.texts(f"levels of {name}", label["levels"])) for name, label in names}
             features = {name: tuple(shape) for name, shape in metadata["features"].items()} if "features" in metadata else None
-            # Arguments that tl.spatial does not have.
+            # tl.spatial has no such arguments.
             likelihood = LIKELIHOODS.get(metadata["params"].get("likelihood", "poisson"))
             fill = "zeros" if likelihood is not None and likelihood.zeros_missing else "all"
             params = {"fill": fill, "architecture": "dense", **metadata["params"]}
@@ -83,18 +83,18 @@ class Model:
         return model
 
     def check(self) -> None:
-        """Build every repeat once, so that a file that does not fit together is found before the work."""
+        """Check all parts, and build every repeat once, so that a damaged file is refused before the work."""
         self._check_params()
         self._check_tensors()
         if not set(self.imputed) <= set(self.genes):
-            raise RuntimeError("a gene is imputed that is not among the genes")
+            raise RuntimeError("an imputed gene is missing from the genes")
         imputed = self.positions(self.imputed)
         for number in range(_save.whole("n_repeats", self.params["n_repeats"], self.tensors)):
             partition = self.repeat(number, imputed).partition
             places = partition.place[imputed] if partition.place.shape == (len(self.genes),) else np.array([-1])
-            most = partition.blocks * partition.genes_per_block
-            if places.min() < 0 or places.max() >= most or len(np.unique(places)) < len(places):
-                raise RuntimeError(f"repeat{number}.place does not put each imputed gene in a place of its own")
+            n_places = partition.blocks * partition.genes_per_block
+            if places.min() < 0 or places.max() >= n_places or len(np.unique(places)) < len(places):
+                raise RuntimeError(f"repeat{number}.place does not give each imputed gene its own place")
 
     def _check_params(self) -> None:
         for name in ("output", "fill", "posterior", "n_repeats", "width", "architecture"):
@@ -106,7 +106,7 @@ class Model:
         _check.option("likelihood", self.params.get("likelihood", "poisson"), LIKELIHOODS)
         _check.boolean("posterior", self.params["posterior"])
         _save.whole("width", self.params["width"], self.tensors)
-        _ = self.target  # a level that is named
+        _ = self.target  # refuses an unknown level
         if self.features is None:
             return
         if list(self.features) != list(self.params["modalities"]):
@@ -129,7 +129,7 @@ class Model:
         ):
             length = len(self.genes if name == "loadings" else self.imputed)
             if len(self.tensors[name]) != length:
-                raise RuntimeError(f"{name} is of {len(self.tensors[name])} genes, {length} are named")
+                raise RuntimeError(f"{name} has {len(self.tensors[name])} genes instead of {length}")
         bad = [name for name, tensor in self.tensors.items() if not torch.isfinite(tensor).all()]
         if bad:
             raise RuntimeError(f"{bad[0]} has values that are NaN or infinite")
@@ -143,7 +143,7 @@ class Model:
             raise RuntimeError("slope_and_spread has a spread below 0")
         if self.params["fill"] == "expressed":
             require("expressed_above", None)
-        # Tiles are taken as they are, features of tiles as those of the training were.
+        # Positions and features of tiles are scaled as in the training.
         if "position" in (self.features or {}):
             require("extents", self.levels[0] if self.labels else None, 2, None)
         if self.params.get("tile_features"):
@@ -167,11 +167,11 @@ class Model:
 
     @property
     def target(self) -> Target | None:
-        """The batches to impute as."""
+        """The target batches of the training."""
         return target_of(self.params.get("target_batch"), {name: levels for name, (_, levels) in self.labels.items()})
 
     def positions(self, names: Sequence[str]) -> np.ndarray:
-        """Places of some names among the model's genes."""
+        """Places of some genes among the genes of the model."""
         place = {name: i for i, name in enumerate(self.genes)}
         return np.array([place[name] for name in names], dtype=np.int64)
 
@@ -183,7 +183,7 @@ class Model:
         return Context(self.tensors["loadings"], float(self.tensors["median_size"]))
 
     def repeat(self, number: int, genes: np.ndarray) -> Repeat:
-        """The generator of one repeat, in evaluation mode, for some of the model's genes."""
+        """The generator of one repeat, in evaluation mode, with a partition of these genes."""
         prefix = f"repeat{number}."
         state = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
         place = _save.require(state, "place", None, dtype="int").numpy()

@@ -1,4 +1,4 @@
-"""The choice of complexity: by held-out molecules, at a cost that does not grow with the data."""
+"""The choice of complexity by held-out molecules. Its cost does not grow with the data."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ from .split import CountSplit, SplitInContext
 CONTEXTS = (5, 15, 40)
 PENALTIES = (30.0, 300.0, 3000.0)
 MIN_GAIN = 1e-3
-"""Relative gain in the score that is worth more than twice the work."""
-CANDIDATE_BLOCKS = 2
+"""A longer training must improve the score by this relative gain."""
+TRIAL_BLOCKS = 2
+"""Gene blocks on which every candidate is trained."""
 
 
 def choose(
@@ -42,18 +43,18 @@ def choose(
     posterior: bool,
     on_trial: Callable[[], None],
 ) -> tuple[Complexity, dict[str, Any]]:
-    """Fill in what the settings leave to the data; what was tried is returned for the record.
+    """Choose the complexity, as far as the settings leave it open. Also return a record of the choice.
 
-    Some methods have fixed choices (:meth:`.Engine.fixed`). For the others :func:`_search` decides.
+    Some methods have a fixed complexity (:meth:`.Engine.fixed`). For the others :func:`_search` chooses.
     """
-    steps_per_epoch = n_batches(len(split.learnt_from), settings.cells_per_batch)
+    steps_per_epoch = n_batches(len(split.train_rows), settings.cells_per_batch)
     why, plain = engine.fixed(split, steps_per_epoch) or ("", default_complexity(steps_per_epoch))
     requested = {name: getattr(settings, name) for name in asdict(plain)}
     complexity = replace(plain, **{name: value for name, value in requested.items() if value is not None})
     complexity = replace(complexity, n_context=min(complexity.n_context, context.n_values - 1))
     if why or None not in requested.values():
         return complexity, {"why": why if None in requested.values() else "all given by the caller"}
-    assert isinstance(split, MoleculeSplit), "hidden entries have a fixed complexity"
+    assert isinstance(split, MoleculeSplit), "EntrySplit.fixed gives a complexity"
     return _search(split, settings, context, steps_per_epoch, rng, posterior=posterior, on_trial=on_trial)
 
 
@@ -67,50 +68,49 @@ def _search(
     posterior: bool,
     on_trial: Callable[[], None],
 ) -> tuple[Complexity, dict[str, Any]]:
-    """Choose by held-out molecules of two blocks of genes.
+    """Choose by the held-out molecules of two random blocks of genes.
 
-    A random block of genes is a fair sample of all, and the blocks of a generator are independent networks. So every
-    candidate is trained on the same two blocks, all of them as one batched network. First context and penalty are chosen together,
-    then the length of the training. The score is the one a user gets: the deviance of the held-out molecules under the posterior mean
-    (with one dispersion for all genes), or without ``posterior`` under the rate. One-standard-error rule: among the candidates within one
-    standard error of the best, take the fewest context scores, then the best penalty.
+    The blocks of a generator are independent networks. So all candidates train on the same two blocks, as one batched network. Context
+    and penalty are chosen first, together; then the length of the training. The score is the deviance of the held-out molecules. With
+    ``posterior`` it is that of the posterior mean (with one dispersion for all genes), otherwise that of the rate. One-standard-error
+    rule: among the candidates within one standard error of the best, take the fewest context scores, then the best penalty.
     """
-    # Chosen for the counts alone: what they support does not depend on side information.
+    # The counts alone choose; neighbours and features do not change which complexity the counts support.
     split = replace(split, side=None)
     width = settings.width or WIDTH
     block_size = settings.block_size or len(split.genes)
-    n_genes = min(block_size, math.ceil(len(split.genes) / CANDIDATE_BLOCKS))
-    block = rng.permutation(split.genes)[: CANDIDATE_BLOCKS * n_genes]
+    n_genes = min(block_size, math.ceil(len(split.genes) / TRIAL_BLOCKS))
+    block = rng.permutation(split.genes)[: TRIAL_BLOCKS * n_genes]
     partition = Partition.draw(block, split.counts.shape[1], block_size, rng)
     lengths = STEPS if settings.max_epochs is None else (min(settings.max_epochs * steps_per_epoch, max(STEPS)),)
-    # The same thinned minibatches for every candidate: prepared once, and the comparison is paired.
+    # All candidates train on the same thinned minibatches, so the comparison is paired.
     batches = SplitInContext(split, context).train_batches(partition)
-    rows = itertools.chain.from_iterable(shuffled(split.learnt_from, settings.cells_per_batch, rng) for _ in itertools.count())
+    rows = itertools.chain.from_iterable(shuffled(split.train_rows, settings.cells_per_batch, rng) for _ in itertools.count())
     minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
     task = _Task(split, batches, minibatches, block, width, settings.learning_rate, posterior, rng)
 
     contexts = sorted({min(c, context.n_values - 1) for c in (CONTEXTS if settings.n_context is None else (settings.n_context,))})
     penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
     pairs = [(c, p) for c in contexts for p in penalties]
-    tried, scores = task.trial(pairs, lengths[0])
+    trials, scores = task.trial(pairs, lengths[0])
     on_trial()
-    place = _one_standard_error(pairs, scores)
-    best = tried[place]
+    chosen = _one_standard_error(pairs, scores)
+    best = trials[chosen]
     for steps in lengths[1:]:
-        (longer,), _ = task.trial([pairs[place]], steps)
+        (longer,), _ = task.trial([pairs[chosen]], steps)
         on_trial()
-        tried.append(longer)
+        trials.append(longer)
         if longer["heldout"] < best["heldout"] * (1 - MIN_GAIN):
             best = longer
     epochs = settings.max_epochs or math.ceil(best["steps"] / steps_per_epoch)
-    candidates = pd.DataFrame(tried).assign(taken=[candidate is best for candidate in tried])
+    candidates = pd.DataFrame(trials).assign(taken=[trial is best for trial in trials])
     why = "the fewest scores within a standard error of the lowest held-out deviance"
-    return Complexity(pairs[place][0], width, pairs[place][1], epochs), {"why": why, "candidates": candidates}
+    return Complexity(pairs[chosen][0], width, pairs[chosen][1], epochs), {"why": why, "candidates": candidates}
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What all candidates are trained and scored on."""
+    """The data and settings that all candidates share."""
 
     split: MoleculeSplit
     batches: CellBatches
@@ -122,7 +122,7 @@ class _Task:
     rng: np.random.Generator
 
     def trial(self, pairs: Sequence[tuple[int, float]], steps: int) -> tuple[list[dict[str, float]], np.ndarray]:
-        """A row of the record for every ``(n_context, penalty)``, and its deviance in each validation cell."""
+        """Train every ``(n_context, penalty)``. Return a row of the record for each, and its deviance in each validation cell."""
         scores = _score_candidates(self, pairs, steps)
         heldout = [self.split.per_molecule(value, self.genes, weighted=True) for value in scores.sum(1)]
         rows = [
@@ -133,15 +133,15 @@ class _Task:
 
 
 def _one_standard_error(pairs: Sequence[tuple[int, float]], scores: np.ndarray) -> int:
-    """Place of the pair that is taken (see :func:`_search`); ``scores`` has a row for each pair and a column for each cell."""
-    total, behind = scores.sum(1), scores - scores[scores.sum(1).argmin()]
-    error = math.sqrt(behind.shape[1]) * behind.std(axis=1)
-    fewest = min(c for (c, _), near in zip(pairs, behind.sum(1) <= error, strict=True) if near)
+    """Position of the chosen pair (see :func:`_search`). ``scores`` has a row for each pair and a column for each cell."""
+    total, excess = scores.sum(1), scores - scores[scores.sum(1).argmin()]
+    error = math.sqrt(excess.shape[1]) * excess.std(axis=1)
+    fewest = min(c for (c, _), near in zip(pairs, excess.sum(1) <= error, strict=True) if near)
     return min((i for i, (c, _) in enumerate(pairs) if c == fewest), key=lambda i: total[i])
 
 
 def _score_candidates(task: _Task, pairs: Sequence[tuple[int, float]], steps: int) -> np.ndarray:
-    """Train every ``(n_context, penalty)`` on the same blocks; held-out deviance of each in each validation cell."""
+    """Train every ``(n_context, penalty)`` on the same blocks. Return the held-out deviance of each in each validation cell."""
     split, batches = task.split, task.batches
     partition, n_values = batches.partition, batches.context.n_values
     mask = torch.ones(len(pairs), n_values, dtype=torch.float32)
@@ -153,20 +153,20 @@ def _score_candidates(task: _Task, pairs: Sequence[tuple[int, float]], steps: in
     generator = Generator(blocks, partition.genes_per_block, n_values, split.levels, log_share, start, width=task.width)
     penalties = torch.tensor([split.prior_precision(penalty) for _, penalty in pairs], dtype=torch.float32)
     module = Candidates(generator, mask, penalties, split.likelihood).to(split.device)
-    turns = math.ceil(steps / len(task.minibatches))
-    fit(module, lambda: task.minibatches, n_batches=len(task.minibatches), max_epochs=turns, learning_rate=task.learning_rate)
-    parts = []
+    epochs = math.ceil(steps / len(task.minibatches))
+    fit(module, lambda: task.minibatches, n_batches=len(task.minibatches), max_epochs=epochs, learning_rate=task.learning_rate)
+    scores_of_cells = []
     with torch.no_grad():
         for cells in np.array_split(split.validation, math.ceil(len(split.validation) / 256)):
             rates = module.log_rate(batches.against(cells, split.heldout, split.size_heldout)).clamp(max=0).exp()
             size = torch.from_numpy(split.size_train[cells].astype(np.float32)).to(split.device)[:, None]
-            seen, target = split.dense(split.train, cells, partition.genes), split.dense(split.heldout, cells, partition.genes)
+            counts, target = split.dense(split.train, cells, partition.genes), split.dense(split.heldout, cells, partition.genes)
             ratio = split.heldout_ratio(cells)
             means = [partition.to_genes(rate) * size for rate in rates]
             if task.posterior:
-                parts.append(torch.stack([dispersion.heldout_deviance(seen, mean, target, ratio) for mean in means]))
+                scores_of_cells.append(torch.stack([dispersion.heldout_deviance(counts, mean, target, ratio) for mean in means]))
             else:
-                parts.append(torch.stack([dispersion.deviance(mean * ratio[:, None], target)[None] for mean in means]))
-    # (candidates, dispersions, cells), by the weights of the cells: each candidate with the dispersion that suits it.
-    scores = torch.cat(parts, dim=2).double().cpu().numpy() * split.weights_of(split.validation)
+                scores_of_cells.append(torch.stack([dispersion.deviance(mean * ratio[:, None], target)[None] for mean in means]))
+    # (candidates, dispersions, cells), weighted by cell. Each candidate gets its best dispersion.
+    scores = torch.cat(scores_of_cells, dim=2).double().cpu().numpy() * split.weights_of(split.validation)
     return scores[np.arange(len(pairs)), scores.sum(2).argmin(1)]

@@ -1,4 +1,4 @@
-"""How a run of a count method is done: what the caller has set, and what is left to the data."""
+"""Settings of a run of a count method, checked. None stands for a value that the data decide."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from .. import _check
 
 WIDTH = 64
-"""Width of the hidden layers where the caller sets none."""
+"""Default width of the hidden layers."""
 STEPS = (160, 400)
-"""Lengths of the training in minibatches."""
+"""Candidate lengths of the training, in minibatches."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is done; None where the data decide.
+    """Settings of a run; None for a value that the data decide.
 
     The attributes are the parameters of :func:`scimpute.tl.began` with these names.
     """
@@ -33,18 +33,18 @@ class Settings:
 
     @property
     def cells_per_batch(self) -> int:
-        """``batch_size``, which is set by now."""
+        """``batch_size``, after :meth:`for_cells` has set it."""
         assert self.batch_size is not None, "for_cells() comes first"
         return self.batch_size
 
     def for_cells(self, n: int) -> Settings:
-        """The same with a number of cells for each minibatch: an eighth of the cells, 32 to 128, where the caller set none."""
+        """The settings with a ``batch_size``. By default it is an eighth of the cells, between 32 and 128."""
         return self if self.batch_size is not None else replace(self, batch_size=min(128, max(32, n // 8)))
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """What the caller or the data have decided."""
+    """Size of the networks and length of the training."""
 
     n_context: int
     width: int
@@ -53,7 +53,7 @@ class Complexity:
 
 
 def default_complexity(steps_per_epoch: int) -> Complexity:
-    """The complexity where no held-out molecules choose it."""
+    """The complexity if held-out molecules do not choose it."""
     return Complexity(30, 32, 200.0, math.ceil(STEPS[0] / steps_per_epoch))
 
 
@@ -68,7 +68,7 @@ def checked_settings(
     batch_size: Any,
     learning_rate: Any,
 ) -> Settings:
-    """Check every number of the training; ``"auto"`` becomes None. ``block_size`` is None where all genes are in one block."""
+    """Check every number of the training. ``"auto"`` becomes None. ``block_size=None`` puts all genes into one block."""
     return Settings(
         block_size=None if block_size is None else _check.integer("block_size", block_size),
         n_repeats=_check.integer("n_repeats", n_repeats),
@@ -83,14 +83,14 @@ def checked_settings(
 
 @dataclass(frozen=True)
 class Target:
-    """Batches that every cell is imputed as.
+    """Batches for which every cell is imputed.
 
     Attributes
     ----------
     label
         Position of the batch among the labels.
     levels
-        Codes of the batches; the result is the mean over them.
+        Codes of the batches. The result is the mean over them.
     """
 
     label: int
@@ -98,7 +98,7 @@ class Target:
 
 
 def target_of(target_batch: str | None, levels: Mapping[str, Sequence[str]]) -> Target | None:
-    """The batches that ``target_batch`` names; ``levels`` are those of each label by its argument."""
+    """The batches that ``target_batch`` names. ``levels`` maps the argument of each label to its levels."""
     if target_batch is None or "batch_key" not in levels:
         return None
     label, names = list(levels).index("batch_key"), list(levels["batch_key"])

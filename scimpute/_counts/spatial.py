@@ -1,4 +1,4 @@
-"""The engines of :func:`scimpute.tl.spatial` and :func:`scimpute.tl.nmf`: networks that read more than the counts of a spot."""
+"""The engines of :func:`scimpute.tl.spatial` and :func:`scimpute.tl.nmf`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .split import CountSplit, SplitInContext
 
 @dataclass(frozen=True)
 class SpatialEngine(Engine):
-    """One encoder for each modality, their codes summed, then the generator of BEGAN; no adversary."""
+    """One encoder for each modality. The generator of BEGAN reads the sum of the codes. There is no adversary."""
 
     def build(self, source: SplitInContext, partition: Partition, complexity: Complexity, rng: np.random.Generator) -> SpatialModel:
         split, side, start = source.split, _side_of(source.split), starts(rng)
@@ -58,12 +58,12 @@ class SpatialEngine(Engine):
 class FactorEngine(Engine):
     """Neural matrix factorisation: a vector for every spot and every gene."""
 
-    all_genes: ClassVar[bool] = True  # the vector of a spot comes from all genes
+    all_genes: ClassVar[bool] = True  # all genes inform the vector of a spot
 
     def build(self, source: SplitInContext, partition: Partition, complexity: Complexity, rng: np.random.Generator) -> SpatialModel:
         split, start = source.split, starts(rng)
         scores = source.train_batches(partition).scores().cpu()
-        # The vectors of the spots start where the scores are, which have variance 1: so has their prior.
+        # The vectors of the spots start at their scores. Scores have variance 1, and so has the prior of the vectors.
         generator = FactorGenerator(
             partition.genes_per_block,
             scores - scores.mean(dim=0),
@@ -80,7 +80,7 @@ class FactorEngine(Engine):
         return "fixed for a factorisation", Complexity(20, FactorGenerator.PAIR_UNITS, split.factor_penalty, epochs)
 
     def watch(self, split: CountSplit) -> tuple[str, ...]:
-        # A factorisation begins slowly, from nothing.
+        # A factorisation starts at 0 and improves slowly at first.
         return ()
 
     def params(self, split: CountSplit, complexity: Complexity) -> dict[str, Any]:
@@ -109,18 +109,18 @@ def _model(
 
 
 def contributions(generator: MultimodalGenerator, source: SplitInContext, partition: Partition) -> pd.DataFrame:
-    """For every modality the weight of its code, and by how much the loss per held-out molecule (or entry) rises without it."""
+    """Weight of the code of every modality, and rise of the loss per held-out molecule (or entry) without that modality."""
     split = source.split
     batches = source.train_batches(partition)
-    lost, number = dict.fromkeys((None, *generator.names), 0.0), 0.0
+    losses, number = dict.fromkeys((None, *generator.names), 0.0), 0.0
     with torch.no_grad():
         for rows in chunks(len(split.validation), partition.blocks * partition.genes_per_block):
             batch = batches.against(split.validation[rows], split.heldout, split.size_heldout)
             number += float(split.likelihood.n_targets(batch))
-            for name in lost:
+            for name in losses:
                 with generator.without(name):
-                    lost[name] += float(split.likelihood.loss(generator(batch.inputs, batch.labels, batch.features), batch))
-    rise = [(lost[name] - lost[None]) / max(number, 1.0) for name in generator.names]
+                    losses[name] += float(split.likelihood.loss(generator(batch.inputs, batch.labels, batch.features), batch))
+    rise = [(losses[name] - losses[None]) / max(number, 1.0) for name in generator.names]
     return pd.DataFrame({"weight": generator.weights.tolist(), "contribution": rise}, index=list(generator.names))
 
 

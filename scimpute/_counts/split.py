@@ -1,4 +1,4 @@
-"""The counts of a run, split once into a part that is learnt from and a held-out part."""
+"""The counts of a run, split once into a training part and a held-out part."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from .partition import Partition
 from .settings import Complexity
 
 HELDOUT = 0.05
-"""Fraction of the molecules, or entries, that no repeat is trained on: they choose the complexity and correct the dispersions."""
+"""Fraction of the molecules, or entries, that no repeat is trained on. They choose the complexity and fit the prior."""
 VALIDATION_CELLS = 2048
-APART, DEEPER = 16.0, 4.0
-"""Ratio of depths from which shallow cells are another technology, and the largest weight of a deep cell over that of a shallow one."""
-LEAST = 10
-"""Cells of a level that are enough to say how deep it is."""
+"""The held-out molecules of at most so many cells are used."""
+DEPTH_RATIO, MAX_DEPTH_WEIGHT = 16.0, 4.0
+"""From this ratio of depths on, shallow cells come from another technology. Then a deep cell counts at most so many shallow ones."""
+MIN_LEVEL_CELLS = 10
+"""A level needs so many cells for a median depth."""
 
 
 @dataclass
 class CountSplit(ABC):
-    """Counts of a run: ``train`` is learnt from, ``heldout`` is for choices, ``counts`` is what is imputed.
+    """Counts of a run. Networks train on ``train``, ``heldout`` is for choices, and all ``counts`` are imputed.
 
     Attributes
     ----------
@@ -42,19 +43,19 @@ class CountSplit(ABC):
     size, size_train, size_heldout
         Library sizes of each, ``(n,)``.
     labels, levels
-        Level codes ``(n,)`` of each label, and how many levels it has.
+        Level codes ``(n,)`` of each label, and its number of levels.
     genes
-        Places of the genes that are imputed, ``(k,)``.
+        Places of the imputed genes, ``(k,)``.
     share
-        Share of each gene of all molecules of the training part, ``(g,)``; of entries see :class:`.EntrySplit`.
+        Share of each gene of all training molecules, ``(g,)``; for entries see :class:`.EntrySplit`.
     validation
-        Cells whose held-out part is looked at.
+        Rows of the cells whose held-out part is used, ``(v,)``.
     side
-        What there is beside the counts of a spot.
+        Neighbours and features of the spots; None for cells.
     weight
-        Weight of each cell in every loss, ``(n,)`` (see :func:`depth_weights`); None where all weigh the same.
+        Weight of each cell in every loss, ``(n,)`` (see :func:`depth_weights`); None for equal weights.
     depth_slope
-        By how much the log of all shares changes with the log of the depth.
+        Change of the log of all shares with the log of the depth.
     """
 
     counts: sp.csr_matrix
@@ -91,7 +92,7 @@ class CountSplit(ABC):
         rng: np.random.Generator,
         side: SideInformation | None = None,
     ) -> CountSplit:
-        """Hold a part out, find how much there is of each gene, draw the validation cells."""
+        """Hold out a part, compute the shares of the genes, and draw the validation cells."""
 
     @abstractmethod
     def hide(self, batches: CellBatches, rows: np.ndarray, rng: np.random.Generator) -> Batch:
@@ -103,7 +104,7 @@ class CountSplit(ABC):
 
     @abstractmethod
     def prior_precision(self, penalty: float) -> float:
-        """The weight of squared output weights in a loss that is per target of one cell."""
+        """Weight of the squared output weights in a loss per target of one cell."""
 
     @abstractmethod
     def gene_weights(self) -> np.ndarray:
@@ -112,21 +113,21 @@ class CountSplit(ABC):
     @property
     @abstractmethod
     def level_correction(self) -> np.ndarray:
-        """Log of the share of every gene of all counts over that of the training part, ``(g,)``."""
+        """Log ratio of the share of every gene in all counts and in the training part, ``(g,)``."""
 
     @property
     @abstractmethod
     def measured(self) -> np.ndarray | None:
-        """True for each gene that has a share of the cell's molecules, ``(g,)``; None where predictions are no shares."""
+        """True for each gene with a share of the cell's molecules, ``(g,)``; None if predictions are no shares."""
 
     @abstractmethod
     def judge(self, rates: np.ndarray) -> tuple[Prior, dict[str, float]]:
-        """Prior of the genes, and held-out scores, from the predicted rates of the validation cells, ``(v, k)``."""
+        """Prior of the genes and held-out scores, from the predicted rates of the validation cells, ``(v, k)``."""
 
     @property
-    def learnt_from(self) -> np.ndarray:
-        """Cells the networks are trained on: a cell without a molecule says nothing, but a spot without one has neighbours."""
-        return np.arange(len(self.size_train)) if self.side is not None else with_molecules(self.size_train)
+    def train_rows(self) -> np.ndarray:
+        """Rows of the cells that networks train on. Cells without a molecule are left out; spots without one have neighbours and stay."""
+        return np.arange(len(self.size_train)) if self.side is not None else rows_with_molecules(self.size_train)
 
     def weights_of(self, rows: np.ndarray) -> np.ndarray:
         """Weights of some cells, ``(b,)``."""
@@ -138,22 +139,22 @@ class CountSplit(ABC):
 
 
 class SplitInContext:
-    """Minibatches of a split for generators that read the same low-rank context. Features are made once for all repeats."""
+    """A split with its low-rank context. It makes the minibatches, and computes features once for all repeats."""
 
     def __init__(self, split: CountSplit, context: Context) -> None:
         self.split, self.context = split, context
 
     def train_batches(self, partition: Partition) -> CellBatches:
-        """Of the part that is learnt from."""
+        """Minibatches of the training part."""
         return self._batches(self.split.train, self.split.size_train, self.train_features, partition)
 
     def all_batches(self, partition: Partition) -> CellBatches:
-        """Of all counts."""
+        """Minibatches of all counts."""
         return self._batches(self.split.counts, self.split.size, self._all_features, partition)
 
     @functools.cached_property
     def train_features(self) -> list[np.ndarray]:
-        """Features of every modality; to be made before several threads need them."""
+        """Features of every modality. Read them once before several threads need them."""
         return self._features(self.split.train, self.split.size_train)
 
     @functools.cached_property
@@ -173,30 +174,29 @@ class SplitInContext:
 
 
 def depth_weights(size: np.ndarray, labels: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Weight of each cell in the losses, ``(n,)``; None where all cells weigh the same.
+    """Weight of each cell in the losses, ``(n,)``; None for equal weights.
 
-    In a Poisson likelihood a cell counts by its molecules. Beside reads of full-length protocols, cells with a few thousand UMIs would be
-    drowned: the networks would not follow them, and no choice would be made for them. But what a network leaves unexplained of a deep
-    cell is biology and not sampling, and does not become less with more molecules. So where depths are APART, a cell counts by its
-    molecules up to DEEPER times those of a shallow cell, and no more beyond. The depths compared are the outer deciles of all cells, or
-    medians of the levels of a label where these are further out.
+    In a Poisson likelihood a cell counts by its molecules. Cells with a few thousand UMIs would count nothing beside cells with the reads
+    of a full-length protocol. But the unexplained part of a deep cell is biology, not sampling. More molecules do not reduce it. So if
+    depths differ by more than DEPTH_RATIO, a cell counts by its molecules up to MAX_DEPTH_WEIGHT times those of a shallow cell. The depths
+    are the outer deciles of all cells, and the medians of the levels of each label.
     """
-    there = size > 0
-    if not there.any():
+    nonempty = size > 0
+    if not nonempty.any():
         return None
-    depths = list(np.quantile(size[there], [0.1, 0.9]))
-    enough = max(LEAST, there.sum() // 100)
+    depths = list(np.quantile(size[nonempty], [0.1, 0.9]))
+    enough = max(MIN_LEVEL_CELLS, nonempty.sum() // 100)
     for codes in labels:
-        levels = np.flatnonzero(np.bincount(codes[there]) >= enough)
-        depths += [float(np.median(size[there & (codes == level)])) for level in levels]
-    if max(depths) < APART * min(depths):
+        levels = np.flatnonzero(np.bincount(codes[nonempty]) >= enough)
+        depths += [float(np.median(size[nonempty & (codes == level)])) for level in levels]
+    if max(depths) < DEPTH_RATIO * min(depths):
         return None
-    most = DEEPER * min(depths)
-    return most / np.maximum(size, most)
+    cap = MAX_DEPTH_WEIGHT * min(depths)
+    return cap / np.maximum(size, cap)
 
 
-def with_molecules(size: np.ndarray) -> np.ndarray:
-    """Rows of the cells that have any molecule; all rows where none has."""
+def rows_with_molecules(size: np.ndarray) -> np.ndarray:
+    """Rows of the cells with any molecule; all rows if there are none."""
     return np.flatnonzero(size > 0) if (size > 0).any() else np.arange(len(size))
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scimpute._counts.batches import THINNING, CellBatches, Context, entries
+from scimpute._counts.batches import THINNING, CellBatches, Context, nonzero_entries
 from scimpute._counts.partition import Partition
 from scimpute._train import n_batches, shuffled
 
@@ -53,7 +53,7 @@ def test_entries_are_those_of_the_dense_rows(seed, density):
     rng = np.random.default_rng(seed)
     counts = sp.random(9, 6, density, format="csr", random_state=rng, dtype=np.float32)
     rows = rng.integers(0, 9, size=rng.integers(1, 12))
-    values, genes, row, starts = entries(counts, rows)
+    values, genes, row, starts = nonzero_entries(counts, rows)
     dense = np.zeros((len(rows), 6), np.float32)
     dense[row, genes] = values
     np.testing.assert_array_equal(dense, counts.toarray()[rows])

@@ -11,7 +11,7 @@ from scipy import stats
 import scimpute
 from scimpute import tl
 from scimpute._counts import expressed as _expressed
-from scimpute._counts.expressed import BINS, FEWEST, PSEUDO, parted, thresholds
+from scimpute._counts.expressed import BINS, MIN_CELLS, PSEUDO, split_in_two, thresholds
 
 QUICK = {"max_epochs": 20, "n_repeats": 2, "n_context": 3, "width": 16, "penalty": 30.0, "block_size": 16, "progress": False}
 
@@ -40,15 +40,15 @@ def test_parts_against_loops():
             parts = column[column <= last], column[column > last]
             if min(map(len, parts)):
                 between[last] = len(parts[0]) * len(parts[1]) * (parts[0].mean() - parts[1].mean()) ** 2
-            if min(map(len, parts)) >= FEWEST:
+            if min(map(len, parts)) >= MIN_CELLS:
                 shares = [len(part) / len(column) for part in parts]
                 # Twice the criterion less 1.
                 error[last] = sum(s * (np.log(part.var() + 1 / 12) - 2 * np.log(s)) for s, part in zip(shares, parts))
         best = [np.flatnonzero(np.isclose(values, values.min(), rtol=1e-9)) for values in (-between, error)]
         cuts.append([(found[0] + found[-1]) // 2 for found in best])
-    np.testing.assert_array_equal(parted(place), np.min(cuts, axis=1))
+    np.testing.assert_array_equal(split_in_two(place), np.min(cuts, axis=1))
     # Between two spikes, in the middle; and of a narrow and a wide part, nearer to the narrow one.
-    assert parted(place)[2] == (5 + 99) // 2
+    assert split_in_two(place)[2] == (5 + 99) // 2
     assert cuts[3][1] < cuts[3][0]
 
 
@@ -56,8 +56,8 @@ def test_parts_of_many_cells():
     """Squares of sums over many cells are larger than whole numbers of 64 bits."""
     rng = np.random.default_rng(0)
     some = np.clip(np.r_[rng.normal(20, 8, 3000), rng.normal(90, 8, 1000)], 0, BINS - 1).astype(int)[:, None]
-    assert 40 < parted(some)[0] < 70
-    np.testing.assert_array_equal(parted(np.tile(some, (50, 1))), parted(some))
+    assert 40 < split_in_two(some)[0] < 70
+    np.testing.assert_array_equal(split_in_two(np.tile(some, (50, 1))), split_in_two(some))
 
 
 def test_thresholds_lie_between_two_parts_and_nowhere_else():
@@ -91,7 +91,7 @@ def test_the_counts_decide_at_the_fold_that_is_said(over, monkeypatch):
     rates = np.where(on, 1e-3, 1e-4)[:, None]
     counts = rng.poisson(rates * size[:, None])
     fold = (counts[on].sum() / size[on].sum()) / ((counts[~on].sum() + PSEUDO) / size[~on].sum())
-    monkeypatch.setattr(_expressed, "FOLD", fold * over)
+    monkeypatch.setattr(_expressed, "COUNT_RATIO", fold * over)
     found = thresholds(rates.astype(np.float32), sp.csr_matrix(counts), size, np.arange(1))
     assert (found[0] > 0) == (over < 1)
 

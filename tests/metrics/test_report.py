@@ -401,8 +401,8 @@ def test_a_model_that_writes_no_counts(adata, save, tmp_path, refused, option):
 
 def test_zeros_of_genes_that_are_not_expressed_are_not_scored(adata, save, monkeypatch):
     """They are no expected counts: what they were made of is."""
-    monkeypatch.setattr("scimpute._counts.expressed.FOLD", 0.0)
-    monkeypatch.setattr("scimpute._counts.expressed.PREDICTED", 0.0)
+    monkeypatch.setattr("scimpute._counts.expressed.COUNT_RATIO", 0.0)
+    monkeypatch.setattr("scimpute._counts.expressed.RATE_RATIO", 0.0)
     scimpute.tl.began(adata, **QUICK)
     expected = quick(adata, save)["heldout"]
     scimpute.tl.began(adata, fill="expressed", **QUICK)

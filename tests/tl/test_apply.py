@@ -613,16 +613,16 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no labels": (with_text(conditioned_on=None), ValueError, "whole model of tl.began"),
     "labels of another kind": (with_text(conditioned_on="[1]"), ValueError, "whole model of tl.began"),
     "no parameter": (edited(lambda t, m: m["params"].pop("width")), ValueError, "no params.'width'"),
-    "fewer genes": (edited(lambda t, m: m["genes"].pop()), ValueError, "loadings is of 40 genes, 39 are named"),
-    "fewer imputed": (edited(lambda t, m: m["imputed"].pop()), ValueError, "inverse_dispersion is of 40 genes, 39 are named"),
-    "other imputed": (edited(lambda t, m: m["imputed"].__setitem__(0, "x")), ValueError, "not among the genes"),
+    "fewer genes": (edited(lambda t, m: m["genes"].pop()), ValueError, "loadings has 40 genes instead of 39"),
+    "fewer imputed": (edited(lambda t, m: m["imputed"].pop()), ValueError, "inverse_dispersion has 40 genes instead of 39"),
+    "other imputed": (edited(lambda t, m: m["imputed"].__setitem__(0, "x")), ValueError, "missing from the genes"),
     "fewer levels": (edited(lambda t, m: m["conditioned_on"]["batch_key"]["levels"].pop()), ValueError, "size mismatch"),
     "no dispersion": (edited(lambda t, m: t.pop("inverse_dispersion")), ValueError, "whole model of tl.began .'inverse_dispersion'"),
     "no thresholds": (edited(lambda t, m: m["params"].__setitem__("fill", "expressed")), ValueError, "tl.began .'expressed_above'"),
     "no weight": (edited(lambda t, m: t.pop("repeat1.first.linear.weight")), ValueError, "Missing key"),
     "no repeat": (edited(lambda t, m: m["params"].__setitem__("n_repeats", 3)), ValueError, "whole model of tl.began .'place'"),
     "NaN": (edited(lambda t, m: t["repeat0.output.weight"].fill_(np.nan)), ValueError, "repeat0.output.weight has values that are NaN"),
-    "short deal": (edited(lambda t, m: t.__setitem__("repeat0.place", torch.arange(3))), ValueError, "repeat0.place does not put each"),
+    "short deal": (edited(lambda t, m: t.__setitem__("repeat0.place", torch.arange(3))), ValueError, "repeat0.place does not give each"),
     "another weight": (
         lambda p: save_file({**load_file(p), "inverse_dispersion": torch.ones(40)}, p, metadata=header(p)),
         ValueError,
@@ -647,7 +647,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         ValueError,
         "gives values of 'began' that are NaN or infinite: it is damaged",
     ),
-    "all equal": (edited(lambda t, m: t["repeat0.place"].fill_(1)), ValueError, "repeat0.place does not put each"),
+    "all equal": (edited(lambda t, m: t["repeat0.place"].fill_(1)), ValueError, "repeat0.place does not give each"),
     "negative width": (edited(lambda t, m: m["params"].__setitem__("width", -1)), ValueError, "width is -1"),
     "huge width": (edited(lambda t, m: m["params"].__setitem__("width", 10**30)), ValueError, "width is 10"),
     "wide": (edited(lambda t, m: m["params"].__setitem__("width", 10**6)), ValueError, "width is 1000000"),
@@ -656,7 +656,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no batch": (edited(lambda t, m: m["params"].__setitem__("target_batch", "x")), ValueError, "whole model of tl.began .target_batch"),
     "a gene twice": (edited(lambda t, m: m["genes"].__setitem__(0, m["genes"][1])), ValueError, "genes has a name twice"),
     "genes of numbers": (edited(lambda t, m: m.__setitem__("genes", list(range(40)))), ValueError, "genes are no list of names"),
-    "wrong deal": (edited(lambda t, m: t["repeat1.place"].fill_(1000)), ValueError, "repeat1.place does not put each"),
+    "wrong deal": (edited(lambda t, m: t["repeat1.place"].fill_(1000)), ValueError, "repeat1.place does not give each"),
 }
 
 
