@@ -17,12 +17,23 @@ if TYPE_CHECKING:
 
 from .obs import as_numbers, read_column, read_label
 
+_OF_MODEL = "the model's covariate"
+
 
 @dataclass(frozen=True)
 class Covariates:
-    """Level names by categorical column, names of the continuous columns, and their values for every sample.
+    """Categorical and continuous covariates of ``n`` samples.
 
-    ``codes`` ``(n, a)`` has -1 for an unknown level, ``numbers`` is ``(n, c)``.
+    Attributes
+    ----------
+    levels
+        Names of the levels of each categorical column.
+    continuous
+        Names of the continuous columns.
+    codes
+        Level of every sample, ``(n, a)``; -1 for an unknown level.
+    numbers
+        Values of the continuous columns, ``(n, c)``.
     """
 
     levels: dict[str, list[str]]
@@ -35,47 +46,44 @@ class Covariates:
 
 
 def column_names(argument: str, columns: Any) -> list[str]:
-    """Names of obs columns: one, or several."""
+    """Names of obs columns as a list, checked; ``columns`` is one name or several."""
     if isinstance(columns, str):
         columns = [columns]
     if not isinstance(columns, Sequence) or not all(isinstance(column, str) for column in columns):
         raise TypeError(f"{argument} must be the name of an obs column or several, got {columns!r}")
     for column in columns:
-        # Of a model that is applied they become keys.
+        # They become keys in the file of a model.
         _check.key_name(f"{argument}: column", column)
-    twice = sorted({column for column in columns if list(columns).count(column) > 1})
-    if twice:
-        raise ValueError(f"{argument} names {_check.listing(twice)} more than once")
+    repeated = sorted({column for column in columns if list(columns).count(column) > 1})
+    if repeated:
+        raise ValueError(f"{argument} names {_check.listing(repeated)} more than once")
     return list(columns)
 
 
 def read_covariates(adata: AnnData, categorical: Any, continuous: Any) -> Covariates:
-    """Covariates of samples to be trained on; a column with one value only is left out with an info line."""
-    found = [column_names("categorical_covariates", categorical), column_names("continuous_covariates", continuous)]
-    both = sorted(set(found[0]) & set(found[1]))
+    """Covariates of the samples of a training. Columns with one value only are left out, and the log says so."""
+    categorical, continuous = column_names("categorical_covariates", categorical), column_names("continuous_covariates", continuous)
+    both = sorted(set(categorical) & set(continuous))
     if both:
         raise ValueError(f"{_check.listing(both)} named in both categorical_covariates and continuous_covariates; choose one")
-    found_labels = [read_label(adata, column, "categorical_covariates") for column in found[0]]
-    labels = [label for label in found_labels if label is not None]
-    numbers, kept = [], []
-    for column in found[1]:
-        values = _numbers(adata, column)
+    labels = [label for column in categorical if (label := read_label(adata, column, "categorical_covariates")) is not None]
+    numbers = {column: _continuous_values(adata, column) for column in continuous}
+    for column, values in list(numbers.items()):
         if np.ptp(values) == 0:
             logg.info(f"continuous_covariates={column!r} is {values[0]:g} in all samples; it is left out")
-            continue
-        numbers.append(values)
-        kept.append(column)
-    return _joined({label.column: label.levels for label in labels}, kept, [label.codes for label in labels], numbers, adata.n_obs)
+            del numbers[column]
+    levels = {label.column: label.levels for label in labels}
+    return _combine(levels, list(numbers), [label.codes for label in labels], list(numbers.values()), adata.n_obs)
 
 
-def read_covariates_as_trained(adata: AnnData, known: Mapping[str, Any], unseen: str) -> Covariates:
-    """Covariates of new samples, by the names and levels of a trained model.
+def read_covariates_as_trained(adata: AnnData, trained: Mapping[str, Any], unseen: str) -> Covariates:
+    """Covariates of new samples, with the columns and levels of a trained model.
 
-    A level the model has not seen is refused, or with ``unseen="average"`` taken as unknown.
+    Levels that the training did not have are refused; with ``unseen="average"`` they are unknown, code -1.
     """
     codes = []
-    for column, levels in known["categorical"].items():
-        values = read_column(adata.obs, column, "the model's covariate")
+    for column, levels in trained["categorical"].items():
+        values = read_column(adata.obs, column, _OF_MODEL)
         if values.isna().any() and unseen == "error":
             first = adata.obs_names[int(np.flatnonzero(values.isna().to_numpy())[0])]
             raise ValueError(
@@ -86,25 +94,27 @@ def read_covariates_as_trained(adata: AnnData, known: Mapping[str, Any], unseen:
             new = sorted(set(values.astype(str)[code < 0]))
             raise ValueError(
                 f"covariate {column!r} has levels the model was not trained on: {_check.listing(new)}; known: {_check.listing(levels)}. "
-                "Pass unseen='average' to take them as unknown"
+                "Pass unseen='average' to impute these samples with the level unknown"
             )
         codes.append(code.astype(np.int64))
-    numbers = [_numbers(adata, column, known=True) for column in known["continuous"]]
-    return _joined(dict(known["categorical"]), list(known["continuous"]), codes, numbers, adata.n_obs)
+    numbers = [_continuous_values(adata, column, trained=True) for column in trained["continuous"]]
+    return _combine(dict(trained["categorical"]), list(trained["continuous"]), codes, numbers, adata.n_obs)
 
 
-def _numbers(adata: AnnData, column: str, *, known: bool = False) -> np.ndarray:
-    """A continuous covariate; with ``known`` it is a trained model's, and cannot become a categorical one."""
-    given = read_column(adata.obs, column, "the model's covariate" if known else "continuous_covariates")
-    name = f"covariate {column!r}" if known else f"continuous_covariates={column!r}"
-    instead = "make numbers of it, as in the training" if known else f"pass it as categorical_covariates={column!r}, or make numbers of it"
-    values = as_numbers(given)
-    wrong = ~np.isfinite(values)
-    text = np.isnan(values) & given.notna().to_numpy()
+def _continuous_values(adata: AnnData, column: str, *, trained: bool = False) -> np.ndarray:
+    """A continuous covariate. ``trained``: a model has it as continuous, so errors do not suggest a categorical one."""
+    stored = read_column(adata.obs, column, _OF_MODEL if trained else "continuous_covariates")
+    values = as_numbers(stored)
+    name = f"covariate {column!r}" if trained else f"continuous_covariates={column!r}"
+    text = np.isnan(values) & stored.notna().to_numpy()
     if text.any():
-        kinds = given[text].astype(str).unique()
-        what = "text that is no number" if any(isinstance(value, str) for value in given) else "values that are no numbers"
-        raise ValueError(f"{name} holds {what} in {text.sum()} samples: {_check.listing(kinds, 5)}; {instead}")
+        kind = "text that is no number" if any(isinstance(value, str) for value in stored) else "values that are no numbers"
+        remedy = "convert it to numbers, as in the training"
+        if not trained:
+            remedy = f"pass it as categorical_covariates={column!r}, or convert it to numbers"
+        examples = _check.listing(stored[text].astype(str).unique(), 5)
+        raise ValueError(f"{name} holds {kind} in {text.sum()} samples: {examples}; {remedy}")
+    wrong = ~np.isfinite(values)
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(
@@ -114,7 +124,7 @@ def _numbers(adata: AnnData, column: str, *, known: bool = False) -> np.ndarray:
     return values
 
 
-def _joined(
+def _combine(
     levels: dict[str, list[str]], continuous: list[str], codes: list[np.ndarray], numbers: list[np.ndarray], n_obs: int
 ) -> Covariates:
     return Covariates(

@@ -1,4 +1,4 @@
-"""Log expression with gaps, read from an object, and what is said of it."""
+"""Log expression of bulk samples with missing values, read from an object; warnings about it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 _MAX_LOG_EXPRESSION = 50.0
-"""Largest value that is plausible for log expression."""
+"""Largest plausible value of log expression."""
 
 
 def read_values(adata: AnnData, layer: str | None, mask_layer: str | None, missing: str) -> np.ndarray:
-    """Expression with NaN where it is missing: NaN itself, False in ``mask_layer``, or zero where asked for."""
+    """Expression, NaN where it is missing: NaN in the layer, False in ``mask_layer``, or 0 with ``missing="zero"``."""
     values = read_with_gaps(adata, layer)
     if missing == "zero":
         values[values == 0] = np.nan
@@ -29,47 +29,50 @@ def read_values(adata: AnnData, layer: str | None, mask_layer: str | None, missi
     return values
 
 
-def nonempty_genes(adata: AnnData, values: np.ndarray, left: np.ndarray, empty_genes: str) -> np.ndarray:
-    """Places of the genes that are filled: not those that are left out, nor those without a value."""
-    nothing = np.isnan(values).all(axis=0)
-    if nothing.all():
+def nonempty_genes(adata: AnnData, values: np.ndarray, left_out: np.ndarray, empty_genes: str) -> np.ndarray:
+    """Indices of the genes to fill: genes with a value that are not ``left_out`` by ``max_missing``."""
+    empty = np.isnan(values).all(axis=0)
+    if empty.all():
         raise ValueError("all values are missing; there is nothing to learn from")
-    if (nothing | left).all():
+    if (empty | left_out).all():
         least = np.isnan(values).mean(axis=0).min()
         raise ValueError(f"max_missing leaves out all genes: the gene with the fewest gaps is missing in {least:.1%} of the samples")
-    empty = np.flatnonzero(nothing & ~left)
-    if empty.size and empty_genes == "error":
+    refused = np.flatnonzero(empty & ~left_out)
+    if refused.size and empty_genes == "error":
         raise ValueError(
-            f"{empty.size} genes have no observed value: {_check.listing(adata.var_names[empty], 5)}; remove them, or pass "
+            f"{refused.size} genes have no observed value: {_check.listing(adata.var_names[refused], 5)}; remove them, or pass "
             "empty_genes='nan' to leave them missing. To fill genes a panel lacks, train on a reference that has them and use tl.apply"
         )
-    return np.flatnonzero(~(nothing | left))
+    return np.flatnonzero(~(empty | left_out))
 
 
 def warn_if_not_logged(values: np.ndarray) -> None:
-    top = float(np.fmax.reduce(values, axis=None))
-    if top > _MAX_LOG_EXPRESSION:
-        _check.warn(f"values up to {top:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first")
+    highest = float(np.fmax.reduce(values, axis=None))
+    if highest > _MAX_LOG_EXPRESSION:
+        _check.warn(f"values up to {highest:g} do not look like log expression, which is expected here; call scanpy.pp.log1p(adata) first")
 
 
 def warn_of_empty_samples(values: np.ndarray, adata: AnnData) -> None:
-    blank = np.flatnonzero(np.isnan(values).all(axis=1))
-    if blank.size:
+    empty = np.flatnonzero(np.isnan(values).all(axis=1))
+    if empty.size:
         _check.warn(
-            f"{blank.size} samples have no observed value (first: {adata.obs_names[blank[0]]!r}); "
+            f"{empty.size} samples have no observed value (first: {adata.obs_names[empty[0]]!r}); "
             "they are filled from their covariates alone"
         )
 
 
 def warn_if_nothing_missing(values: np.ndarray, *, saved: bool, n_others: int = 0) -> None:
-    """Say so where nothing is missing; a model for other samples may be trained on that. ``n_others`` genes are left as they are."""
+    """Warn if no value is missing; only log it if the model is saved, which may be for other samples.
+
+    ``n_others`` genes are not filled.
+    """
     if np.isnan(values).any():
         return
     zeros = int((values == 0).sum())
-    ways = f"; {zeros} values are 0, which missing='zero' takes for missing" if zeros else ""
-    which = f" in the {values.shape[1]} genes that are filled, and {n_others} genes are left as they are" if n_others else ""
+    hint = f"; {zeros} values are 0, and missing='zero' treats them as missing" if zeros else ""
+    genes = f" in the {values.shape[1]} genes that are filled, and {n_others} genes are left as they are" if n_others else ""
     message = (
-        f"no value is missing{which}: there is nothing to fill, and the result is the input. Missing is NaN, or False in mask_layer{ways}"
+        f"no value is missing{genes}: there is nothing to fill, and the result is the input. Missing is NaN, or False in mask_layer{hint}"
     )
     if saved:
         logg.info(message)

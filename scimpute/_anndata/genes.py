@@ -1,4 +1,4 @@
-"""Genes of a saved model and of an object, matched by name: what is said where names do not fit."""
+"""Genes of a saved model and genes of an object, matched by name; errors and warnings about names that do not match."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 _VERSION = r"\.\d+$"
+MIN_SHARED_GENES = 5
+"""Fewest genes that a bulk model and its query must share: next to nothing can be predicted from fewer."""
 
 
 def rename_hint(adata: AnnData, genes: Sequence[str]) -> str:
-    """How the names of ``adata`` would have to be changed to match more genes of a model; empty where nothing is noticed.
+    """How to rename the genes of ``adata`` so that more of them match a model; empty if no way is seen.
 
-    Looked at are other columns of ``var``, version suffixes (``ENSG00000141510.18``), upper and lower case, and Ensembl ids beside symbols.
+    Checked are other columns of ``var``, version suffixes (``ENSG00000141510.18``), case, and Ensembl ids beside symbols.
     """
     model, own = pd.Index(genes), pd.Index(adata.var_names.astype(str))
     matching = int(model.isin(own).sum())
@@ -31,16 +33,16 @@ def rename_hint(adata: AnnData, genes: Sequence[str]) -> str:
     best = max(columns, key=lambda name: columns[name], default="")
     if best and columns[best] > matching:
         return f"; var[{best!r}] has {columns[best]} of them: adata.var_names = adata.var[{best!r}].astype(str)"
-    without = int(_bare(model).isin(_bare(own)).sum())
-    if without > matching:
+    without_version = int(_without_version(model).isin(_without_version(own)).sum())
+    if without_version > matching:
         return (
-            f"; without version suffixes such as {_example(model, own)!r} {without} of them match: "
+            f"; without version suffixes such as {_versioned(model, own)!r} {without_version} of them match: "
             rf"adata.var_names = adata.var_names.str.replace(r'{_VERSION}', '', regex=True), and the same in the training"
         )
-    cased = int(model.str.upper().isin(own.str.upper()).sum())
-    if cased > matching:
+    without_case = int(model.str.upper().isin(own.str.upper()).sum())
+    if without_case > matching:
         return (
-            f"; {cased} of them match where upper and lower case are the same: rename the genes of adata as in the training, "
+            f"; {without_case} of them match if upper and lower case are the same: rename the genes of adata as in the training, "
             "if they are of the same species"
         )
     kinds = ["Ensembl ids" if _mostly_ensembl(names) else "symbols" for names in (model, own)]
@@ -53,71 +55,67 @@ def _is_number(values: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(values.dtype))
 
 
-def _bare(names: pd.Index) -> pd.Index:
+def _without_version(names: pd.Index) -> pd.Index:
     return names.str.replace(_VERSION, "", regex=True)
 
 
-def _example(*names: pd.Index) -> str:
-    return next(name for some in names for name in some if re.search(_VERSION, name))
+def _versioned(model: pd.Index, own: pd.Index) -> str:
+    """The first name with a version suffix."""
+    return next(name for name in [*model, *own] if re.search(_VERSION, name))
 
 
 def _mostly_ensembl(names: pd.Index) -> bool:
     return 2 * sum(_ENSEMBL.match(name) is not None for name in names) > len(names)
 
 
-def matched(adata: AnnData, genes: Sequence[str]) -> tuple[int, int, str]:
-    """Genes of the model that ``adata`` has, genes of ``adata`` that the model does not know, and the first of the latter."""
-    known = adata.var_names.astype(str).isin(genes)
-    return int(known.sum()), int((~known).sum()), _check.listing(adata.var_names[~known], 5)
+def count_matches(adata: AnnData, genes: Sequence[str]) -> tuple[int, int, str]:
+    """How many genes of ``adata`` the model has, how many it does not have, and the first of the latter as text."""
+    in_model = adata.var_names.astype(str).isin(genes)
+    return int(in_model.sum()), int((~in_model).sum()), _check.listing(adata.var_names[~in_model], 5)
 
 
 def match_genes(adata: AnnData, genes: list[str]) -> np.ndarray:
-    """For every gene of a model its column in the object, -1 where there is none; warned of, refused where most are missing."""
-    places = adata.var_names.astype(str).get_indexer(genes)
-    absent = [gene for gene, place in zip(genes, places, strict=True) if place < 0]
+    """Column of every gene of the model in the object; -1 for a gene that the object lacks.
+
+    Warns of such genes. Refuses the object if it lacks more than half of the genes.
+    """
+    columns = adata.var_names.astype(str).get_indexer(genes)
+    absent = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
     hint = rename_hint(adata, genes) if absent else ""
     if 2 * len(absent) > len(genes):
         raise ValueError(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; adata has "
-            f"{_check.listing(adata.var_names, 5)}. Name the genes as in the training, which more than half of the model's genes need{hint}"
+            f"{_check.listing(adata.var_names, 5)}. At least half of the model's genes are needed; name the genes as in the training{hint}"
         )
     if absent:
+        _, n_unknown, unknown = count_matches(adata, genes)
+        ignored = f"; {n_unknown} of the {adata.n_vars} genes of adata are not in the model and are not imputed: {unknown}"
         _check.warn(
             f"{len(absent)} of the {len(genes)} genes of the model are not in adata.var_names: {_check.listing(absent, 5)}; "
-            f"the model is told that they have no molecules{_unknown(adata, genes)}{hint}"
+            f"the model reads them as 0 molecules{ignored if n_unknown else ''}{hint}"
         )
-    return places
+    return columns
 
 
-def _unknown(adata: AnnData, genes: list[str]) -> str:
-    """What is said of genes that the model does not know."""
-    _, unknown, first = matched(adata, genes)
-    return f"; {unknown} of the {adata.n_vars} genes of adata are not in the model and are not imputed: {first}" if unknown else ""
+def check_genes_to_fill(adata: AnnData, genes: list[str], n_for_similarity: int) -> None:
+    """Refuse an object with next to no gene of the model; warn if each of them has genes that the other lacks.
 
-
-ENOUGH = 5
-"""Genes that a model and its query have in common at least: of fewer next to nothing can be said."""
-
-
-def check_genes_to_fill(adata: AnnData, genes: list[str], few: int) -> None:
-    """Refuse where next to no gene is known; say so where there are unknown ones on both sides.
-
-    By fewer than ``few`` genes no similar samples are found.
+    With fewer than ``n_for_similarity`` genes no similar samples are found, and the warning says so.
     """
-    found, unknown, first = matched(adata, genes)
-    lacking = len(genes) - found
-    if found < min(ENOUGH, len(genes)):
+    n_shared, n_unknown, unknown = count_matches(adata, genes)
+    n_absent, needed = len(genes) - n_shared, min(MIN_SHARED_GENES, len(genes))
+    if n_shared < needed:
         raise ValueError(
-            f"{found or 'none'} of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
-            f"adata {_check.listing(adata.var_names, 5)}; {min(ENOUGH, len(genes))} are needed at least{rename_hint(adata, genes)}"
+            f"{n_shared or 'none'} of the {len(genes)} genes of the model is in adata.var_names: the model has {_check.listing(genes, 5)}, "
+            f"adata {_check.listing(adata.var_names, 5)}; at least {needed} are needed{rename_hint(adata, genes)}"
         )
-    too_few = found < min(few, len(genes) // 2)
-    if lacking and (unknown or too_few):
-        ignored = f"; {unknown} of the {adata.n_vars} genes of adata are not in the model and are not looked at: {first}" if unknown else ""
-        poor = f"; by fewer than {few} genes no similar samples can be found, and little is recovered" if too_few else ""
+    too_few = n_shared < min(n_for_similarity, len(genes) // 2)
+    if n_absent and (n_unknown or too_few):
+        ignored = f"; {n_unknown} of the {adata.n_vars} genes of adata are not in the model and are ignored: {unknown}" if n_unknown else ""
+        poor = f"; with fewer than {n_for_similarity} genes no similar samples can be found, and little is recovered" if too_few else ""
         _check.warn(
-            f"{lacking} of the {len(genes)} genes of the model are not in adata.var_names and are filled from the other "
-            f"{found}{poor}{ignored}{rename_hint(adata, genes)}"
+            f"{n_absent} of the {len(genes)} genes of the model are not in adata.var_names and are filled from the other "
+            f"{n_shared}{poor}{ignored}{rename_hint(adata, genes)}"
         )
-    elif lacking or unknown:
-        logg.info(f"{lacking} of the {len(genes)} genes of the model are filled, {unknown} genes of adata are not looked at")
+    elif n_absent or n_unknown:
+        logg.info(f"{n_absent} of the {len(genes)} genes of the model are filled, {n_unknown} genes of adata are ignored")

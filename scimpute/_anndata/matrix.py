@@ -1,4 +1,4 @@
-"""Any matrix an AnnData may hold, as canonical CSR."""
+"""Any kind of matrix that an AnnData may hold, converted to canonical CSR."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import scipy.sparse as sp
 
 from .._sparse import chunks
 
-# Devices of the DLPack standard whose memory the CPU reads: its own, and what CUDA and ROCm share with it.
 _CPU_READABLE = (1, 3, 11, 13)
+"""Numbers of DLPack devices whose memory the CPU can read: its own, and memory that CUDA and ROCm share with it."""
 _TO_CPU = {"torch": ".cpu().numpy()", "cupy": ".get()", "cupyx": ".get()"}
 
 
 def as_numpy(matrix: Any, name: str) -> Any:
-    """An array of another library as a numpy array that shares its memory; anything else as it is.
+    """An array of another library as a numpy array that shares its memory; any other matrix unchanged.
 
     Raises
     ------
     TypeError
-        It is on a GPU, or numpy cannot read it.
+        The array is on a GPU, or numpy cannot read it.
     """
     library = type(matrix).__module__.split(".")[0]
     foreign = hasattr(matrix, "__dlpack_device__") and not isinstance(matrix, np.ndarray)
@@ -32,12 +32,12 @@ def as_numpy(matrix: Any, name: str) -> Any:
         raise TypeError(f"{name} is on a GPU ({kind}); bring it to the CPU first, e.g. {name} = {call or 'a numpy array of it'}")
     try:
         return np.from_dlpack(matrix.detach() if hasattr(matrix, "detach") else matrix)
-    except Exception as error:  # each library has errors of its own for what is sparse, or of a type that numpy does not have
+    except Exception as error:  # libraries differ in their errors for sparse arrays and dtypes that numpy lacks
         raise TypeError(f"{name} is a {kind} that numpy cannot read ({error}); make it a numpy array or a scipy sparse matrix") from error
 
 
 def rows_in_memory(matrix: Any, rows: slice) -> Any:
-    """Some rows of any kind of matrix, in memory."""
+    """Rows of any kind of matrix, dask and backed ones included, in memory."""
     part = matrix[rows]
     if hasattr(part, "compute"):
         part = part.compute()
@@ -45,7 +45,7 @@ def rows_in_memory(matrix: Any, rows: slice) -> Any:
 
 
 def check_kind(matrix: Any, name: str) -> None:
-    """Refuse what is no matrix of real numbers."""
+    """Refuse anything but a matrix of real numbers."""
     if isinstance(matrix, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; fill it first, e.g. with .filled(0)")
     if not hasattr(matrix, "shape") or not hasattr(matrix, "dtype"):
@@ -58,9 +58,9 @@ def check_kind(matrix: Any, name: str) -> None:
 
 
 def is_logged(matrix: Any) -> bool:
-    """Whether the first rows are log1p of normalised ones: ``exp(x) - 1`` has the same sum in each, and ``x`` has not.
+    """Whether the first rows are log1p of normalised values: ``exp(x) - 1`` has the same sum in each row, ``x`` has not.
 
-    Where this is True it is certain. Logs of some of the genes that were normalised, or to another base, are not recognised.
+    True is certain, False is not. Logs to another base, or of a part of the normalised genes, are not recognised.
     """
     part = rows_in_memory(matrix, slice(0, 50))
     values = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float64)
@@ -74,10 +74,10 @@ def is_logged(matrix: Any) -> bool:
 
 
 def to_csr(matrix: Any, name: str) -> sp.csr_matrix:
-    """Canonical CSR float32 of any supported matrix, with no copy where it is that already.
+    """Canonical CSR float32 of any supported matrix, without a copy if it is that already.
 
-    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks. What float32 cannot
-    hold becomes infinite.
+    The caller's arrays are never sorted or changed. Dense, dask and backed input is read in row chunks. Values too large for
+    float32 become infinite.
     """
     check_kind(matrix, name)
     with np.errstate(over="ignore"):
@@ -90,7 +90,7 @@ def _to_csr(matrix: Any) -> sp.csr_matrix:
     if sp.issparse(matrix):
         if matrix.format != "csr":
             matrix = matrix.tocsr()
-        # A fresh wrapper: scipy caches flags on the object, and sorts in place.
+        # A new wrapper, because scipy caches flags on the object and sorts in place.
         csr = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)
         if csr.has_canonical_format and (csr.data.dtype != np.float32 or not csr.data.dtype.isnative):
             csr = sp.csr_matrix((csr.data.astype(np.float32), csr.indices, csr.indptr), shape=csr.shape)

@@ -1,4 +1,4 @@
-"""Whether the result of a run fits into memory, found before the work."""
+"""Whether the result of a run fits into memory, checked before the work."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from .read import layer_names
 def check_memory(
     adata: ad.AnnData, counts: sp.csr_matrix, k: int, *, sd: bool, own: bool, dtype: str, copy: bool, hint: str, **work: Any
 ) -> None:
-    """Refuse before the work an imputation of ``k`` genes that would not fit, and say what helps.
+    """Refuse an imputation of ``k`` genes that would not fit into memory, and say what helps.
 
-    ``own``: rates in the cell's own batch are held beside those of another one. ``work`` is passed to :func:`._memory.of_counts`.
+    ``own``: rates in the cell's own batch are stored beside those of the target batch. ``work`` goes to :func:`._memory.of_counts`.
     """
     arrays = 1 + sd + own
     needed = _memory.of_counts(
         adata.n_obs, k, counts.nnz, arrays=arrays, half=dtype == "float16", copied=bytes_of_copy(adata, copy=copy), **work
     )
-    ways = [*(["pass sd=False"] if sd else []), *(["pass copy=False"] if copy else []), hint]
-    _check.memory(needed, ", or ".join(ways))
+    remedies = [*(["pass sd=False"] if sd else []), *(["pass copy=False"] if copy else []), hint]
+    _check.memory(needed, ", or ".join(remedies))
 
 
 def bytes_of_copy(adata: ad.AnnData, *, copy: bool) -> int:
-    """Bytes of the object, where a result goes to a copy: a view becomes an object of its own as soon as it is written to."""
-    return _bytes_of(adata) if copy or adata.is_view else 0
+    """Bytes of the copy that gets the result; 0 if there is none. A view is copied as soon as something is written to it."""
+    return _matrix_bytes(adata) if copy or adata.is_view else 0
 
 
-def _bytes_of(adata: ad.AnnData) -> int:
-    """Of the matrices that a copy has."""
-    found = [adata.X, *(adata.layers[name] for name in layer_names(adata)), adata.raw.X if adata.raw is not None else None]
-    found += [matrix for slot in ("obsm", "varm", "obsp", "varp") for matrix in getattr(adata, slot).values()]
-    arrays = [part for matrix in found for part in (vars(matrix).values() if sp.issparse(matrix) else [matrix])]
+def _matrix_bytes(adata: ad.AnnData) -> int:
+    """Bytes of all matrices of the object."""
+    matrices = [adata.X, *(adata.layers[name] for name in layer_names(adata)), adata.raw.X if adata.raw is not None else None]
+    matrices += [matrix for slot in ("obsm", "varm", "obsp", "varp") for matrix in getattr(adata, slot).values()]
+    arrays = [part for matrix in matrices for part in (vars(matrix).values() if sp.issparse(matrix) else [matrix])]
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))

@@ -16,7 +16,7 @@ from scanpy import logging as logg
 
 from .. import _check
 from .._sparse import row_sums
-from .rounding import HIGHEST
+from .rounding import MAX_COUNT
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -141,7 +141,7 @@ def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, round
     if wrong.any():
         first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
         raise ValueError(f"size_key={size_key!r} is not a positive number in {wrong.sum()} cells (first: {first!r})")
-    high = np.flatnonzero(size > HIGHEST)
+    high = np.flatnonzero(size > MAX_COUNT)
     if high.size:
         raise ValueError(
             f"size_key={size_key!r} is above 2^53, which is no number of molecules, in {high.size} cells "

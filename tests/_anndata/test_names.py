@@ -16,7 +16,7 @@ import pytest
 
 import scimpute
 from scimpute import _check
-from scimpute._anndata.covariates import _numbers
+from scimpute._anndata.covariates import _continuous_values
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
 
@@ -172,7 +172,7 @@ def test_columns_that_are_numbers(spots, kind):
         "object": numbers.astype(object),
     }
     spots.obs["column"] = made[kind] if kind in made else pd.array(numbers, dtype=kind)
-    np.testing.assert_array_equal(_numbers(spots, "column"), np.float16(numbers) if kind == "float16" else numbers)
+    np.testing.assert_array_equal(_continuous_values(spots, "column"), np.float16(numbers) if kind == "float16" else numbers)
 
 
 def test_columns_of_which_there_are_two(spots, monkeypatch):

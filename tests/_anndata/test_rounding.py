@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 import scimpute
 from scimpute._anndata.counts import read_counts
-from scimpute._anndata.rounding import ROUNDINGS, nearest_counts, rounded
+from scimpute._anndata.rounding import ROUNDINGS, nearest_counts, round_counts
 from scimpute.metrics import _replay
 
 QUICK: dict[str, Any] = {"max_epochs": 1, "n_repeats": 1, "n_context": 2, "penalty": 1.0, "width": 4}
@@ -153,7 +153,7 @@ def test_rounded_counts_are_imputed_recorded_and_replayed(call, how):
         np.testing.assert_array_equal(again.layers["began"], adata.layers["began"])
     else:
         expected = sp.csr_matrix(stored)
-        expected.data = rounded(expected.data, how, np.random.default_rng(3))
+        expected.data = round_counts(expected.data, how, np.random.default_rng(3))
         np.testing.assert_array_equal(counts.toarray(), expected.toarray())
     # Also where decimals were moved, and X normalised.
     adata.layers["decimals"] = adata.X
@@ -164,7 +164,7 @@ def test_rounded_counts_are_imputed_recorded_and_replayed(call, how):
 
 def test_random_rounding_is_unbiased_and_next_to_the_value():
     values = np.repeat(np.float32([0.1, 1.5, 2.0, 7.75, 0.0]), 40_000)
-    found = rounded(values, "random", np.random.default_rng(0))
+    found = round_counts(values, "random", np.random.default_rng(0))
     assert (np.abs(found - values) < 1).all()
     np.testing.assert_array_equal(found, np.rint(found))
     np.testing.assert_allclose(found.reshape(5, -1).mean(axis=1), [0.1, 1.5, 2.0, 7.75, 0.0], atol=0.01)
