@@ -471,7 +471,7 @@ def test_15_zero_is_missing_on_request_only(method):
     adata = toy()
     no_gaps(adata)
     adata.X[2:9, 4] = 0
-    with pytest.warns(UserWarning, match="no value is missing.*7 values are 0, which missing='zero' takes for missing"):
+    with pytest.warns(UserWarning, match="no value is missing.*7 values are 0, and missing='zero' treats them as missing"):
         method(adata)
     assert (adata.layers["result"][2:9, 4] == 0).all()
     method(adata, missing="zero")
