@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sd(key: str) -> str:
-    """Layer (or obsm) of the standard deviation that belongs to an imputed one."""
+    """Layer or obsm table with the standard deviations of an imputed one."""
     return f"{key}_sd"
 
 
@@ -27,63 +27,63 @@ def mask(key: str) -> str:
 
 
 def trust(key: str) -> str:
-    """Column of ``var`` with the share of every gene's held-out deviance that an imputed layer explains."""
+    """Column of ``var``: the share of each gene's held-out deviance that an imputed layer explains."""
     return f"{key}_trust"
 
 
 def spot_factors(key: str) -> str:
-    """Factors of the spots in ``obsm`` that :func:`scimpute.tl.nmf` wrote, as scanpy names an embedding."""
+    """Factors of the spots in ``obsm``, written by :func:`scimpute.tl.nmf` and named like an embedding of scanpy."""
     return f"X_{key}"
 
 
 def gene_factors(key: str) -> str:
-    """Factors of the genes in ``varm`` that belong to them."""
+    """Factors of the genes in ``varm``, written by :func:`scimpute.tl.nmf`."""
     return key.upper()
 
 
 SPATIAL = "spatial"
-"""Positions in ``obsm``, images in ``uns``, and what the graph of neighbours is called by, as in scanpy and squidpy."""
+"""Name of the positions in ``obsm``, of the images in ``uns``, and of the graph of neighbours, as in scanpy and squidpy."""
 
 ARRAY_ROW, ARRAY_COL = "array_row", "array_col"
-"""Columns of ``obs``: the place of a spot in the array it was printed in, as Space Ranger names it."""
+"""Columns of ``obs`` with the row and column of a spot in the printed array, as Space Ranger names them."""
 
 IN_TISSUE = "in_tissue"
-"""Column of ``obs``, 0 for the spots beside the tissue, as Space Ranger names it."""
+"""Column of ``obs``, 0 for spots that are not on the tissue, as Space Ranger names it."""
 
 
 def connectivities(key: str) -> str:
-    """Graph in ``obsp`` of the cells or spots that are next to each other, as squidpy names it."""
+    """Graph of neighbouring cells or spots in ``obsp``, as squidpy names it."""
     return f"{key}_connectivities"
 
 
 def distances(key: str) -> str:
-    """Distances in ``obsp`` that belong to it, as squidpy names them."""
+    """Distances of neighbours in ``obsp``, as squidpy names them."""
     return f"{key}_distances"
 
 
 def neighbors(key: str) -> str:
-    """Entry of ``uns`` that describes it, as squidpy names it."""
+    """Entry of ``uns`` that describes the graph of neighbours, as squidpy names it."""
     return f"{key}_neighbors"
 
 
 def ring(key: str, number: int) -> str:
-    """Graph in ``obsp`` of the spots that are exactly ``number`` >= 2 steps apart."""
+    """Graph in ``obsp`` of spots that are exactly ``number`` >= 2 steps apart."""
     return f"{key}_ring{number}"
 
 
 def rings(key: str) -> str:
-    """Entry of ``uns`` that describes what :func:`scimpute.pp.spatial_rings` wrote."""
+    """Entry of ``uns`` with the record of :func:`scimpute.pp.spatial_rings`."""
     return f"{key}_rings"
 
 
 SPATIAL_CONNECTIVITIES = connectivities(SPATIAL)
-"""The graph that is read where no other is named."""
+"""Graph of neighbours that is read unless another is named."""
 
 
 def layer_in_params(layer: str | None) -> str:
-    """What ``params["layer"]`` says of the matrix that was read: ``"X"`` for ``adata.X``, else the layer.
+    """The layer as ``params["layer"]`` records it: ``"X"`` for ``adata.X``, else the name of the layer.
 
-    A layer that is itself called so is ``"layers/X"``: no layer of a file has a ``/`` in its name.
+    A layer that is itself called "X" is recorded as ``"layers/X"``: no layer of a file has a ``/`` in its name.
     """
     if layer is None:
         return "X"
@@ -91,18 +91,18 @@ def layer_in_params(layer: str | None) -> str:
 
 
 def layer_of(params: Mapping[str, Any]) -> str | None:
-    """The layer that recorded parameters name; None for ``adata.X``, as which earlier versions recorded a layer called "X" as well."""
-    found = str(params.get("layer", "X"))
-    return None if found == "X" else found.removeprefix(_LAYERS)
+    """The layer that recorded parameters name; None for ``adata.X``."""
+    layer = str(params.get("layer", "X"))
+    return None if layer == "X" else layer.removeprefix(_LAYERS)
 
 
 _LAYERS = "layers/"
 
 RAW = "raw"
-"""What ``layer=`` calls ``adata.raw``."""
+"""Name of ``adata.raw`` as an argument ``layer=``."""
 
 SOURCE = "source"
 """Entry of ``uns[key]`` with the fingerprint of the counts that were imputed."""
 
 METHOD = "method"
-"""Entry of ``uns[key]`` that says which function wrote it."""
+"""Entry of ``uns[key]`` with the name of the function that wrote it."""

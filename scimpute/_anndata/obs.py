@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MAX_FLOAT_LEVELS = 50
+"""Most different numbers in a column of floats that can be a categorical one."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Categorical:
     Attributes
     ----------
     column
-        Its name; empty for one level that all cells have.
+        Name of the column; empty if all cells have one level.
     levels
         Names of the levels.
     codes
-        Place of every cell's level in ``levels``, ``(n,)``; -1 for a cell without one.
+        Index in ``levels`` of the level of every cell, ``(n,)``; -1 for a cell without a level.
     """
 
     column: str
@@ -45,7 +46,7 @@ class Categorical:
 
 
 def read_column(frame: pd.DataFrame, column: Any, argument: str, slot: str = "obs") -> pd.Series:
-    """The column of this name, of which there must be one."""
+    """A column of ``obs`` or ``var``. Refused if there is none of this name, or more than one."""
     _check.name_of(argument, column, f"a column of {slot}")
     if column not in frame:
         raise _check.missing(f"{argument}: {slot} column", column, frame.columns)
@@ -56,7 +57,7 @@ def read_column(frame: pd.DataFrame, column: Any, argument: str, slot: str = "ob
 
 
 def _label_values(adata: AnnData, column: str, argument: str) -> pd.Series:
-    """A column of obs in which every cell has a value."""
+    """A column of obs, refused if a cell has no value in it."""
     values = read_column(adata.obs, column, argument)
     empty = values.isna().to_numpy()
     if empty.any():
@@ -68,7 +69,7 @@ def _label_values(adata: AnnData, column: str, argument: str) -> pd.Series:
 
 
 def read_codes(adata: AnnData, column: str, argument: str, levels: Sequence[str]) -> np.ndarray:
-    """Place among ``levels``, by name, of every cell's value in a column of obs; -1 for a value that is none of them."""
+    """Index in ``levels`` of the value of every cell in a column of obs; -1 for a value that is not in ``levels``."""
     names = np.asarray(_label_values(adata, column, argument).astype(str), dtype=object)
     return pd.Index(levels, dtype=object).get_indexer(names).astype(np.int64)
 
@@ -79,10 +80,10 @@ def _check_categorical(values: pd.Series, column: str, argument: str) -> None:
 
 
 def read_label(adata: AnnData, column: str, argument: str) -> Categorical | None:
-    """A column of obs in which every cell has a level, or None where all cells have the same one."""
+    """A column of obs in which every cell has a level; None if all cells have the same level."""
     values = _label_values(adata, column, argument)
     _check_categorical(values, column, argument)
-    # Levels in order of appearance: the result depends on the grouping, not on how the levels are called or stored.
+    # Levels in order of appearance: the result must depend on the grouping only, not on names or their order.
     codes, names = pd.factorize(np.asarray(values.astype(str), dtype=object))
     _check.storable(f"{argument}={column!r}: level", names)
     if len(names) == 1:
@@ -90,22 +91,22 @@ def read_label(adata: AnnData, column: str, argument: str) -> Categorical | None
         return None
     few = [str(n) for n, size in zip(names, np.bincount(codes), strict=True) if size <= 2]
     if few:
-        _check.warn(f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt of them")
+        _check.warn(f"{argument}={column!r}: {_check.listing(few)} have 1 or 2 cells each; little can be learnt from them")
     return Categorical(column, [str(n) for n in names], codes.astype(np.int64))
 
 
 def read_annotation(adata: AnnData, column: str, unlabelled: str | Sequence[str], argument: str = "labels") -> Categorical:
-    """A column of obs in which some cells may have no level, sorted by name; the levels ``unlabelled`` are none."""
+    """A column of obs, levels sorted by name. Cells may have no level; the names in ``unlabelled`` count as no level."""
     values = read_column(adata.obs, column, argument)
     _check_categorical(values, column, argument)
     names = np.array(values.astype(str), dtype=object)
-    none = [unlabelled] if isinstance(unlabelled, str) else [str(level) for level in unlabelled]
-    unknown = sorted(set(none) - set(names))
+    no_level = [unlabelled] if isinstance(unlabelled, str) else [str(level) for level in unlabelled]
+    unknown = sorted(set(no_level) - set(names))
     if unknown:
         raise ValueError(
             f"unlabelled: {_check.listing(unknown)} are not in {argument}={column!r}; its levels: {_check.listing(set(names))}"
         )
-    names[values.isna().to_numpy() | np.isin(names, none)] = None
+    names[values.isna().to_numpy() | np.isin(names, no_level)] = None
     codes, levels = pd.factorize(names, sort=True)
     if len(levels) < 2:
         raise ValueError(f"{argument}={column!r} has {len(levels)} level(s) beside missing ones; at least 2 are needed to compare with")
@@ -113,7 +114,7 @@ def read_annotation(adata: AnnData, column: str, unlabelled: str | Sequence[str]
 
 
 def as_numbers(values: pd.Series) -> np.ndarray:
-    """Floats; NaN for what is no real number, nor text that is one, such as dates."""
+    """Values as floats. Text with a number in it is read; anything else, such as dates, becomes NaN."""
     dtype = values.cat.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
     if dtype.kind in "mMc":
         return np.full(len(values), np.nan)
@@ -128,9 +129,9 @@ def _is_beyond_floats(value: Any) -> bool:
 
 
 def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, rounding: str | None = None) -> np.ndarray:
-    """Library size of every cell: row sums, or a column of obs where the object was cut to some of its genes.
+    """Library size of every cell, ``(n,)``: row sums, or the column ``size_key`` of obs if the object has only some of the genes.
 
-    Sums of ``rounding`` may be above a size that was found before it.
+    With ``rounding``, row sums may exceed library sizes by half a molecule for each entry.
     """
     totals = row_sums(counts)
     if size_key is None:
@@ -152,27 +153,27 @@ def read_size(adata: AnnData, size_key: str | None, counts: sp.csr_matrix, round
         i = int(np.flatnonzero(short)[0])
         raise ValueError(
             f"size_key={size_key!r} is below the cell's own number of molecules in {short.sum()} cells "
-            f"(first: {adata.obs_names[i]!r}, {size[i]:g} < {totals[i]:g}); give the size over all genes"
+            f"(first: {adata.obs_names[i]!r}, {size[i]:g} < {totals[i]:g}); pass library sizes over all genes"
         )
     return np.maximum(size, totals)
 
 
 def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray | None:
-    """Positions of the genes asked for: a boolean column of var, or names."""
+    """Indices of the genes to impute, ``(k,)``; ``genes`` is a boolean column of var, or names. None for None."""
     if genes is None:
         return None
     if isinstance(genes, str):
-        column = read_column(adata.var, genes, "genes", "var")
-        if not pd.api.types.is_bool_dtype(column.dtype) or column.isna().any():
-            raise ValueError(f"genes={genes!r}: the var column is of dtype {column.dtype}, a boolean one is needed")
-        places = np.flatnonzero(column.to_numpy(dtype=bool))
-        if not places.size:
+        mask = read_column(adata.var, genes, "genes", "var")
+        if not pd.api.types.is_bool_dtype(mask.dtype) or mask.isna().any():
+            raise ValueError(f"genes={genes!r}: the var column is of dtype {mask.dtype}, a boolean one is needed")
+        indices = np.flatnonzero(mask.to_numpy(dtype=bool))
+        if not indices.size:
             raise ValueError(f"genes={genes!r}: the var column selects no gene")
-        if not adata.var_names[places].is_unique:
+        if not adata.var_names[indices].is_unique:
             raise ValueError(
                 f"genes={genes!r}: these genes become columns, and their names are not unique; call adata.var_names_make_unique() first"
             )
-        return places
+        return indices
     if not isinstance(genes, Iterable) or isinstance(genes, bytes) or (isinstance(genes, np.ndarray) and genes.ndim != 1):
         raise TypeError(f"genes must be gene names, a boolean column of var, or None for all genes; got {genes!r}")
     genes = list(genes)
@@ -180,52 +181,54 @@ def read_genes(adata: AnnData, genes: str | Sequence[str] | None) -> np.ndarray 
         raise TypeError("genes is a mask of True and False; pass names, adata.var_names[mask], or the name of a boolean column of var")
     wanted = [str(g) for g in genes]
     if not wanted:
-        raise ValueError("genes is empty; give gene names, a boolean column of var, or None for all genes")
+        raise ValueError("genes is empty; pass gene names, a boolean column of var, or None for all genes")
     if not adata.var_names.is_unique:
-        raise ValueError("genes was given but adata.var_names are not unique; call adata.var_names_make_unique() first")
+        raise ValueError("genes are selected by name, but adata.var_names are not unique; call adata.var_names_make_unique() first")
     repeated = sorted(name for name, times in Counter(wanted).items() if times > 1)
     if repeated:
         raise ValueError(f"genes names some genes more than once: {_check.listing(repeated, 5)}")
-    places = adata.var_names.get_indexer(wanted)
-    unknown = [g for g, p in zip(wanted, places, strict=True) if p < 0]
+    indices = adata.var_names.get_indexer(wanted)
+    unknown = [g for g, index in zip(wanted, indices, strict=True) if index < 0]
     if unknown:
         close = _check.closest(unknown[0], adata.var_names)
         hint = f"; did you mean {close!r}?" if close else ""
         raise KeyError(f"{len(unknown)} of {len(wanted)} genes not found in adata.var_names: {_check.listing(unknown, 5)}{hint}")
-    return places
+    return indices
 
 
 def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
-    """Refuse names of genes that cannot be those of columns, in a file, of a table with a row for each cell."""
+    """Refuse gene names that cannot become columns of an obsm table in a file."""
     names = list(map(str, names))
     wrong = [name for name in names if not name or name.startswith("/") or _check.has_own_meaning(name)]
     if wrong:
         raise ValueError(f"genes become columns of a table, and {_check.listing(wrong)} have a meaning of their own in files; rename them")
     if adata.obs_names.name in names:
         raise ValueError(
-            f"genes become columns of a table, in which {adata.obs_names.name!r} is what the names of the cells are called; "
+            f"genes become columns of a table, and {adata.obs_names.name!r} is the name of its index, adata.obs_names; "
             "set adata.obs_names.name = None first"
         )
-    parts = [name for name in names if "/" in name]
-    if set(names) & {name.rpartition("/")[0] for name in parts}:
-        raise ValueError(f"genes become columns of a table, and {_check.listing(parts)} would be parts of others in files; rename them")
-    if parts:
+    nested = [name for name in names if "/" in name]
+    if set(names) & {name.rpartition("/")[0] for name in nested}:
+        raise ValueError(
+            f"genes become columns of a table, and {_check.listing(nested)} would lie inside the entry of another gene in files; rename them"
+        )
+    if nested:
         _check.warn(
-            f"{_check.listing(parts)} become columns of a table with a '/' in their names, which zarr and anndata 0.13 do not write: "
+            f"{_check.listing(nested)} become columns of a table with a '/' in their names, which zarr and anndata 0.13 do not write: "
             "rename the genes, or the columns before you write a file"
         )
 
 
 def read_labels_as_trained(adata: AnnData, labels: Mapping[str, tuple[str, list[str]]], unseen: str) -> tuple[np.ndarray, ...]:
-    """Level codes of the labels of a model, -1 for a level it does not know; ``labels`` are column and levels by argument."""
+    """Level codes of each label of a model, -1 for an unknown level. ``labels`` maps each argument to its column and levels."""
     columns = [column for column, _ in labels.values()]
-    lacking = [column for column in columns if column not in adata.obs]
-    if lacking:
+    absent = [column for column in columns if column not in adata.obs]
+    if absent:
         raise KeyError(
-            f"the model is conditioned on the obs columns {_check.listing(columns)}, adata.obs lacks {_check.listing(lacking)}; "
+            f"the model is conditioned on the obs columns {_check.listing(columns)}, adata.obs lacks {_check.listing(absent)}; "
             f"available: {_check.listing(adata.obs.columns)}"
         )
-    found = []
+    all_codes = []
     for argument, (column, levels) in labels.items():
         codes = read_codes(adata, column, argument, levels)
         unknown = codes < 0
@@ -235,21 +238,24 @@ def read_labels_as_trained(adata: AnnData, labels: Mapping[str, tuple[str, list[
                 f"{argument}={column!r}: {unknown.sum()} cells have levels that the model does not know: {_check.listing(names, 5)}; "
                 f"known: {_check.listing(levels)}. Rename them, or pass unseen='average'"
             )
-        found.append(codes)
-    return tuple(found)
+        all_codes.append(codes)
+    return tuple(all_codes)
 
 
 def read_size_as_trained(
     adata: AnnData, size_key: str | None, raw: sp.csr_matrix, counts: sp.csr_matrix, rounding: str | None
 ) -> tuple[np.ndarray, str | None]:
-    """Library sizes, and the column they are from."""
+    """Library sizes of cells for a model that was trained with ``size_key``, and the column they are from; None for row sums.
+
+    ``raw`` are the counts of the object, ``counts`` those of the genes of the model.
+    """
     if size_key is None:
-        # Rates are shares of the molecules of the genes that were trained on.
+        # Rates are shares of the molecules of the model's genes.
         return read_size(adata, None, counts), None
     if size_key in adata.obs:
         return read_size(adata, size_key, raw, rounding), size_key
     _check.warn(
-        f"the model was trained with size_key={size_key!r}, which adata.obs does not have; sums over the {adata.n_vars} genes of adata are "
-        "taken as library sizes, which are too small where adata was cut to some of its genes"
+        f"the model was trained with size_key={size_key!r}, which adata.obs does not have; library sizes are sums over the "
+        f"{adata.n_vars} genes of adata. They are too small if adata has only some of the genes"
     )
     return read_size(adata, None, raw), None

@@ -1,4 +1,4 @@
-"""Where the spots are: coordinates, the array they were printed in, images, features of the image."""
+"""Positions of spots: coordinates, row and column in the printed array; images and image features as they are stored."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 _MAX_COORDINATE = 1e100
-"""Squares of longer distances are infinite soon."""
+"""Largest coordinate: squares of much larger ones are infinite."""
+
+
+def _as_array(table: Any) -> np.ndarray:
+    return table.to_numpy() if isinstance(table, pd.DataFrame) else np.asarray(table)
 
 
 def read_coordinates(adata: AnnData) -> np.ndarray:
-    """Positions of the spots ``(n, 2)`` or ``(n, 3)`` as float64: x to the right, y downwards, in whatever unit they are in."""
+    """Positions of the spots ``(n, 2)`` or ``(n, 3)`` as float64, in the unit of the object: x to the right, y downwards."""
     if keys.SPATIAL not in adata.obsm:
         raise _check.missing("positions of the spots: obsm key", keys.SPATIAL, list(adata.obsm))
-    name, stored_sections = f"adata.obsm[{keys.SPATIAL!r}]", adata.obsm[keys.SPATIAL]
-    values = stored_sections.to_numpy() if isinstance(stored_sections, pd.DataFrame) else np.asarray(stored_sections)
+    name = f"adata.obsm[{keys.SPATIAL!r}]"
+    values = _as_array(adata.obsm[keys.SPATIAL])
     if values.dtype.kind not in "iuf":
         raise TypeError(f"{name} has dtype {values.dtype}, expected numbers; convert it, e.g. with .astype(float)")
     if values.ndim != 2 or values.shape[1] not in (2, 3):
@@ -36,14 +40,12 @@ def read_coordinates(adata: AnnData) -> np.ndarray:
     far = np.abs(values.astype(np.float64)).max(axis=1) > _MAX_COORDINATE
     if far.any():
         first = adata.obs_names[int(np.flatnonzero(far)[0])]
-        raise ValueError(
-            f"{name} is beyond {_MAX_COORDINATE:g} for {far.sum()} spots (first: {first!r}), which is no place; correct or remove them"
-        )
+        raise ValueError(f"{name} is beyond {_MAX_COORDINATE:g} for {far.sum()} spots (first: {first!r}); correct or remove them")
     return values.astype(np.float64)
 
 
 def read_array(adata: AnnData) -> np.ndarray | None:
-    """Row and column of every spot in the array it was printed in ``(n, 2)``; None where obs does not say, or not in whole numbers."""
+    """Row and column of every spot in the printed array ``(n, 2)``; None if obs lacks them or they are not whole numbers."""
     columns = [adata.obs.get(name) for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
     if any(column is None or not pd.api.types.is_numeric_dtype(column.dtype) for column in columns):
         return None
@@ -52,17 +54,16 @@ def read_array(adata: AnnData) -> np.ndarray | None:
 
 
 def stored_sections(adata: AnnData) -> dict[str, Mapping[str, Any]]:
-    """Entries of ``uns["spatial"]`` by section; some objects have flags beside them."""
+    """Entries of ``uns["spatial"]`` by section. Flags that some objects have there are left out."""
     entries = adata.uns.get(keys.SPATIAL)
     return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
 
 
 def read_features(adata: AnnData, key: str) -> np.ndarray:
-    """Features of every spot in obsm, as they are: float64 ``(n, q)``."""
+    """Image features of every spot, read from obsm, float64 ``(n, q)``."""
     if key not in adata.obsm:
         raise _check.missing("tile_features: obsm key", key, list(adata.obsm))
-    stored_sections = adata.obsm[key]
-    values = stored_sections.to_numpy() if isinstance(stored_sections, pd.DataFrame) else np.asarray(stored_sections)
+    values = _as_array(adata.obsm[key])
     if values.ndim != 2 or values.dtype.kind not in "iufb" or not values.shape[1]:
         raise ValueError(f"adata.obsm[{key!r}] has shape {values.shape} and dtype {values.dtype}, expected numbers, a row for each spot")
     wrong = ~np.isfinite(values.astype(np.float64)).all(axis=1)

@@ -1,4 +1,4 @@
-"""The matrices of an AnnData, as they are stored, checked. Read only."""
+"""Matrices of an AnnData as they are stored, checked. Read only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .results import missing_sd, params_of, written_by
 
 
 def check_object(adata: Any) -> None:
-    """Refuse what is not an AnnData, saying how to get one."""
+    """Refuse anything but an AnnData, and say how to get one."""
     if isinstance(adata, ad.AnnData):
         if adata.n_obs == 0 or adata.n_vars == 0:
             raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to work on")
@@ -37,6 +37,7 @@ def layer_names(adata: ad.AnnData) -> list[str]:
 
 
 def matrix_of(adata: ad.AnnData, layer: str | None) -> Any:
+    """``X``, a layer, or ``raw`` for the genes of the object, of any kind that can be stored."""
     if layer is None:
         if adata.X is None:
             raise ValueError(f"adata.X is empty; pass layer=..., available: {_check.listing(layer_choices(adata))}")
@@ -50,12 +51,12 @@ def matrix_of(adata: ad.AnnData, layer: str | None) -> Any:
 
 
 def layer_choices(adata: ad.AnnData) -> list[str]:
-    """What ``layer=`` may be: the layers, and "raw" where the object has ``adata.raw``."""
+    """Names that ``layer=`` may have: the layers, and "raw" if the object has ``adata.raw``."""
     return [*layer_names(adata), *([keys.RAW] if is_raw(adata, keys.RAW) else [])]
 
 
 def is_raw(adata: ad.AnnData, layer: str | None) -> bool:
-    """Whether ``layer="raw"`` stands for ``adata.raw``; a layer that is itself called so comes first."""
+    """Whether ``layer`` names ``adata.raw``: it is "raw", and no layer has this name."""
     return layer == keys.RAW and adata.raw is not None and layer not in layer_names(adata)
 
 
@@ -65,20 +66,20 @@ def _raw_matrix(adata: ad.AnnData) -> Any:
     matrix = as_numpy(raw.X, "adata.raw.X")
     if raw.var_names.equals(adata.var_names):
         return matrix
-    take = "impute raw itself: scimpute takes adata.raw.to_adata()"
+    remedy = "pass adata.raw.to_adata() to impute raw itself"
     if not raw.var_names.is_unique or not adata.var_names.is_unique:
-        raise ValueError(f"adata.raw has other genes than adata, and they cannot be matched as names of genes are not unique; {take}")
-    found = raw.var_names.get_indexer(adata.var_names)
-    if (found < 0).any():
-        absent = adata.var_names[found < 0]
-        raise ValueError(f"adata.raw lacks {len(absent)} of the {adata.n_vars} genes of adata: {_check.listing(absent, 5)}; {take}")
+        raise ValueError(f"adata.raw has other genes than adata, and gene names that are not unique cannot be matched; {remedy}")
+    columns = raw.var_names.get_indexer(adata.var_names)
+    if (columns < 0).any():
+        absent = adata.var_names[columns < 0]
+        raise ValueError(f"adata.raw lacks {len(absent)} of the {adata.n_vars} genes of adata: {_check.listing(absent, 5)}; {remedy}")
     if not sp.issparse(matrix) and not isinstance(matrix, np.ndarray) and not hasattr(matrix, "compute"):
         matrix = to_csr(matrix, "adata.raw")  # on disk
-    return matrix[:, found]
+    return matrix[:, columns]
 
 
 def csr_entry_name(csr: sp.csr_matrix, adata: ad.AnnData, place: int) -> str:
-    """How messages call the entry at a place of the data, which may be that of raw with all its genes."""
+    """Cell and gene of a stored entry, for messages. ``place`` is its index in ``csr.data``; ``csr`` may be raw with all its genes."""
     row, column = int(np.searchsorted(csr.indptr, place, side="right") - 1), int(csr.indices[place])
     return entry_name(adata if csr.shape[1] == adata.n_vars else adata.raw, row, column)
 
@@ -86,7 +87,7 @@ def csr_entry_name(csr: sp.csr_matrix, adata: ad.AnnData, place: int) -> str:
 def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = None) -> Any:
     """A layer as it is stored.
 
-    Refused where one of our functions wrote it on another scale than the one required, or where counts have been logged since.
+    Refused if a function of scimpute wrote it on another scale than ``require_output``, or if counts were logged since.
     """
     matrix = matrix_of(adata, layer)
     params = params_of(adata, layer) if written_by(adata, layer) else {}
@@ -95,20 +96,20 @@ def read_layer(adata: ad.AnnData, layer: str, *, require_output: str | None = No
         raise ValueError(f"layer {layer!r} was written with output={scale!r}; output={require_output!r} is needed here")
     if require_output == "counts" and params.get("fill") == "expressed":
         _check.warn(
-            f"layer {layer!r} was written with fill='expressed': its zeros promise no molecule where some are, and the score is too bad. "
-            "Score the same imputation with fill='all'"
+            f"layer {layer!r} was written with fill='expressed'. Its exact zeros make held-out scores too pessimistic: "
+            "impute again with fill='all' and score that"
         )
     check_kind(matrix, f"adata.layers[{layer!r}]")
     if "counts" in (scale, None if scale else require_output) and is_logged(matrix):
         raise ValueError(
-            f"layer {layer!r} {'was written as' if scale else 'is to hold'} expected counts, and holds log1p of normalised values; "
+            f"layer {layer!r} {'was written as' if scale else 'must hold'} expected counts, and holds log1p of normalised values; "
             "impute again, and normalise a copy of the layer"
         )
     return _in_memory(matrix)
 
 
 def read_matrix(adata: ad.AnnData, layer: str | None) -> Any:
-    """``X`` or a layer of real numbers as it is stored (read only), any of them NaN or infinite."""
+    """``X`` or a layer of real numbers as it is stored, read only. Values may be NaN or infinite."""
     matrix = matrix_of(adata, layer)
     check_kind(matrix, source_name(adata, layer))
     return _in_memory(matrix)
@@ -117,22 +118,22 @@ def read_matrix(adata: ad.AnnData, layer: str | None) -> Any:
 def _in_memory(matrix: Any) -> Any:
     if hasattr(matrix, "to_memory"):  # backed sparse
         matrix = matrix.to_memory()
-    # Half precision is for storage: sums over a row overflow in it, and scipy does not know it.
+    # float16 is for storage only: sums over a row overflow, and scipy has no sparse float16.
     return matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix
 
 
 def source_name(adata: ad.AnnData, layer: str | None) -> str:
-    """How messages call ``X``, a layer or ``raw``."""
+    """Name of ``X``, a layer or ``raw`` for messages."""
     return "adata.X" if layer is None else "adata.raw" if is_raw(adata, layer) else f"adata.layers[{layer!r}]"
 
 
 def entry_name(adata: ad.AnnData | ad.Raw, row: int, column: int) -> str:
-    """How messages call an entry."""
+    """Cell and gene of an entry, for messages."""
     return f"cell {adata.obs_names[row]!r}, gene {adata.var_names[column]!r}"
 
 
 def read_finite(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
-    """Finite real numbers of ``X`` or a layer as canonical CSR float32 (shares its buffers with the object: read only)."""
+    """``X`` or a layer as canonical CSR float32, all values finite. The result shares its buffers with the object: read only."""
     csr = to_csr(matrix_of(adata, layer), source_name(adata, layer))
     bad = np.flatnonzero(~np.isfinite(csr.data))
     if bad.size:
@@ -144,10 +145,10 @@ def read_finite(adata: ad.AnnData, layer: str | None) -> sp.csr_matrix:
 
 
 def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
-    """Real numbers of ``X`` or a layer, or NaN where there is none, as a dense float32 array of its own."""
+    """``X`` or a layer as a new dense float32 array, NaN where a value is missing."""
     matrix = read_matrix(adata, layer)
     if sp.issparse(matrix) and not matrix.dtype.isnative:
-        matrix = matrix.astype(matrix.dtype.newbyteorder("="))  # scipy slices no other
+        matrix = matrix.astype(matrix.dtype.newbyteorder("="))  # scipy slices native byte order only
     dense = np.empty(adata.shape, dtype=np.float32)
     n_bad, first = 0, (0, 0)
     for rows in chunks(*adata.shape):
@@ -161,13 +162,13 @@ def read_with_gaps(adata: ad.AnnData, layer: str | None) -> np.ndarray:
     if n_bad:
         raise ValueError(
             f"{source_name(adata, layer)} has {n_bad} infinite values (first: {entry_name(adata, *first)}); "
-            "set them to NaN where they stand for missing values, or remove them"
+            "set them to NaN if they stand for missing values, or remove them"
         )
     return dense
 
 
 def read_mask(adata: ad.AnnData, layer: str) -> np.ndarray:
-    """A layer of True and False (or 1 and 0) as a dense boolean array."""
+    """A layer of True and False, or 1 and 0, as a dense boolean array."""
     _check.name_of("mask_layer", layer, "a layer")
     if layer not in layer_names(adata):
         raise _check.missing("mask_layer: layer", layer, layer_names(adata))
@@ -178,22 +179,22 @@ def read_mask(adata: ad.AnnData, layer: str) -> np.ndarray:
         part = rows_in_memory(matrix, rows)
         part = part.toarray() if sp.issparse(part) else np.asarray(part)
         if part.dtype != bool and not np.isin(part, (0, 1)).all():
-            raise ValueError(f"mask_layer={layer!r} holds other values than True and False (observed and missing)")
+            raise ValueError(f"mask_layer={layer!r} holds other values than True (observed) and False (missing)")
         dense[rows] = part.astype(bool)
     return dense
 
 
 def read_neighbours(adata: ad.AnnData, key: str = keys.SPATIAL) -> sp.csr_matrix | None:
-    """Who is next to whom in space: ones, none on the diagonal; None where the object has no such graph."""
+    """Graph of neighbours in space: ones, none on the diagonal. None if the object has no such graph."""
     if keys.connectivities(key) not in adata.obsp:
         return None
     name = f"adata.obsp[{keys.connectivities(key)!r}]"
     graph = to_csr(adata.obsp[keys.connectivities(key)], name)
-    again = "delete it and make it again, e.g. with scimpute.pp.spatial_rings"
+    remedy = "delete it and make it again, e.g. with scimpute.pp.spatial_rings"
     if not np.isfinite(graph.data).all():
-        raise ValueError(f"{name} has NaN or infinite values; {again}")
+        raise ValueError(f"{name} has NaN or infinite values; {remedy}")
     if graph.nnz and graph.data.min() < 0:
-        raise ValueError(f"{name} has negative values (min {graph.data.min():g}), which no graph of neighbours has; {again}")
+        raise ValueError(f"{name} has negative values (min {graph.data.min():g}), and a graph of neighbours has none; {remedy}")
     rows = np.repeat(np.arange(adata.n_obs), np.diff(graph.indptr))
     other = graph.indices != rows
     return sp.csr_matrix((np.ones(other.sum()), (rows[other], graph.indices[other])), shape=graph.shape)

@@ -1,4 +1,4 @@
-"""What ``uns`` says of a result: which function wrote it, its parameters, the counts it was made from."""
+"""Records of results in ``uns``: the function that wrote a result, its parameters, the counts it was made from."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from . import keys
 
 
 def recorded_rounding(params: Mapping[str, Any]) -> tuple[str | None, np.random.Generator]:
-    """How decimals were rounded, and a generator that draws what was drawn then where the seed is known."""
+    """How decimals were rounded, and a generator that repeats the rounding if the seed was recorded."""
     rounding, state = params.get("rounding"), params.get("random_state")
     seed = int(state) if isinstance(state, int | np.integer) else 0
     return None if rounding is None else str(rounding), np.random.default_rng(seed)
 
 
 def written_by(adata: ad.AnnData, key: str) -> str | None:
-    """The function of ours that wrote ``uns[key]``, if one did."""
+    """Name of the scimpute function that wrote ``uns[key]``; None if none did."""
     entry = adata.uns.get(key)
     return str(entry.get(keys.METHOD)) if isinstance(entry, Mapping) and keys.METHOD in entry else None
 
 
 def has_sd(adata: ad.AnnData, key: str) -> bool:
-    """Whether the function that wrote ``uns[key]`` wrote standard deviations too, if it is one that can do without."""
+    """Whether the result that ``uns[key]`` records has standard deviations; False only with ``sd=False``."""
     return bool(params_of(adata, key).get("sd", True))
 
 
 def params_of(adata: ad.AnnData, key: str) -> Mapping[str, Any]:
-    """``uns[key]["params"]``; none where others have written something else there."""
+    """``uns[key]["params"]``; empty if ``uns[key]`` is not a record of scimpute."""
     entry = adata.uns.get(key)
     params = entry.get("params") if isinstance(entry, Mapping) else None
     return params if isinstance(params, Mapping) else {}
 
 
 def fingerprint_of(adata: ad.AnnData, key: str) -> Mapping[str, Any] | None:
-    """That of the counts an imputation was made from; None where there is none, or others have written something else there."""
+    """Fingerprint of the counts that an imputation was made from; None if ``uns[key]`` has none."""
     entry = adata.uns.get(key)
-    found = entry.get(keys.SOURCE) if isinstance(entry, Mapping) else None
-    return found if isinstance(found, Mapping) and {"molecules", "cells", "genes"} <= found.keys() else None
+    source = entry.get(keys.SOURCE) if isinstance(entry, Mapping) else None
+    return source if isinstance(source, Mapping) and {"molecules", "cells", "genes"} <= source.keys() else None
 
 
 def missing_sd(adata: ad.AnnData, name: str) -> KeyError | None:
-    """A KeyError that says how to get standard deviations where ``name`` would be those of a result without them."""
+    """A KeyError that says how to get the standard deviations ``name``; None unless they belong to a result with ``sd=False``."""
     for key in adata.uns:
         if name == keys.sd(key) and written_by(adata, key) and not has_sd(adata, key):
             return KeyError(f"{name!r} not found: {key!r} was imputed with sd=False, which writes no standard deviations; pass sd=True")

@@ -82,7 +82,12 @@ def test_genes_with_a_slash(spots, refused, tmp_path):
         table.columns = ["HLA_B", "gene2"]
     spots.write_h5ad(tmp_path / "file.h5ad")
     assert list(ad.read_h5ad(tmp_path / "file.h5ad").obsm["began"]) == ["HLA_B", "gene2"]
-    refused(spots, lambda adata: IMPUTE["began"](adata, genes=["HLA/B", "HLA"]), ValueError, "would be parts of others in files")
+    refused(
+        spots,
+        lambda adata: IMPUTE["began"](adata, genes=["HLA/B", "HLA"]),
+        ValueError,
+        "would lie inside the entry of another gene in files",
+    )
 
 
 def test_genes_of_a_model_that_cannot_be_columns(spots, refused, tmp_path):

@@ -65,7 +65,7 @@ def test_sparse_and_not_of_ours(imputed):
     imputed.layers["began"] = sp.csr_matrix(imputed.layers["began"])
     del imputed.uns["began"]
     read_layer(imputed, "began")  # on whatever scale
-    with pytest.raises(ValueError, match="'began' is to hold expected counts, and holds log1p"):
+    with pytest.raises(ValueError, match="'began' must hold expected counts, and holds log1p"):
         metrics.heldout(imputed, "began")
 
 

@@ -197,7 +197,7 @@ def test_where_they_are_read_is_said_once(imputed, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(scimpute._anndata.source.logg, "info", lambda text, **_: said.append(text) if "read from" in text else None)
     scimpute.pl.imputed(normalise(imputed), imputed.var_names[0], show=False)
-    assert said == ["adata.X does not hold the counts any more that 'began' was imputed from; they are read from adata.layers['counts']"]
+    assert said == ["adata.X no longer holds the counts that 'began' was imputed from; they are read from adata.layers['counts']"]
 
 
 @pytest.mark.parametrize("how", ["layer", "raw", "fewer genes", "fewer cells", "fewer of both"])
@@ -351,7 +351,7 @@ def test_raw_that_lacks_genes_is_refused(cellxgene):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twice = cellxgene[:, [5, 5, 6]].copy()
-    with pytest.raises(ValueError, match="names of genes are not unique.*to_adata"):
+    with pytest.raises(ValueError, match="gene names that are not unique.*to_adata"):
         scimpute.tl.began(twice, layer="raw")
 
 

@@ -170,5 +170,5 @@ def test_scores_of_expected_counts_warn():
     adata, _ = two_kinds()
     scimpute.pp.thin(adata)
     tl.began(adata, **QUICK, layer="thin_train", fill="expressed")
-    with pytest.warns(UserWarning, match="'began' was written with fill='expressed'.*Score the same imputation with fill='all'"):
+    with pytest.warns(UserWarning, match="'began' was written with fill='expressed'.*impute again with fill='all'"):
         scimpute.metrics.heldout(adata, "began")

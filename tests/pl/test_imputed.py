@@ -153,7 +153,7 @@ def test_imputed_of_others_is_scaled_by_its_own_totals(adata, store):
         _, after = pl.imputed(adata, "gene1", layer="half", show=False)
         np.testing.assert_allclose(drawn(after), expected(adata, values, totals, "gene1"), rtol=1e-5)
     adata.layers["began"] = store(np.log1p(1e4 * values / totals[:, None]))
-    with pytest.raises(ValueError, match="'began' is to hold expected counts, and holds log1p"):
+    with pytest.raises(ValueError, match="'began' must hold expected counts, and holds log1p"):
         pl.imputed(adata, "gene1", layer="half", show=False)
 
 

@@ -351,7 +351,9 @@ def test_sizes_are_of_the_column_or_of_the_genes_of_the_model(adata, train):
     twice = tl.apply(adata, path, copy=True)
     assert twice.uns["began"]["params"]["size_key"] == "size"
     del adata.obs["size"]
-    with pytest.warns(UserWarning, match=r"size_key='size', which adata.obs does not have; sums over the 40 genes") as caught:
+    with pytest.warns(
+        UserWarning, match=r"size_key='size', which adata.obs does not have; library sizes are sums over the 40 genes"
+    ) as caught:
         sums = tl.apply(adata, path, copy=True)
     assert caught[0].filename == __file__
     assert "size_key" not in sums.uns["began"]["params"]

@@ -238,7 +238,9 @@ def test_genes_unknown_on_both_sides_are_said(cohort, train):
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert "without version suffixes such as 'gene40.1' 60 of them match" in str(caught[0].message)
-    with pytest.warns(UserWarning, match="45 of the 60 genes .* from the other 15; with fewer than 20 genes no similar samples can be found"):
+    with pytest.warns(
+        UserWarning, match="45 of the 60 genes .* from the other 15; with fewer than 20 genes no similar samples can be found"
+    ):
         tl.apply(cohort[60:, :15].copy(), path, layer="hidden")
 
 
