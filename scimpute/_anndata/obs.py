@@ -210,7 +210,8 @@ def check_columns(adata: AnnData, names: Sequence[str] | pd.Index) -> None:
     nested = [name for name in names if "/" in name]
     if set(names) & {name.rpartition("/")[0] for name in nested}:
         raise ValueError(
-            f"genes become columns of a table, and {_check.listing(nested)} would lie inside the entry of another gene in files; rename them"
+            f"genes become columns of a table, and {_check.listing(nested)} would lie inside the entry of another gene in files; "
+            "rename them"
         )
     if nested:
         _check.warn(
