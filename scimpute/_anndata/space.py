@@ -20,27 +20,33 @@ if TYPE_CHECKING:
 from .obs import Categorical
 from .positions import read_array, read_coordinates
 from .sections import (
-    _ARRAY,
+    ARRAY_PLACE,
     MIN_SHARE_AT_ONE_PLACE,
     check_array_places,
     check_coordinates,
+    find_mixed_sections,
+    find_mixed_sections_by_array,
     read_sections,
-    spots_at_one_array_place,
-    spots_at_one_place,
 )
 
 COORD_TYPES = ("grid", "generic")
 N_NEIGHS = 6
-"""Neighbours of a spot where nothing else is asked for."""
+"""Default number of neighbours of a spot."""
 
 _GRID_N_NEIGHS = (4, 6, 8)
+"""Numbers of neighbours on a square grid without and with diagonals, 4 and 8, and on a hexagonal one, 6."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """First ring: connectivities and distances ``(n, n)``, as squidpy has them, and the lattice it was found on.
+    """First ring of neighbours.
 
-    That is ``"hexagonal"`` or ``"square"`` by the array of the spots, ``"measured"`` by their positions, or None where on no lattice.
+    Attributes
+    ----------
+    connectivities, distances
+        Graphs ``(n, n)``, as squidpy has them.
+    lattice
+        ``"hexagonal"`` or ``"square"`` by row and column in the printed array, ``"measured"`` by positions on a grid, None off a grid.
     """
 
     connectivities: sp.csr_matrix
@@ -53,14 +59,14 @@ class Neighbours:
 
 
 def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEIGHS, coord_type: str | None = None) -> Neighbours:
-    """The first ring of neighbours, by where the spots are."""
+    """The first ring of neighbours, from the positions or the printed array of the spots."""
     coordinates, array = read_coordinates(adata), read_array(adata)
     if coord_type is None:
         coord_type = "grid" if _is_grid(adata, coordinates, array, sections) else "generic"
     if coord_type == "generic":
         check_coordinates(adata, sections.codes, coordinates)
         _warn_of_small_sections(sections, n_neighs)
-        return _by_position(adata, Neighbours(*neighbours(coordinates, sections.codes, n_neighs=n_neighs), None), coordinates)
+        return _checked_by_array(adata, Neighbours(*neighbours(coordinates, sections.codes, n_neighs=n_neighs), None), coordinates)
     if coordinates.shape[1] == 3:
         raise ValueError("coord_type='grid' is for positions in two dimensions, adata.obsm['spatial'] has 3; pass coord_type='generic'")
     if n_neighs not in _GRID_N_NEIGHS:
@@ -70,10 +76,10 @@ def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEI
         )
     if array is None:
         check_coordinates(adata, sections.codes, coordinates)
-        found = neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square")
-        return _by_position(adata, Neighbours(*found, "measured"), coordinates)
-    if (problem := spots_at_one_place(adata, sections.codes, array, _ARRAY)) is not None:
-        raise ValueError(problem[1])
+        graphs = neighbours(coordinates, sections.codes, n_neighs=n_neighs, lattice="square")
+        return _checked_by_array(adata, Neighbours(*graphs, "measured"), coordinates)
+    if (mixed := find_mixed_sections(adata, sections.codes, array, ARRAY_PLACE)) is not None:
+        raise ValueError(mixed.message)
     lattice = "hexagonal" if _is_hexagonal(array) else "square"
     if lattice == "hexagonal" and n_neighs != 6:
         raise ValueError(
@@ -83,11 +89,14 @@ def find_neighbours(adata: AnnData, sections: Categorical, n_neighs: int = N_NEI
     return Neighbours(*neighbours(array, sections.codes, n_neighs=n_neighs, lattice=lattice, spacing=1.0), lattice)
 
 
-def _by_position(adata: AnnData, found: Neighbours, coordinates: np.ndarray) -> Neighbours:
-    """The neighbours, where none are of two sections by the array. Sections far from one another are told apart by that, or by depth."""
+def _checked_by_array(adata: AnnData, ring: Neighbours, coordinates: np.ndarray) -> Neighbours:
+    """The neighbours; refused if the printed array shows that some are in different sections.
+
+    Distant sections are separate components of the graph and pass. Positions in three dimensions pass: depth separates sections.
+    """
     if coordinates.shape[1] == 2:
-        check_array_places(adata, connected_components(found.connectivities, directed=False)[1])
-    return found
+        check_array_places(adata, connected_components(ring.connectivities, directed=False)[1])
+    return ring
 
 
 def _is_grid(adata: AnnData, coordinates: np.ndarray, array: np.ndarray | None, sections: Categorical) -> bool:
@@ -97,25 +106,25 @@ def _is_grid(adata: AnnData, coordinates: np.ndarray, array: np.ndarray | None, 
 
 
 def _is_hexagonal(array: np.ndarray) -> bool:
-    """Whether every other column is empty, in odd rows the others than in even ones, as in Visium's array."""
+    """Whether even rows have spots in every other column and odd rows in the columns between them, as on Visium."""
     rows, both = array[:, 0] % 2, array.sum(axis=1) % 2
     return bool(np.ptp(rows) == 1 and np.ptp(both) == 0)
 
 
 def _warn_of_small_sections(sections: Categorical, n_neighs: int) -> None:
     sizes = np.bincount(sections.codes, minlength=len(sections.levels))
-    # Sections of 1 or 2 spots were named when they were read.
+    # A warning on reading the sections has already named those of 1 or 2 spots.
     small = [name for name, size in zip(sections.levels, sizes, strict=True) if (3 if name else 1) <= size <= n_neighs]
     if small:
         where = f"sections {_check.listing(small)} have" if small[0] else f"the object has {len(sections.codes)} spots,"
-        _check.warn(f"n_neighs={n_neighs}, but {where} no more than that many spots: there, each has all others for neighbours")
+        _check.warn(f"n_neighs={n_neighs}, but {where} no more than that many spots: there, all other spots are neighbours")
 
 
 def read_rings(adata: AnnData, n_rings: int, sections: Categorical | None = None, key: str = keys.SPATIAL) -> list[sp.csr_matrix]:
-    """Rings 1 to ``n_rings`` of neighbours as symmetric graphs of ones without a diagonal; written is nothing.
+    """Rings 1 to ``n_rings`` of neighbours as symmetric graphs of ones without a diagonal. Nothing is written.
 
-    The first is the object's graph, whoever made it, without edges between ``sections`` where they are given, or else
-    is found from the positions. The others always belong to it as it is now: what the object has of them may be older.
+    The first ring is the graph of the object, whoever made it, without edges between ``sections``. Without such a graph it is
+    found from the positions. The other rings are always made from the first: those in the object may be older than its graph.
     """
     first = read_neighbours(adata, key)
     if first is None:
@@ -129,13 +138,13 @@ def read_rings(adata: AnnData, n_rings: int, sections: Categorical | None = None
 
 
 def _warn_of_a_graph_across(adata: AnnData, graph: sp.csr_matrix, key: str) -> None:
-    """Say so where a graph leads from a spot to another that cannot be of the same section."""
+    """Warn of a graph that joins two spots that cannot be in the same section."""
     try:
         coordinates = read_coordinates(adata)
     except (KeyError, TypeError, ValueError):
-        return  # a graph that is there needs no positions
-    _, joined = connected_components(graph, directed=False)
-    problem = spots_at_one_array_place(adata, joined) if coordinates.shape[1] == 2 else None
-    problem = problem or spots_at_one_place(adata, joined, coordinates, "position", at_least=MIN_SHARE_AT_ONE_PLACE)
-    if problem is not None:
-        _check.warn(f"adata.obsp[{keys.connectivities(key)!r}] joins spots of several sections: {problem[1]}")
+        return  # an object with a graph needs no positions
+    _, components = connected_components(graph, directed=False)
+    mixed = find_mixed_sections_by_array(adata, components) if coordinates.shape[1] == 2 else None
+    mixed = mixed or find_mixed_sections(adata, components, coordinates, "position", min_share=MIN_SHARE_AT_ONE_PLACE)
+    if mixed is not None:
+        _check.warn(f"adata.obsp[{keys.connectivities(key)!r}] joins spots of several sections: {mixed.message}")

@@ -327,7 +327,7 @@ def test_joined_sections_are_not_drawn_over_one_another(adata, figure, by):
     if by == "array":
         adata.obs["array_row"], adata.obs["array_col"] = row, column
         adata.obsm["spatial"] = adata.obsm["spatial"] + np.outer(second, [137, 41])
-    with pytest.raises(ValueError, match="drawn over one another.*pass library_key='section' and the one to show as library_id"):
+    with pytest.raises(ValueError, match="drawn over one another.*pass library_key='section' and the section to draw as library_id"):
         draw[figure]()
     assert draw[figure](library_key="section", library_id="s1")
     adata.obsm["spatial"] = adata.obsm["spatial"] + np.outer(second, [950, 0])

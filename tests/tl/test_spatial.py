@@ -505,7 +505,7 @@ def test_refused(tissue, edited, refused, row):
 
 def test_50_several_sections_without_a_key_warn_once(sections):
     sections.obs["array_row"] += 100 * sections.obs["section"].cat.codes.to_numpy()
-    with pytest.warns(UserWarning, match="without library_key all spots are taken to lie in one") as caught:
+    with pytest.warns(UserWarning, match="without library_key all spots are read as one section") as caught:
         run(sections, modalities="counts")
     assert len(caught) == 1
 
