@@ -151,7 +151,7 @@ def test_every_parameter_of_apply_is_an_option(capsys):
     assert all(f"--{name.replace('_', '-')} " in text for name in wanted), text
     assert "IN.h5ad MODEL OUT.h5ad" in text
     assert "--random" not in text
-    assert "never a pickle" in text
+    assert "pickles are refused" in text
 
 
 def test_apply_refuses(fails, source, model, tmp_path):

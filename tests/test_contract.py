@@ -147,7 +147,7 @@ IMPUTERS = [
                 "scimpute._bulk.linear.regress_on_samples",
                 "scimpute._bulk.linear.residual_correlation",
                 "scimpute._bulk.linear.predict_residuals",
-                "scimpute.tl._bulk.spread_out",
+                "scimpute.tl._bulk.as_layers",
             ),
             labels={"categorical_covariates": ["batch", "cell_type"], "continuous_covariates": "depth"},
             variants=(

@@ -42,71 +42,70 @@ def apply(
 ) -> AnnData | None:
     """Impute other cells or samples with a saved model, without training.
 
-    The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels of labels are matched by name,
-    every cell is imputed by itself (a part of the cells gets what all of them would get; spots need their neighbours, and positions in a
-    section that was not in the training are scaled to its extent as it is given: apply such a model to whole sections), and applied to
-    the cells it was trained on, a model gives what the training gave. Output, fill, posterior, target batch and
-    the columns of ``obs`` are those of the training.
+    The model is a file that a function of ``scimpute.tl`` wrote with ``save=...``. Genes and levels are matched by name. Every cell is
+    imputed on its own, so a subset of the cells gets the same values. Spots need their neighbours, and positions are scaled to the extent
+    of a new section, so apply such a model to whole sections. On its training cells a model gives the result of the training. Output, fill,
+    posterior, target batch and columns of ``obs`` are those of the training.
 
     Parameters
     ----------
     adata
-        Object with counts (for models of ``tl.pmi`` and ``tl.gain`` with expression as in the training), ``n_obs`` x ``n_vars``;
-        genes in any order. Genes that the model does not know are not imputed. Genes that ``adata`` lacks are missing values to
-        ``tl.pmi`` and ``tl.gain``, and are filled: a gene panel becomes a transcriptome. A model of ``tl.began`` or ``tl.spatial`` is told
-        zero counts of them, with a warning, and needs more than half of its genes. ``tl.spatial`` needs positions and images as in the
-        training; a new section is of a level that it does not know (``unseen="average"``).
+        Object with counts, ``n_obs`` x ``n_vars``; genes in any order. Models of ``tl.pmi`` and ``tl.gain`` need expression as in the
+        training. Genes that are not in the model are not imputed. Genes of the model that ``adata`` lacks are missing values for
+        ``tl.pmi`` and ``tl.gain``, which fill them: a gene panel becomes a transcriptome. For ``tl.began`` and ``tl.spatial`` they are zero
+        counts, with a warning; more than half of the genes must be there. ``tl.spatial`` needs positions and images as in the training. A
+        new section is a new level (``unseen="average"``).
     model
-        File of the model: safetensors, never a pickle.
+        File of the model (safetensors; pickles are refused).
     layer
-        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+        Layer with the counts. None reads ``X``, ``"raw"`` reads ``adata.raw``.
     rounding
-        How decimals become counts, as in :func:`scimpute.tl.began`; as in the training where None. ``"random"`` draws by the seed of the
-        training. Not for models of ``tl.pmi`` and ``tl.gain``.
+        How decimals become counts, as in :func:`scimpute.tl.began`. None does as in the training. ``"random"`` uses the seed of
+        the training. Not for models of ``tl.pmi`` and ``tl.gain``.
     key_added
-        Name of the result; where None that of the method that made the model, such as ``"began"``.
+        Name of the result. None takes the name of the method, such as ``"began"``.
     unseen
-        What to do with cells whose batch, cell type or other categorical covariate the model does not know: ``"error"``, or ``"average"``
-        for the mean of its rates over all levels of that label (``tl.pmi``, ``tl.gain``: of its embeddings). A value that is missing (NaN)
-        is unknown to models of ``tl.pmi`` and ``tl.gain``; others ask for a level in its place.
+        Cells with a new level of batch, cell type or another categorical covariate raise an error (``"error"``), or get the mean over all
+        levels (``"average"``): of the rates, or for ``tl.pmi`` and ``tl.gain`` of the embeddings. A missing value (NaN) is a new level for
+        ``tl.pmi`` and ``tl.gain``, and an error for the others.
     sd, dtype
-        Whether standard deviations are written, and in what the result is stored (see :func:`scimpute.tl.began`); None for what the
-        training had. Models of ``tl.pmi`` and ``tl.gain`` have no such choice.
+        Write standard deviations, and the type of the stored result (see :func:`scimpute.tl.began`). None does as in the training. Not for
+        models of ``tl.pmi`` and ``tl.gain``.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
+        Show a progress bar. None shows it in terminals and notebooks, unless ``scanpy.settings.verbosity`` is 0.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written is what the method writes (see :func:`scimpute.tl.began`), an earlier result of it under
-    the same key is replaced:
+    None, or with ``copy=True`` the copy. It writes what the method writes (see :func:`scimpute.tl.began`), and replaces an earlier result
+    under the same key:
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and their standard deviations, ``n_obs`` x ``n_vars``. Where the model was trained with ``genes`` or
-        does not know all genes of ``adata``, instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames with
-        the imputed genes that ``adata`` has, in the model's order. For ``tl.pmi`` and ``tl.gain`` it is a layer where ``adata`` and
-        the model have the same genes, else DataFrames with all genes of the model.
+        Imputed values and their standard deviations, ``n_obs`` x ``n_vars``. If the model was trained with ``genes`` or lacks genes of
+        ``adata``, they are DataFrames in ``adata.obsm`` instead, with the imputed genes that ``adata`` has, in the order of the model.
+        ``tl.pmi`` and ``tl.gain`` write layers if ``adata`` and the model have the same genes, else DataFrames with all genes of the
+        model.
     ``adata.uns[key_added]``
-        ``params`` of the training with ``applied`` (True), the path of the ``model``, the ``layer`` read, ``unseen`` and ``device``,
-        and without ``size_key`` or ``mask_layer`` where the object has none; ``conditioned_on``, or of ``tl.pmi`` and ``tl.gain`` the
+        ``params`` of the training, with ``applied`` (True), the path of the ``model``, the ``layer``, ``unseen`` and ``device``, and
+        without a ``size_key`` or ``mask_layer`` that the object lacks; ``conditioned_on``, or for ``tl.pmi`` and ``tl.gain`` the
         ``covariates`` of the model and the ``embeddings`` of the categorical ones; ``version``; ``seconds``.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
-        There is no such file, or it may not be read.
+        The file does not exist or cannot be read.
     TypeError, KeyError, ValueError
-        The file is not a whole model, or it does not fit the object; the message says what does. Nothing was written.
+        The file is no complete model, or it does not fit the object; the message says what would. Nothing was written.
     MemoryError
-        The result would not fit; found before the work.
+        The result would not fit into memory. This is checked first.
 
     Notes
     -----
-    Library sizes are those of the column ``size_key`` of the training, where ``adata`` has it. Without, they are sums over the genes of the
-    model; where the model was trained with ``size_key``, over all genes of ``adata``, with a warning.
+    Library sizes come from the column ``size_key`` of the training. If the training had none, they are sums over the genes of the model. If
+    ``adata`` lacks the column, they are sums over all genes of ``adata``, with a warning.
 
     Examples
     --------
@@ -138,7 +137,7 @@ def apply(
             result = (apply_counts if method.of_counts else apply_bulk)(adata, tensors, metadata, options)
         except torch.linalg.LinAlgError as error:
             raise _damaged(model, "no result") from error
-    _look_at(result["slots"], model, signed=not method.of_counts)
+    _check_values(result["slots"], model, signed=not method.of_counts)
     ran = {
         "applied": True,
         "model": os.fspath(model),
@@ -151,22 +150,22 @@ def apply(
 
 
 def _stored(method: Method, metadata: Mapping[str, Any], sd: bool | None, dtype: str | None) -> tuple[bool, str]:
-    """Whether standard deviations are written, and in what the result is stored: as asked, else as in the training."""
+    """Whether standard deviations are written, and the stored type: by the arguments, or as in the training."""
     if not method.of_counts:
         if sd is not None or dtype is not None:
-            raise ValueError(f"sd and dtype are for models of counts, and this one is of tl.{method.name}; leave them out")
+            raise ValueError(f"sd and dtype are for models of counts; this is a model of tl.{method.name}: leave them out")
         return True, "float32"
     trained = metadata.get("params")
-    trained = trained if isinstance(trained, Mapping) else {}  # what is no model is refused later
+    trained = trained if isinstance(trained, Mapping) else {}  # a file that is no model is refused later
     sd = _check.boolean("sd", trained.get("sd", True) if sd is None else sd)
     return sd, _check.option("dtype", trained.get("dtype", "float32") if dtype is None else dtype, DTYPES)
 
 
-def _look_at(slots: Mapping[str, Mapping[str, Any]], model: str | os.PathLike[str], *, signed: bool) -> None:
-    """Refuse values that no whole model gives."""
+def _check_values(slots: Mapping[str, Mapping[str, Any]], model: str | os.PathLike[str], *, signed: bool) -> None:
+    """Refuse values that only a damaged model gives."""
     for name, values in [entry for entries in slots.values() for entry in entries.items()]:
         array = np.asarray(values)
-        # A NaN is the least and the largest.
+        # With a NaN, min and max are NaN.
         low, high = array.min(), array.max()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise _damaged(model, f"values of {name!r} that are NaN or infinite")

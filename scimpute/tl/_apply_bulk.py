@@ -32,7 +32,7 @@ from ._bulk import embeddings
 
 
 def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """The ``slots`` and ``uns`` entries to write, and ``params``. Genes that both know say what the others of the model are."""
+    """The ``slots`` and ``uns`` entries to write, and ``params``. Genes in both fill the other genes of the model."""
     fitted = Fitted.read(tensors, metadata, options.device)
     genes = pd.Index(metadata["genes"])
     places = adata.var_names.astype(str).get_indexer(genes)
@@ -42,7 +42,7 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     check_genes_to_fill(adata, metadata["genes"], MIN_NEIGHBOUR_GENES)
     if options.rounding is not None:
         raise ValueError(
-            f"rounding={options.rounding!r} is for counts, and a model of tl.{metadata['method']} takes expression; leave it out"
+            f"rounding={options.rounding!r} is for counts, but a model of tl.{metadata['method']} reads expression; leave it out"
         )
     params = dict(metadata["params"])
     if not same_genes:
@@ -50,7 +50,7 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     _check.memory(8 * 4 * adata.n_obs * len(genes) + bytes_of_copy(adata, copy=options.copy), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")
     if own_mask is not None and own_mask not in adata.layers:
-        _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers does not have; only NaN is missing here")
+        _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers lacks; only NaN is missing here")
         own_mask = None
         del params["mask_layer"]
     own = read_values(adata, options.layer, own_mask, params["missing"])
@@ -62,7 +62,7 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
     levels = tuple(map(len, covariates.levels.values()))
     other = other_scale(known, fitted.standardiser)
     if other is not None:
-        _check.warn(f"{other}; if the scale is another one, bring the values to that of the training first")
+        _check.warn(f"{other}; if the scale differs, bring the values to that of the training first")
     else:
         warn_if_not_logged(known)
     filled, spread = fitted.predict(BulkTable(known, covariates.codes, levels, covariates.numbers), options.device)

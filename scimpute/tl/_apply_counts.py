@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def apply_counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """The ``slots`` and ``uns`` entries to write, and ``params`` where they are not those of the training."""
+    """The ``slots`` and ``uns`` entries to write, and ``params``."""
     model = Model.read(tensors, metadata)
     places = match_genes(adata, model.genes)
     names, whole = _imputed_here(adata, model)
@@ -58,7 +58,7 @@ def apply_counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[s
         saved = {name: tensor.numpy() for name, tensor in tensors.items()}
         side = read_side_as_trained(adata, model.params, labels[0] if labels else None, (*model.levels, 1)[0], saved)
     measured = places >= 0
-    # Without a column of library sizes these are the sums of these genes.
+    # Without size_key, library sizes are sums over the genes of the model.
     covered = 1.0 if model.params.get("size_key") is None else float(model.tensors["share"].numpy()[measured].sum())
     imputed = impute(model, counts, size, labels, names, options.device, side, measured, covered, sd=options.sd, progress=options.progress)
     narrow(imputed, options.dtype, names)
@@ -71,7 +71,7 @@ def apply_counts(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[s
 
 
 def _imputed_here(adata: AnnData, model: Model) -> tuple[list[str], bool]:
-    """Genes of the result, and whether these are all genes of the object in its order, as a layer needs them."""
+    """Genes of the result, and whether they are all genes of the object, so that the result is a layer."""
     names = adata.var_names.astype(str)
     if "genes" not in model.params and names.isin(model.imputed).all():
         return list(names), True
@@ -83,13 +83,13 @@ def _imputed_here(adata: AnnData, model: Model) -> tuple[list[str], bool]:
 
 
 def _rng(model: Model) -> np.random.Generator:
-    """Draws what the training drew to round decimals."""
+    """The generator that rounded decimals in the training."""
     state = model.params.get("random_state")
     return np.random.default_rng(state if isinstance(state, int) else 0)
 
 
 def _warn_of_genes(model: Model, counts: sp.csr_matrix, names: list[str]) -> None:
-    """Say so where a gene has molecules here but had none where the model was trained."""
+    """Warn of genes with molecules that had none in the training."""
     never = dict(zip(model.imputed, ~model.tensors["seen"].numpy(), strict=True))
     present = counts.getnnz(axis=0)[model.positions(names)] > 0
     new = [name for name, here in zip(names, present, strict=True) if here and never[name]]

@@ -56,14 +56,15 @@ def began(
 ) -> AnnData | None:
     r"""Impute counts with a BEGAN whose generator reads real cells.
 
-    Genes are dealt at random into blocks, each with a small generator and discriminator of its own; the deal is redrawn
-    ``n_repeats`` times and the imputations are averaged. A generator reads its block of a *thinned* cell and the cell's low-rank context,
-    predicts the removed molecules (count splitting), and is judged, after a Drop operator has imitated dropout, by a
-    boundary-equilibrium discriminator. The rate it gives is the prior mean of the entry, and the cell's own count is used
-    once more (empirical Bayes), trusted as far as held-out molecules bear it out. See *Notes* for the equations.
+    The genes are split at random into blocks. Each block has a small generator and a small discriminator. This is repeated ``n_repeats``
+    times with new blocks, and the imputations are averaged. A generator reads its block of a *thinned* cell and the cell's low-rank
+    context. It learns to predict the removed molecules (count splitting). A Drop operator imitates dropout in its output, and a
+    boundary-equilibrium discriminator compares the result with real cells. The predicted rate is the prior mean of an entry. The posterior
+    step then combines it with the cell's own count (empirical Bayes); held-out molecules decide how much each of the two weighs. *Notes*
+    has the equations.
 
-    Under *Parameters* is what a call may need: where the counts, the library sizes and the batches are, and what is to be written. Under
-    *Other Parameters* is how the network is built and trained. ``"auto"`` chooses for your data; few ever need to touch the rest.
+    *Parameters* say where the counts, library sizes and batches are, and what is written. *Other Parameters* say how the network is built
+    and trained; ``"auto"`` chooses for your data.
 
     **Test the counts, not the result.** :func:`scanpy.tl.rank_genes_groups` on the imputed layer calls nearly every gene a marker, genes of
     a few molecules first.
@@ -73,112 +74,110 @@ def began(
     adata
         Object with counts, ``n_obs`` x ``n_vars``; dense, CSR, CSC, dask or backed.
     batch_key
-        Column of ``obs`` with the batch (technology, donor) the generator is conditioned on.
+        Column of ``obs`` with the batch (technology, donor). The generator is conditioned on it.
     celltype_key
-        Column of ``obs`` with the cell type the generator is conditioned on.
+        Column of ``obs`` with the cell type. The generator is conditioned on it.
 
-        **A label given here or as** ``batch_key`` **must not be tested on the result.** The generator may give each level its own mean: a
-        *random* half of 240 cells of one type given as a label made 46 of 753 genes differ "significantly" between the halves.
-        The labels used are recorded in ``adata.uns[key_added]["conditioned_on"]``.
+        **Do not test this label, or** ``batch_key``, **on the result.** The generator can learn a mean for each level. With a *random* half
+        of 240 cells of one type as the label, 46 of 753 genes differed "significantly" between the halves.
+        ``adata.uns[key_added]["conditioned_on"]`` records the labels.
     layer
-        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+        Layer with the counts. None reads ``X``, ``"raw"`` reads ``adata.raw``.
     rounding
-        How decimals become counts (of SoupX, CellBender, STARsolo EM, alevin or RSEM): ``"nearest"``, or ``"random"``, one of the two
-        whole numbers around a value, drawn so that the mean is the value. With None decimals are refused. Mere rounding errors, as of
-        logs that were taken back, are put right in any case; normalised values are refused in any case.
+        How decimals become counts (from SoupX, CellBender, STARsolo EM, alevin or RSEM). ``"nearest"`` rounds. ``"random"`` draws one of
+        the two neighbouring whole numbers, with the value as the mean. None refuses decimals. Small rounding errors are always corrected.
+        Normalised values are always refused.
     size_key
-        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
+        Column of ``obs`` with library sizes over all genes, for an object with a subset of the genes.
     genes
-        Impute these genes only: names, or a boolean column of ``var``. All genes still inform the context.
+        Impute only these genes: names, or a boolean column of ``var``. The context still uses all genes.
     key_added
         Name of the result.
     output
-        ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: their share of the library size; the shares of a cell sum
-        to about 1 over all genes, with ``posterior=False`` exactly. ``"log1p"``: the
-        expected value of what ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p`` would give, without the bias of a mean's log.
+        ``"counts"``: expected molecules at the cell's own depth. ``"rate"``: expected molecules divided by the library size; over all genes
+        of a cell they sum to about 1 (exactly with ``posterior=False``). ``"log1p"``: expected value of the result of
+        ``sc.pp.normalize_total(target_sum=1e4)`` and ``sc.pp.log1p``. It is not the log of a mean, which would be biased.
     fill
-        ``"all"`` writes the imputed value everywhere, ``"zeros"`` only where the count is zero and the observed value elsewhere (scIGANs).
-        ``"expressed"`` leaves 0 in cells that do not express the gene, where these can be told: the count is zero, and so low a rate is
-        predicted as in cells with less than a fifth of the molecules of the others (see *Notes*). To rank cells by a marker and to plot
-        it: cells without the gene are equal, not ordered by noise. Some molecules are in such cells, too: what scores or adds up
-        expected counts needs ``"all"``.
+        ``"all"`` writes the imputed value everywhere. ``"zeros"`` keeps the observed value of every non-zero entry (scIGANs).
+        ``"expressed"`` leaves 0 in cells that do not express the gene: cells without a molecule and with a low predicted rate (*Notes*).
+        Use it to plot a marker or to rank cells by it; cells without the gene are then equal. Even these cells have some molecules, so
+        use ``"all"`` to score or to add up expected counts.
     sd
-        Write the standard deviations too. False halves the memory and the file; the imputed values are the same.
+        Write standard deviations as well. False halves memory and file size; the imputed values are the same.
     dtype
-        In what the result is stored. ``"float16"`` halves the memory and the file, and keeps three digits of values above 1e-4. Numbers
-        above 65504 and those of ``output="rate"`` do not fit: counts that large are refused, and where only an imputed value is, the result
-        stays float32, with a warning. It is for storage: compute with ``adata.layers[key_added].astype("float32")``, also in scanpy.
+        Type of the stored result. ``"float16"`` halves memory and file size and keeps three digits of values above 1e-4. It cannot hold
+        ``output="rate"`` or numbers above 65504: such counts are refused; if only an imputed value is so high, the result stays float32,
+        with a warning. Convert it before computing, also with scanpy: ``adata.layers[key_added].astype("float32")``.
     target_batch
-        Impute every cell as if it were of this level of ``batch_key``, or with ``"average"`` as the mean over the levels.
-        What the context says of the batch stays: in ``tutorials/04_batches`` a medium effect was halved (share of variance .28 to .15), a
-        strong one hardly moved (.66 to .61).
+        Impute every cell as if it came from this level of ``batch_key``; ``"average"`` takes the mean over the levels.
+        Batch effects in the context stay. In ``tutorials/04_batches`` a medium effect was halved (share of variance 0.28 to 0.15), and a
+        strong one hardly changed (0.66 to 0.61).
     posterior
-        Use the cell's own count once more. The posterior mean answers *this cell*; the rate (False) answers *cells like this one*.
+        Combine the predicted rate with the cell's own count. The posterior mean (True) is about *this cell*, the rate (False) about *cells
+        like this one*.
     random_state
-        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
+        Seed or generator; None draws a new seed. The same seed gives the same result on the same device with as many threads.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
+        Show a progress bar. None shows it in terminals and notebooks, unless ``scanpy.settings.verbosity`` is 0.
     save
-        File for the trained model, which :func:`scimpute.tl.apply` applies to other cells: safetensors, with genes, levels, parameters and
-        version as JSON metadata.
-        An earlier model is replaced, any other file is refused. Where it cannot be written in the end, a warning says so, and the result
-        is in the object all the same.
+        File for the trained model, for :func:`scimpute.tl.apply` on other cells. The format is safetensors, with genes, levels, parameters
+        and version as JSON metadata. An earlier model is replaced; any other existing file is refused. If the model cannot be written, a
+        warning says so; the result is in the object all the same.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or with ``copy=True`` the copy. It writes
 
     ``adata.layers[key_added]``
-        The imputed values, of type ``dtype``, dense, ``n_obs`` x ``n_vars``; 0 in genes without a molecule. With ``genes`` instead
-        ``adata.obsm[key_added]``, a DataFrame.
+        Imputed values, dense, ``n_obs`` x ``n_vars``, of type ``dtype``; 0 for genes without a molecule. With ``genes`` they are a
+        DataFrame in ``adata.obsm[key_added]`` instead.
     ``adata.layers[f"{key_added}_sd"]`` (or ``obsm``), unless ``sd=False``
-        Standard deviation of every imputed value on the same scale: posterior of the entry (prior, where ``posterior=False``) and the
-        spread over the repeats together; by the delta method for ``"log1p"``. With ``fill="zeros"`` the
-        observed entries keep theirs, with ``fill="expressed"`` those that are 0.
+        Standard deviation of every imputed value on the same scale. It combines the posterior of the entry (the prior with
+        ``posterior=False``) with the spread over the repeats; ``"log1p"`` uses the delta method. Observed entries (``fill="zeros"``) and
+        entries set to 0 (``fill="expressed"``) have one, too.
     ``adata.uns[key_added]``
         ``params``; ``history`` per repeat and epoch (``reconstruction`` in nats per removed molecule, ``loss_real`` L(x), ``loss_fake``
-        L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen`` automatically, with the
-        candidates and their scores; ``conditioned_on``; ``heldout`` scores of gene mean, network and posterior; ``inverse_dispersion`` of
-        every imputed gene, ``inverse_dispersion_slope`` and ``inverse_dispersion_spread`` (see *Notes*); ``stopped``; ``version``;
-        ``seconds``; ``source``, by which the counts are known again when they have been moved: number of ``molecules``, a hash of each of
-        the ``cells`` and ``genes``. With
-        ``fill="expressed"`` ``expressed_above``: for every imputed gene the rate from which a cell expresses it, 0 where that cannot be
-        said.
+        L(Drop(G(x))), ``k``, ``M``, ``heldout`` in nats per held-out molecule); ``chosen``, the automatic choices with all candidates and
+        their scores; ``conditioned_on``; ``heldout``, scores of gene mean, network and posterior; ``inverse_dispersion`` of every imputed
+        gene, ``inverse_dispersion_slope`` and ``inverse_dispersion_spread`` (see *Notes*); ``stopped``; ``version``; ``seconds``;
+        ``source``, a fingerprint of the counts: the number of ``molecules`` and a hash of each of the ``cells`` and ``genes``. With
+        ``fill="expressed"`` also ``expressed_above``: the rate from which a cell expresses the gene, for every imputed gene; 0 if there is
+        no such threshold.
 
     Other Parameters
     ----------------
     architecture
-        ``"dense"``, or ``"conv"`` for the image-shaped network of the source.
+        ``"dense"``, or ``"conv"`` for the convolutional network of scIGANs.
     block_size
-        Genes per block; for ``"conv"`` the square of a multiple of 4.
+        Genes per block. For ``"conv"`` it is the square of a multiple of 4.
     n_repeats
         Number of random partitions of the genes.
     n_context, width, penalty, max_epochs
-        Number of low-rank scores told to every block, width of the hidden layers (maps for ``"conv"``), prior precision of
-        the output weights, and length of the training. ``"auto"`` chooses by held-out molecules (dense only; the
-        convolutional network has fixed choices), the width excepted, which is 64.
+        Number of low-rank scores that every block reads, width of the hidden layers (maps for ``"conv"``), prior precision of the output
+        weights, and length of the training. ``"auto"`` chooses them by held-out molecules, but for the width, which is 64. The
+        convolutional network has fixed values.
     drop_quantile, drop_shape
-        Percentile q (0 to 100) at which Drop keeps half of the entries, and sharpness s around it. ``"auto"`` takes the percentage of zeros
-        in the counts.
+        Percentile q (0 to 100) at which Drop keeps half of the entries, and steepness s around it. ``"auto"`` takes the percentage of
+        zeros in the counts.
     gamma
         Diversity ratio of BEGAN, 0 to 1: the discriminator balances ``L(Drop(G(x)))`` at gamma times ``L(x)``.
     adversarial_weight, reconstruction_weight
-        Weights of the two losses of the generator. 0 leaves one out, not both.
+        Weights of the two losses of the generator. One of them may be 0.
     batch_size
-        Cells per minibatch; ``"auto"`` takes an eighth of the cells, 32 to 128.
+        Cells per minibatch. ``"auto"`` takes an eighth of the cells, but 32 to 128.
     learning_rate
         Peak learning rate of the one-cycle schedule.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        An argument or the object is not as needed; the message says what exists. Nothing was written.
+        An argument or the object does not fit; the message says what would. Nothing was written.
     MemoryError
-        The result would not fit; found before the training.
+        The result would not fit into memory. This is checked before the training.
     RuntimeError
         The training failed. Nothing was written.
 
@@ -193,14 +192,14 @@ def began(
     * Count splitting :cite:p:`Batson2019`: :math:`\sum_j t_i r_{ij} - \sum_j T_{ij} \log r_{ij}` with T the removed molecules and t
       their total.
     * Empirical Bayes: :math:`E[\lambda | x, \theta] = (x + \theta_{ij}) / (1 + \theta_{ij} / \mu_{ij})`, :math:`\mu_{ij} = r_{ij} l_i`,
-      in the mean over :math:`\log\theta_{ij} = \log\theta_j + \beta\log(\mu_{ij} / \bar\mu_j) + \tau z`, :math:`z` standard normal.
-    * ``fill="expressed"`` parts the log rates of a gene at the lower of two cuts, where the variance between the parts is largest
-      :cite:p:`Otsu1979` and where two normals fit them best :cite:p:`Kittler1986`, and leaves the gene as it is unless
+      averaged over :math:`\log\theta_{ij} = \log\theta_j + \beta\log(\mu_{ij} / \bar\mu_j) + \tau z`, :math:`z` standard normal.
+    * ``fill="expressed"`` splits the log rates of a gene in two. It takes the lower of two thresholds: the largest variance between the
+      groups :cite:p:`Otsu1979`, and the best fit of two normals :cite:p:`Kittler1986`. The lower group gets zeros only if
       :math:`m_1 / d_1 > 5 (m_0 + 2) / d_0` and :math:`\bar r_1 > 2 \bar r_0`, with molecules m, depth d and mean rate of the cells in
-      the upper (1) and the lower (0) part. That zeros should be kept is a thought of ALRA :cite:p:`Linderman2022`.
+      the upper (1) and the lower (0) group. ALRA :cite:p:`Linderman2022` had the idea to keep zeros.
 
-    After scIGANs :cite:p:`Xu2020`, with the changes above. The penalty holds a gene with few molecules at its mean, so that its
-    posterior falls back to the mean and the cell's own count.
+    The method extends scIGANs :cite:p:`Xu2020`. The penalty keeps a gene with few molecules near its mean. Its posterior then depends on
+    the mean and the cell's own count alone.
 
     Examples
     --------
@@ -260,6 +259,6 @@ def _check_labels(batch_key: str | None, celltype_key: str | None, target_batch:
     if batch_key is not None and batch_key == celltype_key:
         raise ValueError(f"batch_key and celltype_key are the same column, {batch_key!r}; give it once")
     if target_batch is not None and fill != "all":
-        raise ValueError(f"target_batch and fill={fill!r} exclude each other: observed counts are of the cell's own batch")
+        raise ValueError(f"target_batch and fill={fill!r} exclude each other: observed counts belong to the cell's own batch")
     if target_batch is not None and batch_key is None:
         raise ValueError(f"target_batch={target_batch!r} needs batch_key")

@@ -36,16 +36,16 @@ MIN_SAMPLES = 10
 
 @dataclass(frozen=True)
 class Expression:
-    """What is read of an object.
+    """Expression and covariates of an object.
 
     Attributes
     ----------
     values
         Expression of all genes, ``(n, g)``, NaN where missing.
     kept
-        Places of the genes that are filled.
+        Places of the filled genes.
     left_out
-        True for each gene that is missing in too many samples, ``(g,)``.
+        True for genes that are missing in too many samples, ``(g,)``.
     """
 
     values: np.ndarray
@@ -55,31 +55,31 @@ class Expression:
 
     @property
     def table(self) -> BulkTable:
-        """The genes that are filled, with the covariates."""
+        """The filled genes, with the covariates."""
         levels = tuple(map(len, self.covariates.levels.values()))
         return BulkTable(self.values[:, self.kept], self.covariates.codes, levels, self.covariates.numbers)
 
 
-def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool | None, **given: Any) -> AnnData | None:
-    """Everything but signature and docstring of `tl.pmi` and `tl.gain`; ``given`` are their other arguments."""
+def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool | None, **parameters: Any) -> AnnData | None:
+    """Impute bulk expression: all of `tl.pmi` and `tl.gain` but signature and docstring. ``parameters`` are their other arguments."""
     start = time.perf_counter()
-    key = given["key_added"]
-    check_target(adata, method, key, layer=given["layer"], copy=copy)
-    settings = checked_settings(method, given)
-    _check.option("missing", given["missing"], ("nan", "zero"))
-    _check.option("empty_genes", given["empty_genes"], ("error", "nan"))
-    max_missing = _check.number("max_missing", given["max_missing"], 0, 1)
+    key = parameters["key_added"]
+    check_target(adata, method, key, layer=parameters["layer"], copy=copy)
+    settings = checked_settings(method, parameters)
+    _check.option("missing", parameters["missing"], ("nan", "zero"))
+    _check.option("empty_genes", parameters["empty_genes"], ("error", "nan"))
+    max_missing = _check.number("max_missing", parameters["max_missing"], 0, 1)
     check_saveable(adata, save)
     path = model_target(save)
-    device, rng, show = _device.resolve(given["device"]), _random.generator(given["random_state"]), _progress.shown(progress)
-    data = _read(adata, method, given, max_missing, copy=copy, saved=path is not None)
+    device, rng, show = _device.resolve(parameters["device"]), _random.generator(parameters["random_state"]), _progress.shown(progress)
+    data = _read(adata, method, parameters, max_missing, copy=copy, saved=path is not None)
     table = data.table
-    what = f"tl.{method}: {adata.n_obs:,} samples x {len(data.kept):,} genes, {settings.n_models} networks, {device}"
-    with _device.session(device), _progress.Progress(what, show=show) as bar:
+    title = f"tl.{method}: {adata.n_obs:,} samples x {len(data.kept):,} genes, {settings.n_models} networks, {device}"
+    with _device.session(device), _progress.Progress(title, show=show) as bar:
         fitted = train(table, settings, device, rng, bar)
         filled, spread = fitted.predict(table, device, np.arange(adata.n_obs) if settings.linear else None)
 
-    params = _recorded(given, settings, fitted.record.pop("max_epochs"), str(device))
+    params = _recorded(parameters, settings, fitted.record.pop("max_epochs"), str(device))
     genes = list(adata.var_names[data.kept].astype(str))
     uns = {
         "params": params,
@@ -94,27 +94,27 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     if data.left_out.any():
         uns["left_out"] = list(adata.var_names[data.left_out].astype(str))
         logg.info(
-            f"{data.left_out.sum()} genes are missing in more than {max_missing:.0%} of the samples and are left as they are: "
+            f"{data.left_out.sum()} genes are missing in more than {max_missing:.0%} of the samples and are not filled: "
             f"{_check.listing(uns['left_out'], 5)}"
         )
     if "chosen" in uns:
         uns["chosen"] = {**uns["chosen"], "candidates": pd.DataFrame(uns["chosen"]["candidates"])}
     saver = None if path is None else _saver(path, method, fitted, genes, params, settings, data.covariates)
-    slots = {"layers": spread_out(key, filled, spread, data.kept, data.values)}
+    slots = {"layers": as_layers(key, filled, spread, data.kept, data.values)}
     return write(adata, key, method, slots, {key: uns}, copy=copy, save=saver)
 
 
-def _read(adata: AnnData, method: str, given: dict[str, Any], max_missing: float, *, copy: bool, saved: bool) -> Expression:
-    """Expression and covariates, with every refusal and warning that does not need a training."""
+def _read(adata: AnnData, method: str, parameters: dict[str, Any], max_missing: float, *, copy: bool, saved: bool) -> Expression:
+    """Read expression and covariates. All refusals and warnings that need no training come here."""
     if adata.n_obs < MIN_SAMPLES:
         raise ValueError(f"tl.{method} needs at least {MIN_SAMPLES} samples, got {adata.n_obs}")
     needed = 8 * 4 * adata.n_obs * adata.n_vars + bytes_of_copy(adata, copy=copy)
     _check.memory(needed, f"{'pass copy=False, or ' if copy else ''}impute fewer genes, e.g. adata[:, genes].copy()")
     warn_of_genes_in_rows(adata)
-    values = read_values(adata, given["layer"], given["mask_layer"], given["missing"])
-    covariates = read_covariates(adata, given["categorical_covariates"], given["continuous_covariates"])
+    values = read_values(adata, parameters["layer"], parameters["mask_layer"], parameters["missing"])
+    covariates = read_covariates(adata, parameters["categorical_covariates"], parameters["continuous_covariates"])
     left_out = np.isnan(values).mean(axis=0) > max_missing
-    kept = nonempty_genes(adata, values, left_out, given["empty_genes"])
+    kept = nonempty_genes(adata, values, left_out, parameters["empty_genes"])
     known = values[:, kept]
     warn_if_not_logged(known)
     warn_of_empty_samples(known, adata)
@@ -122,11 +122,15 @@ def _read(adata: AnnData, method: str, given: dict[str, Any], max_missing: float
     return Expression(values, kept, left_out, covariates)
 
 
-def _recorded(given: dict[str, Any], settings: BulkSettings, max_epochs: int, device: str) -> dict[str, Any]:
-    """Parameters as they go to ``uns``: those of the caller, with what ``"auto"`` stood for."""
-    params = {name: value for name, value in given.items() if value is not None and name != "key_added"}
-    params |= {"layer": keys.layer_in_params(given["layer"]), "random_state": _random.describe(given["random_state"]), "device": device}
-    params |= {name: value for name, value in asdict(settings).items() if name in given} | {"max_epochs": max_epochs}
+def _recorded(parameters: dict[str, Any], settings: BulkSettings, max_epochs: int, device: str) -> dict[str, Any]:
+    """Parameters as ``uns`` records them, with values in place of ``"auto"``."""
+    params = {name: value for name, value in parameters.items() if value is not None and name != "key_added"}
+    params |= {
+        "layer": keys.layer_in_params(parameters["layer"]),
+        "random_state": _random.describe(parameters["random_state"]),
+        "device": device,
+    }
+    params |= {name: value for name, value in asdict(settings).items() if name in parameters} | {"max_epochs": max_epochs}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
 
 
@@ -148,7 +152,7 @@ def _saver(
 
 
 def embeddings(fitted: Fitted, covariates: Covariates) -> dict[str, Any]:
-    """What ``uns`` has of the levels of categorical covariates, where there are any."""
+    """Entry of ``uns`` with the embeddings of the categorical covariates; empty without any."""
     if not covariates.levels:
         return {}
     return {
@@ -159,8 +163,8 @@ def embeddings(fitted: Fitted, covariates: Covariates) -> dict[str, Any]:
     }
 
 
-def spread_out(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
-    """The layers; genes that were left out have what was observed of them, and NaN elsewhere."""
+def as_layers(key: str, filled: np.ndarray, spread: np.ndarray, kept: np.ndarray, values: np.ndarray) -> dict[str, np.ndarray]:
+    """The layers. Genes that were left out keep their observed values and NaN."""
     if len(kept) == values.shape[1]:
         return {key: filled, keys.sd(key): spread}
     layers = {key: values.copy(), keys.sd(key): np.where(np.isnan(values), values, 0)}

@@ -45,103 +45,103 @@ def gain(
 ) -> AnnData | None:
     r"""Fill missing bulk expression by a generative adversarial imputation network with covariates.
 
-    As :func:`scimpute.tl.pmi`, with an adversary: a discriminator that is told a part of the mask (``hint_rate``) guesses which of the
-    other entries were filled in, and the generator learns to deceive it (GAIN, Yoon et al. 2018; GAIN-GTEx, Viñas et al. 2021).
+    As :func:`scimpute.tl.pmi`, with a discriminator. It reads a part of the mask (``hint_rate``) and guesses which of the other entries are
+    filled. The generator learns to mislead it (GAIN, Yoon et al. 2018; GAIN-GTEx, Viñas et al. 2021).
 
     Parameters
     ----------
     adata
-        Samples in rows, log expression (not counts), missing values NaN; dense, CSR, CSC or backed.
+        Samples in rows; log expression, not counts; missing values are NaN. Dense, CSR, CSC or backed.
     categorical_covariates, continuous_covariates
-        Columns of ``obs`` (one name or several): tissue, cohort, sex; age. Each categorical one gets an embedding, and samples that
-        share its level are believed to be alike. No sample may lack one.
+        One or more columns of ``obs``, such as tissue, cohort and sex; age. Each categorical covariate gets an embedding. Samples with the
+        same level are expected to be similar. No value may be missing.
     layer
-        Layer with log expression; ``X`` where None.
+        Layer with log expression. None reads ``X``.
     mask_layer
-        Layer that is True where a value was observed.
+        Layer that is True for observed values.
     missing
-        ``"nan"``: missing is NaN, and False in ``mask_layer``; zeros are values. ``"zero"``: zeros are missing, too.
+        ``"nan"``: NaN is missing, and so is False in ``mask_layer``; zeros are values. ``"zero"``: zeros are missing, too.
     empty_genes
-        What to do with a gene that no sample has: ``"error"``, or ``"nan"`` to leave it missing.
+        A gene without any observed value raises an error (``"error"``) or stays NaN (``"nan"``).
     max_missing
-        Genes that are missing in a larger share of the samples are left alone: nothing is learnt from them, and their gaps stay NaN.
+        Genes that are missing in a larger share of the samples are ignored; their gaps stay NaN.
     mode
-        ``"inplace"``: fill this object; choices are made on a tenth of its observed entries. ``"inductive"``: train a model for
-        other samples (with ``save`` and :func:`scimpute.tl.apply`); choices are made on a fifth of the samples, shown in part.
-        The object is filled in either case.
+        ``"inplace"`` fills this object; a tenth of its observed entries is used for choices. ``"inductive"`` trains a model for other
+        samples (with ``save`` and :func:`scimpute.tl.apply`); a fifth of the samples is used for choices, with hidden entries. Both fill
+        the object.
     variant
-        ``"default"``, or ``"published"``: the network alone with the architecture and schedule of the source, for comparison.
+        ``"default"``, or for comparison ``"published"``: only the network, with the published architecture and schedule.
     n_models
-        Networks in the ensemble; ``"auto"``: 2, published 1.
+        Networks in the ensemble. ``"auto"`` is 2, for ``"published"`` 1.
     n_layers, n_hidden, dropout, learning_rate, max_epochs
-        The network and its training. ``"auto"``: 2 layers of 256, 0.2, 0.001, 600 minibatches; or as published, with up to
-        1,000 epochs of 100 minibatches and early stopping.
+        The network and its training. ``"auto"`` is 2 layers of 256, 0.2, 0.001 and 600 minibatches. For ``"published"`` it is as published,
+        with up to 1,000 epochs of 100 minibatches and early stopping.
     mask_rate
-        Range of the fraction of its observed entries that the network is shown of a sample while it trains; ``"auto"``: 0.3 to
-        0.9. The published variant hides none; with ``mode="inductive"`` it is validated at these (0.5 to 0.9).
+        In training the network reads a random fraction of the observed entries of a sample. This is the range of that fraction. ``"auto"``
+        is 0.3 to 0.9. ``"published"`` reads all; with ``mode="inductive"`` it is validated with 0.5 to 0.9.
     supervised_weight
-        Weight of the squared error beside the adversary (lambda).
+        Weight of the squared error relative to the adversarial loss (lambda).
     hint_rate
-        Fraction of the mask the discriminator is told, 0 to below 1.
+        Fraction of the mask that the discriminator reads, from 0 to below 1.
     batch_size
         Samples per minibatch.
     key_added
         Name of the result.
     random_state
-        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
+        Seed or generator; None draws a new seed. The same seed gives the same result on the same device with as many threads.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
+        Show a progress bar. None shows it in terminals and notebooks, unless ``scanpy.settings.verbosity`` is 0.
     save
-        File for the trained model: safetensors with JSON metadata. **The default variant keeps the filled reference expression in
-        it**, as its neighbours are looked for there; the published one keeps weights only.
-        An earlier model is replaced, any other file is refused. Where it cannot be written in the end, a warning says so, and the result
-        is in the object all the same.
+        File for the trained model, safetensors with JSON metadata. **The default variant stores the filled expression of the training
+        samples in it**, since it searches neighbours among them. The published one stores weights only. An earlier model is replaced; any
+        other existing file is refused. If the model cannot be written, a warning says so; the result is in the object all the same.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or with ``copy=True`` the copy. It writes
 
     ``adata.layers[key_added]``
-        Expression on the scale of the input, float32, dense, ``n_obs`` x ``n_vars``. Observed values are bit-identical (as float32).
-        Where none of them is negative, none is filled in.
+        Expression on the scale of the input, float32, dense, ``n_obs`` x ``n_vars``. Observed values are unchanged (as float32). If no
+        observed value is negative, no filled one is.
     ``adata.layers[f"{key_added}_sd"]``
-        Standard deviation of every filled value, 0 where observed; scaled so that 90% of hidden entries lie within 1.645 of it.
+        Standard deviation of every filled value, 0 for observed ones. It is calibrated: 90% of hidden entries lie within 1.645 standard
+        deviations.
     ``adata.uns[key_added]``
-        ``params``; ``r2`` per gene on hidden entries (a DataFrame: which genes to trust); ``history`` per model and epoch; ``chosen``;
-        ``network_share``, the mean weight of the networks beside the linear part; ``calibration``; ``stopped``; ``version``; ``seconds``.
-        With categorical covariates, ``embeddings``: for each of them a DataFrame, levels x dimensions, in which levels of like
-        expression are near each other. They are principal coordinates of the effects that the linear part has learnt, in standard
-        deviations of the genes (root mean square); in the published variant the embedding of the network. With ``max_missing``,
-        ``left_out``: the names of the genes that were left alone.
+        ``params``; ``r2`` of every gene on hidden entries, a DataFrame that says which genes to trust; ``history`` per model and epoch;
+        ``chosen``; ``network_share``, the mean weight of the networks relative to the linear part; ``calibration``; ``stopped``;
+        ``version``; ``seconds``. With categorical covariates also ``embeddings``: a DataFrame for each, levels x dimensions. Levels with
+        similar expression are near each other. They are principal coordinates of the effects in the linear part, in standard deviations
+        of the genes (root mean square); in the published variant they are the embedding of the network. With ``max_missing`` also
+        ``left_out``: the names of the ignored genes.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        An argument or the object is not as needed; the message says what exists. Nothing was written.
+        An argument or the object does not fit; the message says what would. Nothing was written.
     MemoryError
-        The result would not fit; found before the training.
+        The result would not fit into memory. This is checked before the training.
     RuntimeError
         The training failed. Nothing was written.
 
     Notes
     -----
-    GAIN :cite:p:`Yoon2018`, with covariates :cite:p:`Vinas2021`: the discriminator's loss is the cross-entropy of the mask where no
-    hint was given; the generator's the same with the answers turned round, plus ``supervised_weight`` times the squared error. In the
-    published variant that error is over the values the generator was shown, in the default over values it was not.
+    GAIN :cite:p:`Yoon2018`, with covariates :cite:p:`Vinas2021`: the loss of the discriminator is the cross-entropy of the mask
+    at entries without a hint. The loss of the generator is the same with flipped labels, plus ``supervised_weight`` times the squared
+    error. That error is over the values that the generator read (published) or over the hidden ones (default).
 
-    The default variant joins the network to a linear part, because at the size of most cohorts linear methods win. Values are
+    The default variant combines the network with a linear part, since linear methods win for most cohort sizes. Values are
     standardised per gene on observed training entries.
 
     * *Factor model*: variational PCA with covariates :cite:p:`Ilin2010` fills the reference once.
-    * *Regression on samples*: a sample is the weighted sum of its 300 nearest other samples that fits its observed genes best. The weights
-      have normal priors, wider for samples that share its covariates. ``uns["gain"]["chosen"]`` holds the penalty (``ridge``) and the prior
+    * *Regression on samples*: a sample is a weighted sum of its 300 nearest other samples, fitted to its observed genes. The weights have
+      normal priors, wider for samples with the same covariates. ``uns["gain"]["chosen"]`` holds the penalty (``ridge``) and the prior
       variance without a shared covariate (``min_weight``).
-    * *Residual correlation*: the residuals of the observed genes predict those of their few correlated genes.
-    * *Network*: gets, for each gene, the weight that helps on hidden entries (``network_share``: 0 is none).
+    * *Residual correlation*: the residuals of observed genes predict those of a few correlated genes.
+    * *Network*: its weight for each gene is the best one on hidden entries (``network_share``).
 
     Examples
     --------

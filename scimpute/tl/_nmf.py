@@ -46,32 +46,32 @@ def nmf(
     progress: bool | None = None,
     copy: bool = False,
 ) -> AnnData | None:
-    r"""Impute spatial counts by neural matrix factorisation with a spatial contribution.
+    r"""Impute spatial counts by neural matrix factorisation with a neighbour loss.
 
-    A vector for every spot and one for every gene; the log rate of a gene in a spot is their product and what a small network makes of
-    the pair. Neighbouring spots are drawn together. :func:`scimpute.tl.spatial`, which reads the spot instead of its number, can be applied
-    to other sections. Look before you cluster: the noise of a shallow spot is a part of its vector, and clusters of the result
-    may be worse than those of the counts even where held-out molecules are predicted well.
+    Every spot and every gene has a vector. The log rate of a gene in a spot is the product of both vectors plus the output of a small
+    network that reads the pair. The neighbour loss makes neighbouring spots similar. A model of :func:`scimpute.tl.spatial` can be applied
+    to other sections; this one cannot. Compare clusters before you use them: the vector of a shallow spot contains its noise, so clusters
+    of the result can be worse than those of the counts even if held-out molecules are predicted well.
 
     Parameters
     ----------
     adata
         Object with counts, ``n_obs`` spots x ``n_vars``, and positions in ``obsm["spatial"]``.
     library_key
-        Column of ``obs`` with the section (slide) of each spot; no neighbours are in two sections.
+        Column of ``obs`` with the section (slide) of each spot. Neighbours are within a section.
     ring_weights
-        What each ring of neighbours counts in the spatial contribution; rings as in :func:`scimpute.tl.spatial`.
+        Weight of each ring of neighbours in the neighbour loss; the rings are those of :func:`scimpute.tl.spatial`.
     spatial_weight
-        Weight of the spatial contribution; 0 for the plain factorisation, which needs no positions, takes half the time, and has
-        predicted held-out molecules as well in our tests.
+        Weight of the neighbour loss. 0 is the plain factorisation. It needs no positions and half the time, and has predicted held-out
+        molecules as well in our tests.
     n_factors
-        Length of the vectors; at most one less than there are spots and genes.
+        Length of the vectors, less than the number of spots and of genes.
     layer
-        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+        Layer with the counts. None reads ``X``, ``"raw"`` reads ``adata.raw``.
     rounding
         How decimals become counts, as in :func:`scimpute.tl.began`.
     genes
-        Impute these genes only: names, or a boolean column of ``var``. The vectors are those of all genes all the same.
+        Impute only these genes: names, or a boolean column of ``var``. All genes still get a vector.
     likelihood
         As in :func:`scimpute.tl.spatial`: ``"poisson"`` (held-out molecules) or ``"squared"`` (**every zero is missing**).
     key_added
@@ -79,35 +79,35 @@ def nmf(
     output
         As in :func:`scimpute.tl.began`: ``"counts"``, ``"rate"`` or ``"log1p"``.
     sd, dtype
-        As in :func:`scimpute.tl.began`: whether standard deviations are written, and in what the result is stored.
+        As in :func:`scimpute.tl.began`: write standard deviations, and the type of the stored result.
     penalty
-        Weight of the squared vectors of the genes beside the log-likelihood of all molecules (or squared errors of all entries);
-        those of the spots have weight 1. ``"auto"``: 100, or 200 with
-        ``likelihood="squared"``.
+        Weight of the squared gene vectors, relative to the log-likelihood of all molecules (or the squared errors of all entries). Spot
+        vectors have weight 1. ``"auto"`` is 100, or 200 with ``likelihood="squared"``.
     posterior
-        Use the spot's own count once more, as in :func:`scimpute.tl.began`; ``"auto"``: True with ``likelihood="poisson"``.
+        Combine the predicted rate with the spot's own count, as in :func:`scimpute.tl.began`. ``"auto"`` is True with
+        ``likelihood="poisson"``.
     max_epochs
-        Length of the training; ``"auto"``: 400 minibatches, and 20 epochs at least.
+        Length of the training. ``"auto"`` is 400 minibatches, but at least 20 epochs.
     batch_size, learning_rate
         As in :func:`scimpute.tl.began`.
     size_key
-        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
+        Column of ``obs`` with library sizes over all genes, for an object with a subset of the genes.
     random_state
-        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
+        Seed or generator; None draws a new seed. The same seed gives the same result on the same device with as many threads.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
+        Show a progress bar. None shows it in terminals and notebooks, unless ``scanpy.settings.verbosity`` is 0.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or with ``copy=True`` the copy. It writes
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and, unless ``sd=False``, their standard deviations; of type ``dtype``, dense, ``n_obs`` x ``n_vars``. With
-        ``genes`` instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
+        Imputed values and, unless ``sd=False``, their standard deviations; dense, ``n_obs`` x ``n_vars``, of type ``dtype``. With
+        ``genes`` they are DataFrames in ``adata.obsm`` instead.
     ``adata.obsm[f"X_{key_added}"]``, ``adata.varm[key_added.upper()]``
         Vectors of the spots, ``n_obs`` x ``n_factors``, and of the genes, ``n_vars`` x ``n_factors``; float32.
     ``adata.uns[key_added]``
@@ -118,9 +118,9 @@ def nmf(
     Raises
     ------
     TypeError, KeyError, ValueError
-        An argument or the object is not as needed; the message says what exists. Nothing was written.
+        An argument or the object does not fit; the message says what would. Nothing was written.
     MemoryError
-        The result would not fit; found before the training.
+        The result would not fit into memory. This is checked before the training.
     RuntimeError
         The training failed. Nothing was written.
 
@@ -128,12 +128,12 @@ def nmf(
     -----
     :math:`d_{ij} = u_i \cdot v_j + w \cdot \mathrm{gelu}(A u_i + B v_j + c)` is the log rate over the gene's share :math:`s_j`, with 8
     hidden units. The loss is that of :func:`scimpute.tl.spatial`: Poisson deviance of removed molecules :cite:p:`Batson2019`
-    (or squared error of the logs of hidden entries), prior of the vectors, and
-    :math:`\lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2`. The spots' vectors start from their low-rank
-    scores. A spot that was not in the training has no vector: there is no ``save``, as there would be nothing to apply.
+    (or squared error of the logs of hidden entries), a prior of the vectors, and the neighbour loss
+    :math:`\lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2`. The vectors of the
+    spots start from their low-rank scores. A new spot has no vector, so there is no ``save``.
 
-    Neural matrix factorisation :cite:p:`He2017` and the two rings after :cite:t:`STImputation`, whose contribution used the mean of the
-    first spot's neighbours for all spots and counted the spot itself among them.
+    The method follows neural matrix factorisation :cite:p:`He2017` and the two rings of :cite:t:`STImputation`. The loss there used the
+    mean of the first spot's neighbours for all spots, and counted a spot among its own neighbours.
 
     Examples
     --------
@@ -147,7 +147,7 @@ def nmf(
     weights = checked_ring_weights(ring_weights)
     if weight and not any(weights):
         raise ValueError(
-            "spatial_weight is about neighbours, which ring_weights leaves out; pass spatial_weight=0 or give a ring a weight above 0"
+            "spatial_weight needs neighbours, and ring_weights has none; pass spatial_weight=0 or give a ring a weight above 0"
         )
     params: dict[str, Any] = {
         "modalities": [SPOT],

@@ -1,4 +1,4 @@
-"""How a saved model is applied."""
+"""Options of `tl.apply`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is to be applied, checked."""
+    """Parameters of :func:`scimpute.tl.apply`, checked."""
 
     layer: str | None
     rounding: str | None

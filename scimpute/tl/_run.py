@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller asks of a run: the parameters of these names, checked as far as they can be without the counts."""
+    """Parameters of a public function with these names, checked as far as that is possible without the counts."""
 
     method: str
     layer: str | None
@@ -60,10 +60,10 @@ class Request:
     target_batch: str | None = None
 
     @classmethod
-    def checked(cls, method: str, **given: Any) -> Request:
+    def checked(cls, method: str, **parameters: Any) -> Request:
         """Refuse options that do not exist."""
-        flags = {name: _check.boolean(name, given[name]) for name in ("sd", "posterior", "copy")}
-        request = cls(method, **given | flags)
+        flags = {name: _check.boolean(name, parameters[name]) for name in ("sd", "posterior", "copy")}
+        request = cls(method, **parameters | flags)
         _check.key_name("key_added", request.key_added)
         _check.option("output", request.output, OUTPUTS)
         _check.option("fill", request.fill, FILLS)
@@ -73,7 +73,7 @@ class Request:
 
     @property
     def factors(self) -> dict[str, str]:
-        """Names in ``obsm`` and ``varm`` of the vectors of spots and genes, for a method that has them."""
+        """Names in ``obsm`` and ``varm`` for the vectors of spots and genes; empty for a method without them."""
         if not METHODS[self.method].factors:
             return {}
         return {"obsm": keys.spot_factors(self.key_added), "varm": keys.gene_factors(self.key_added)}
@@ -88,30 +88,30 @@ class Request:
 
 
 def fill_of(likelihood: str) -> str:
-    """Where imputed values are written: with ``likelihood="squared"`` only in the place of zeros, which count as missing."""
+    """``fill`` of a likelihood: with ``"squared"`` zeros are missing, and only they are filled."""
     return "zeros" if likelihood == "squared" else "all"
 
 
 def checked_posterior(posterior: bool | str, likelihood: str, *, counts_are_read: bool = True) -> bool:
-    """Whether the spot's own counts are used once more; ``"auto"`` says yes wherever they can be."""
+    """Whether the posterior step is taken; ``"auto"`` takes it wherever it is possible."""
     if isinstance(posterior, str) and posterior == "auto":
         return likelihood != "squared" and counts_are_read
     if _check.boolean("posterior", posterior) and not counts_are_read:
-        raise ValueError("posterior=True uses the counts of the spot, which are not among the modalities; pass posterior=False")
+        raise ValueError("posterior=True needs the counts of the spot, and counts are not among the modalities; pass posterior=False")
     if posterior and likelihood == "squared":
-        raise ValueError("posterior=True is about molecules; with likelihood='squared' an entry is known or missing: pass posterior=False")
+        raise ValueError("posterior=True is not possible with likelihood='squared', which has no model of molecules; pass posterior=False")
     return bool(posterior)
 
 
 def impute(
     function: Callable[..., Any], adata: AnnData, request: Request, engine: Engine, settings: Settings, reader: CellReader | SpotReader
 ) -> AnnData | None:
-    """Everything but signature, docstring and own checks of a function that imputes counts.
+    """Impute counts: all that the public functions have in common.
 
     Parameters
     ----------
     function
-        The public function: those of its parameters that were used are recorded.
+        The public function. ``uns`` records its parameters.
     """
     start = time.perf_counter()
     path, show = model_target(request.save), _progress.shown(request.progress)
@@ -120,8 +120,8 @@ def impute(
     output = Output(request.posterior, request.output, request.fill, request.sd, request.dtype)
     arrays = (inputs.counts, inputs.size, conditions.codes, inputs.columns)
     task = Task(*arrays, inputs.imputed, conditions.side, target, request.likelihood, output, device)
-    what = f"tl.{request.method}: {adata.n_obs:,} {reader.unit} x {len(inputs.imputed):,} genes, {settings.n_repeats} repeats, {device}"
-    with _device.session(device), _progress.Progress(what, show=show) as bar:
+    title = f"tl.{request.method}: {adata.n_obs:,} {reader.unit} x {len(inputs.imputed):,} genes, {settings.n_repeats} repeats, {device}"
+    with _device.session(device), _progress.Progress(title, show=show) as bar:
         done = run(task, engine, settings, rng, bar)
 
     genes = request.genes if request.genes is None or isinstance(request.genes, str) else inputs.imputed
@@ -148,7 +148,7 @@ def _read(
     device: torch.device,
     rng: np.random.Generator,
 ) -> tuple[Inputs, Conditions, Target | None]:
-    """Counts, conditions and target batch, with every refusal and warning that does not need a training."""
+    """Read counts, conditions and target batch. All refusals and warnings that need no training come here."""
     check_target(adata, request.method, request.key_added, layer=request.layer, copy=request.copy, beside=request.factors, sd=request.sd)
     check_saveable(adata, request.save)
     inputs = read_inputs(adata, request, rng, unit=reader.unit, min_genes=2 if request.factors else 1)
@@ -156,7 +156,7 @@ def _read(
         earlier_result(adata, request.method, request.key_added, in_table=inputs.in_table)
     check_dtype(request.dtype, request.output, inputs.counts, inputs.columns, inputs.imputed)
     conditions = reader.read(adata)
-    # The only batch can be named as target, and no other.
+    # With a single batch, target_batch may name only this one.
     target_of(request.target_batch, conditions.left_out)
     target = target_of(request.target_batch, conditions.levels)
     check_memory(
@@ -199,7 +199,7 @@ def _saver(path: Path, method: str, inputs: Inputs, conditions: Conditions, done
 def _write(
     adata: AnnData, request: Request, inputs: Inputs, done: Run, engine: Engine, uns: dict[str, Any], save: Callable[[], None] | None
 ) -> AnnData | None:
-    """Values and standard deviations as layers, or as tables of the genes that the caller chose; vectors of spots and genes."""
+    """Write values and standard deviations as layers, or as tables for chosen genes; and the vectors of spots and genes."""
     key, imputed = request.key_added, done.imputed
     values = {key: imputed.values} | ({} if imputed.sd is None else {keys.sd(key): imputed.sd})
     slots: dict[str, dict[str, Any]] = {"obsm": as_tables(adata, values, inputs.imputed)} if inputs.in_table else {"layers": {**values}}

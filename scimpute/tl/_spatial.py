@@ -56,105 +56,104 @@ def spatial(
 ) -> AnnData | None:
     r"""Impute spatial counts from the spot, its neighbours, its position and the image around it.
 
-    The generator of :func:`scimpute.tl.began`, trained by count splitting and followed by the same empirical-Bayes step, without an
-    adversary, is told one thing more: the sum of the codes of all modalities, each from its own encoder, with weights that are learnt.
+    The generator is that of :func:`scimpute.tl.began`, with the same training by count splitting and the same posterior step, but without
+    a discriminator. It reads one more input: the weighted sum of the codes of all modalities. Each modality has its own encoder, and the
+    weights are learned.
 
     Parameters
     ----------
     adata
         Object with counts, ``n_obs`` spots x ``n_vars``, and positions in ``obsm["spatial"]``.
     image_key
-        Image in ``uns["spatial"][library]["images"]``, such as ``"hires"``, from which a tile around every spot is cut (see
-        :func:`scimpute.pp.tiles`) and read by a convolutional network that is trained with the rest.
+        Image in ``uns["spatial"][library]["images"]``, such as ``"hires"``. A convolutional network reads the tile around every spot (see
+        :func:`scimpute.pp.tiles`). It is trained with the rest.
     modalities
-        Any of ``"counts"`` (the spot's own and those of its neighbours), ``"position"`` and ``"image"``; None for counts and position, and
-        the image too where ``image_key`` or ``tile_features`` is given. Without ``"counts"`` only the library size is known of a spot.
+        Any of ``"counts"`` (of the spot and its neighbours), ``"position"`` and ``"image"``. None takes counts and position, and the image
+        if there is an ``image_key`` or ``tile_features``. Without ``"counts"`` the network reads only the library size of a spot.
     library_key
-        Column of ``obs`` with the section (slide) of each spot. The network is told which; no neighbours are in two sections.
+        Column of ``obs`` with the section (slide) of each spot. The network is conditioned on it. Neighbours are within a section.
     tile_features
-        Instead of ``image_key``: array in ``obsm`` with features of the image around every spot, as :func:`scimpute.pp.tiles` writes.
+        Array in ``obsm`` with features of the image around every spot, as :func:`scimpute.pp.tiles` writes; instead of ``image_key``.
     ring_weights
-        What each ring of neighbours counts in the spatial contribution. Of each ring with a weight above 0 the network is told the low-rank
-        scores of its molecules together. Empty: neighbours are not looked at. The rings are those of :func:`scimpute.pp.spatial_rings`; who
-        is next to whom is taken from ``obsp["spatial_connectivities"]`` where it exists; otherwise it is found and not kept.
+        Weight of each ring of neighbours in the neighbour loss. The network also reads the low-rank scores of the summed molecules of every
+        ring with a weight above 0. Empty: no neighbours. The rings are those of :func:`scimpute.pp.spatial_rings`. The graph is
+        ``obsp["spatial_connectivities"]`` if it exists; otherwise it is computed and not stored.
     spatial_weight
-        Weight of the spatial contribution to the loss, which draws a spot to the mean of its neighbours. See *Notes*.
+        Weight of the neighbour loss, which pulls a spot to the mean of its neighbours. See *Notes*.
     edge_weight
-        ``"image"``: neighbours count by how alike the image is around them, so that smoothing stops at a border of the tissue.
+        ``"image"``: neighbours count by the similarity of their image tiles, so that smoothing stops at borders in the tissue.
     layer
-        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+        Layer with the counts. None reads ``X``, ``"raw"`` reads ``adata.raw``.
     rounding
         How decimals become counts, as in :func:`scimpute.tl.began`.
     genes
-        Impute these genes only: names, or a boolean column of ``var``. All genes still inform the context.
+        Impute only these genes: names, or a boolean column of ``var``. The context still uses all genes.
     likelihood
-        ``"poisson"``: molecules are held out and predicted (count splitting), and a zero is an observation like any other.
-        ``"squared"``, as in the source of the method :cite:p:`BenShushan`: **every zero is taken for missing**; hidden non-zero
-        entries are predicted, in the mean square of their logs. What is put in the place of a zero is *what would typically have been
-        counted, given that anything was* (the geometric mean, above 1 on average); the other entries stay as they are, and their standard
-        deviations are what they would have. It is for :func:`scimpute.pp.hide` and comparison: of a gene that is not expressed it makes
-        one that is.
+        ``"poisson"``: the network predicts held-out molecules (count splitting). A zero is an observation like any other. ``"squared"``, as
+        in the publication :cite:p:`BenShushan`: **every zero is missing**. The network predicts hidden non-zero entries, by the mean square
+        of their logs. A zero becomes the *typical count, given that there is one* (the geometric mean, above 1 on average). Non-zero
+        entries stay as they are, and still get a standard deviation. Use it with :func:`scimpute.pp.hide` and for comparison only: it turns
+        a gene without expression into an expressed one.
     key_added
-        Name of the result. ``"spatial"`` is the name of the images in ``uns`` and cannot be taken.
+        Name of the result. It cannot be ``"spatial"``, the name of the images in ``uns``.
     output
         As in :func:`scimpute.tl.began`: ``"counts"``, ``"rate"`` or ``"log1p"``.
     sd, dtype
-        As in :func:`scimpute.tl.began`: whether standard deviations are written, and in what the result is stored.
+        As in :func:`scimpute.tl.began`: write standard deviations, and the type of the stored result.
     block_size, n_repeats, batch_size, learning_rate
         As in :func:`scimpute.tl.began`.
     n_context, width, penalty, max_epochs
-        As in :func:`scimpute.tl.began`; ``"auto"`` chooses by held-out molecules of the counts. With ``likelihood="squared"`` it
-        stands for 15, 16, 600 and 400 minibatches.
+        As in :func:`scimpute.tl.began`; ``"auto"`` chooses by held-out molecules. With ``likelihood="squared"`` it is 15, 16, 600 and 400
+        minibatches.
     posterior
-        Use the spot's own count once more. The posterior mean answers *this spot*, the rate (False) *spots like this one*. ``"auto"``: True
-        where counts are a modality and ``likelihood="poisson"``, the only case in which it can be.
+        Combine the predicted rate with the spot's own count. The posterior mean (True) is about *this spot*, the rate (False) about *spots
+        like this one*. ``"auto"`` is True if counts are a modality and ``likelihood="poisson"``; in other cases True is refused.
     size_key
-        Column of ``obs`` with library sizes over all genes, for an object cut to its variable genes.
+        Column of ``obs`` with library sizes over all genes, for an object with a subset of the genes.
     random_state
-        Seed, generator, or None for a fresh one. Same seed, same result on the same device with the same number of threads.
+        Seed or generator; None draws a new seed. The same seed gives the same result on the same device with as many threads.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar. None shows it in a terminal and in a notebook, unless ``scanpy.settings.verbosity`` is 0.
+        Show a progress bar. None shows it in terminals and notebooks, unless ``scanpy.settings.verbosity`` is 0.
     save
-        File for the trained model, which :func:`scimpute.tl.apply` applies to other sections.
-        An earlier model is replaced, any other file is refused. Where it cannot be written in the end, a warning says so, and the result
-        is in the object all the same.
+        File for the trained model, for :func:`scimpute.tl.apply` on other sections. An earlier model is replaced; any other existing file
+        is refused. If the model cannot be written, a warning says so; the result is in the object all the same.
     copy
         Return a copy instead of writing to ``adata``.
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or with ``copy=True`` the copy. It writes
 
     ``adata.layers[key_added]``, ``adata.layers[f"{key_added}_sd"]``
-        Imputed values and, unless ``sd=False``, their standard deviations; of type ``dtype``, dense, ``n_obs`` x ``n_vars``. With
-        ``genes`` instead ``adata.obsm[key_added]`` and ``adata.obsm[f"{key_added}_sd"]``, DataFrames.
+        Imputed values and, unless ``sd=False``, their standard deviations; dense, ``n_obs`` x ``n_vars``, of type ``dtype``. With
+        ``genes`` they are DataFrames in ``adata.obsm`` instead.
     ``adata.uns[key_added]``
-        ``params``; ``contribution``, a DataFrame with the learnt ``weight`` of the code of every modality, and by how much the deviance of
-        held-out molecules rises without it (``contribution``, nats per molecule; with ``likelihood="squared"`` the mean squared error of
-        the logs of held-out entries, as then in ``heldout``, which has no posterior); ``history``, ``chosen``, ``heldout``,
-        ``inverse_dispersion``, ``inverse_dispersion_slope``, ``inverse_dispersion_spread``, ``stopped``, ``version``, ``seconds`` and
-        ``source`` as in :func:`scimpute.tl.began`; ``conditioned_on``, the sections.
+        ``contribution``: a DataFrame with the learned ``weight`` of every modality, and its ``contribution``, the rise of the held-out
+        deviance without it in nats per molecule (with ``likelihood="squared"`` of the mean squared error of the logs of held-out entries;
+        ``heldout`` is on this scale, too, and has no posterior). ``conditioned_on``: the sections. As in :func:`scimpute.tl.began`:
+        ``params``, ``history``, ``chosen``, ``heldout``, ``inverse_dispersion``, ``inverse_dispersion_slope``,
+        ``inverse_dispersion_spread``, ``stopped``, ``version``, ``seconds`` and ``source``.
 
     Raises
     ------
     TypeError, KeyError, ValueError
-        An argument or the object is not as needed; the message says what exists. Nothing was written.
+        An argument or the object does not fit; the message says what would. Nothing was written.
     MemoryError
-        The result would not fit; found before the training.
+        The result would not fit into memory. This is checked before the training.
     RuntimeError
         The training failed. Nothing was written.
 
     Notes
     -----
-    Spatial contribution: :math:`\lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2` with :math:`\lambda` the
+    Neighbour loss: :math:`\lambda \sum_o w_o \sum_j s_j (d_{ij} - \mathrm{mean}_{k \in N_o(i)} d_{kj})^2` with :math:`\lambda` the
     ``spatial_weight``, :math:`w_o` the ``ring_weights``, :math:`N_o(i)` the ring and :math:`d` the log rate over the gene's share
-    :math:`s_j`. It is estimated from two neighbours drawn per ring, for a quarter of the spots of a minibatch: its cost does not depend on
-    the number of neighbours. Where the network is told the neighbours' scores, it has not lowered the held-out error in our tests.
+    :math:`s_j`. It is estimated from two random neighbours per ring, for a quarter of the spots of a minibatch. So its cost does not depend
+    on the number of neighbours. If the network reads the neighbours' scores, this loss has not lowered the held-out error in our tests.
 
-    Fusion of modalities by a weighted sum of codes, and the two rings, after the multimodal network of :cite:t:`BenShushan`; count
-    splitting :cite:p:`Batson2019` in the place of its squared error.
+    The weighted sum of codes and the two rings follow the multimodal network of :cite:t:`BenShushan`. Count splitting
+    :cite:p:`Batson2019` replaces its squared error.
 
     Examples
     --------
@@ -166,7 +165,7 @@ def spatial(
     """
     _check.key_name("key_added", key_added)
     if key_added == keys.SPATIAL:
-        raise ValueError("key_added='spatial': uns['spatial'] is the place of the images; choose another key")
+        raise ValueError("key_added='spatial': uns['spatial'] holds the images; choose another key")
     params: dict[str, Any] = {
         "image_key": image_key,
         "modalities": list(chosen_modalities(modalities, image_key, tile_features, edge_weight)),
@@ -212,6 +211,6 @@ def spatial(
 def _check_neighbours(params: Mapping[str, Any]) -> None:
     edge_weight, spatial_weight = params["edge_weight"], params["spatial_weight"]
     if edge_weight and "counts" not in params["modalities"] and not spatial_weight:
-        raise ValueError("edge_weight is about neighbours, which are not looked at without counts and with spatial_weight=0; leave it out")
+        raise ValueError("edge_weight needs neighbours, and modalities without counts and spatial_weight=0 use none; leave it out")
     if not any(params["ring_weights"]) and (spatial_weight or edge_weight):
-        raise ValueError("spatial_weight and edge_weight are about neighbours, which ring_weights leaves out; give a ring a weight above 0")
+        raise ValueError("spatial_weight and edge_weight need neighbours, and ring_weights has none; give a ring a weight above 0")

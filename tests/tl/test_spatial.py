@@ -489,7 +489,7 @@ REFUSED = {
     "negative ring": (None, {"ring_weights": (1.0, -1.0)}, ValueError, "ring_weights"),
     "smooth with nobody": (None, {"ring_weights": (), "spatial_weight": 1.0}, ValueError, "ring_weights leaves out"),
     "negative weight": (None, {"spatial_weight": -1.0}, ValueError, "spatial_weight"),
-    "66-key of the images": (None, {"key_added": "spatial"}, ValueError, "the place of the images"),
+    "66-key of the images": (None, {"key_added": "spatial"}, ValueError, "holds the images"),
     "35-library": (None, {"library_key": "nope"}, KeyError, "'nope'"),
     "6-few spots": (lambda a: a[:9].copy(), {}, ValueError, "at least 10 spots, got 9"),
     "17-negative": (lambda a: a.X.data.__setitem__(0, -1.0), {}, ValueError, "negative"),
