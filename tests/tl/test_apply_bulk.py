@@ -330,7 +330,7 @@ def test_a_mask_that_is_not_there_is_said(cohort, train, method):
     path = train(cohort, mask_layer="observed", mode="inductive")
     expected = result(cohort, path)
     del cohort.layers["observed"]
-    with pytest.warns(UserWarning, match=r"mask_layer='observed', which adata.layers does not have; only NaN is missing") as caught:
+    with pytest.warns(UserWarning, match=r"mask_layer='observed', which adata.layers lacks; only NaN is missing") as caught:
         done = tl.apply(cohort, path, layer="hidden", copy=True)
     assert caught[0].filename == __file__
     assert "mask_layer" not in done.uns[method]["params"]

@@ -487,7 +487,7 @@ REFUSED = {
     "posterior of nothing": (None, {"modalities": ["position"], "posterior": True}, ValueError, "pass posterior=False"),
     "rings": (None, {"ring_weights": 1.0}, TypeError, "sequence of numbers"),
     "negative ring": (None, {"ring_weights": (1.0, -1.0)}, ValueError, "ring_weights"),
-    "smooth with nobody": (None, {"ring_weights": (), "spatial_weight": 1.0}, ValueError, "ring_weights leaves out"),
+    "smooth with nobody": (None, {"ring_weights": (), "spatial_weight": 1.0}, ValueError, "ring_weights has none"),
     "negative weight": (None, {"spatial_weight": -1.0}, ValueError, "spatial_weight"),
     "66-key of the images": (None, {"key_added": "spatial"}, ValueError, "holds the images"),
     "35-library": (None, {"library_key": "nope"}, KeyError, "'nope'"),
