@@ -481,7 +481,7 @@ REFUSED = {
         None,
         {"modalities": "image", "image_key": "hires", "edge_weight": "image", "posterior": False},
         ValueError,
-        "not looked at",
+        "use none",
     ),
     "no names": (None, {"modalities": 5}, TypeError, "modalities must be a name or several"),
     "posterior of nothing": (None, {"modalities": ["position"], "posterior": True}, ValueError, "pass posterior=False"),
