@@ -74,6 +74,11 @@ def read_codes(adata: AnnData, column: str, argument: str, levels: Sequence[str]
     return pd.Index(levels, dtype=object).get_indexer(names).astype(np.int64)
 
 
+def read_names(adata: AnnData, column: str, argument: str) -> np.ndarray:
+    """A column of obs as text, ``(n,)``."""
+    return np.asarray(read_column(adata.obs, column, argument).astype(str), dtype=object)
+
+
 def _check_categorical(values: pd.Series, column: str, argument: str) -> None:
     if pd.api.types.is_float_dtype(values.dtype) and values.nunique() > _MAX_FLOAT_LEVELS:
         raise ValueError(f"{argument}={column!r} looks continuous ({values.nunique()} different numbers); a categorical column is needed")

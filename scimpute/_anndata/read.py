@@ -31,9 +31,14 @@ def check_object(adata: Any) -> None:
     raise TypeError(f"expected AnnData, got {name}; {hints.get(name, 'wrap it with anndata.AnnData(x)')}")
 
 
+def names_in(adata: ad.AnnData, slot: str) -> list[str]:
+    """Names in ``layers`` (anndata 0.13 lists X among them as None), ``obs``, ``obsm``, ``obsp`` or ``uns``."""
+    return [name for name in getattr(adata, slot) if name is not None]
+
+
 def layer_names(adata: ad.AnnData) -> list[str]:
-    """Layers of the object (anndata 0.13 lists X among them as None)."""
-    return [name for name in adata.layers if name is not None]
+    """Layers of the object."""
+    return names_in(adata, "layers")
 
 
 def matrix_of(adata: ad.AnnData, layer: str | None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import anndata as ad
@@ -22,6 +22,16 @@ def written_by(adata: ad.AnnData, key: str) -> str | None:
     """Name of the scimpute function that wrote ``uns[key]``; None if none did."""
     entry = adata.uns.get(key)
     return str(entry.get(keys.METHOD)) if isinstance(entry, Mapping) and keys.METHOD in entry else None
+
+
+def records(adata: ad.AnnData) -> dict[str, Mapping[str, Any]]:
+    """Entries of ``uns`` that are mappings, as those of all our functions are."""
+    return {name: entry for name, entry in adata.uns.items() if isinstance(entry, Mapping)}
+
+
+def all_written_by(adata: ad.AnnData, methods: Collection[str]) -> list[str]:
+    """Keys of ``uns`` that one of these functions wrote."""
+    return [key for key in records(adata) if written_by(adata, key) in methods]
 
 
 def has_sd(adata: ad.AnnData, key: str) -> bool:

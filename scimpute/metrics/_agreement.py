@@ -8,6 +8,7 @@ import pandas as pd
 
 from .. import _check
 from .._anndata.read import check_object, layer_names
+from .._anndata.tables import read_measurements
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, column_sums
 from . import _log_profiles
@@ -102,7 +103,7 @@ def agreement(
     if truth in names:
         raise ValueError(f"truth={truth!r} is among the layers that are compared with it")
     known = truth in layer_names(adata)
-    table = None if known else _table(adata, truth)
+    table = None if known else read_measurements(adata, truth, "truth")
     if known and genes is not None:
         raise ValueError(f"genes= is for a table in obsm, truth={truth!r} is a layer")
     columns, places = _columns(adata, table, genes)
@@ -125,26 +126,6 @@ def agreement(
     if by == "gene":
         return pd.DataFrame({name: sums[name].of_genes for name in rows}, index=columns)
     return pd.DataFrame.from_dict({name: sums[name].scores(profiles=known) for name in rows}, orient="index")
-
-
-def _table(adata: AnnData, truth: str) -> pd.DataFrame:
-    """A table of numbers in ``obsm``."""
-    if truth not in adata.obsm:
-        raise _check.missing("truth: layer or obsm key", truth, [*layer_names(adata), *adata.obsm])
-    table = adata.obsm[truth]
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"truth: adata.obsm[{truth!r}] must be a DataFrame, whose columns have names; got {type(table).__name__}")
-    values = table.to_numpy()
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"truth: adata.obsm[{truth!r}] has columns that are not numbers")
-    if not table.columns.is_unique:
-        raise ValueError(f"truth: adata.obsm[{truth!r}] has columns of the same name; rename them")
-    bad = ~np.isfinite(values.astype(np.float64)).all(axis=0)
-    if bad.any():
-        raise ValueError(
-            f"truth: adata.obsm[{truth!r}] has NaN or infinite values in {_check.listing(table.columns[bad])}; leave these out"
-        )
-    return table
 
 
 def _columns(adata: AnnData, table: pd.DataFrame | None, genes: Mapping[str, str] | None) -> tuple[list[str], np.ndarray]:

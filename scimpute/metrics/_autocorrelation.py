@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from .. import _check, _random
 from .._anndata import keys
 from .._anndata.obs import read_genes, read_label
-from .._anndata.read import check_object, read_neighbours
+from .._anndata.read import check_object, names_in, read_neighbours
 from .._keywords import helpful
 from .._space.graph import within
 from .._sparse import chunks
@@ -136,7 +136,8 @@ def _edges(adata: AnnData, key: str, section: np.ndarray) -> tuple[sp.csr_matrix
     graph = read_neighbours(adata, key)
     if graph is None:
         call = "scimpute.pp.spatial_rings(adata" + (f", key_added={key!r})" if key != keys.SPATIAL else ")")
-        raise KeyError(f"{name} not found; call {call} first. obsp: {_check.listing(adata.obsp)}")
+        graphs = _check.listing(names_in(adata, "obsp"))
+        raise KeyError(f"{name} not found; call {call} first. obsp: {graphs}")
     graph = within(graph, section)
     spots = np.flatnonzero(np.asarray(graph.sum(axis=0)).ravel() + np.asarray(graph.sum(axis=1)).ravel())
     if not spots.size:

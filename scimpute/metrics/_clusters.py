@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
-import scipy.sparse as sp
 
 from .. import _check, _device, _random
+from .._anndata import with_scanpy
 from .._anndata.obs import Categorical, read_annotation
 from .._anndata.read import check_object
 from .._keywords import helpful
@@ -217,9 +215,7 @@ def variable_genes(counts: Profiles, n_top_genes: int) -> np.ndarray:
     if len(genes) <= n_top_genes:
         return genes
     with _device.kept_threads():
-        # Every option that a preset of scanpy may change is named, here and below.
-        table = sc.pp.highly_variable_genes(ad.AnnData(counts.of(genes)), n_top_genes=n_top_genes, flavor="seurat", inplace=False)
-    return genes[table["highly_variable"].to_numpy()]
+        return genes[with_scanpy.is_highly_variable(counts.of(genes), n_top_genes)]
 
 
 def components(layer: Profiles, genes: np.ndarray, settings: Settings) -> np.ndarray:
@@ -229,8 +225,7 @@ def components(layer: Profiles, genes: np.ndarray, settings: Settings) -> np.nda
     if n_pcs < 1:
         raise ValueError(f"{values.shape[0]} cells and {len(genes)} genes with counts are too few for a principal component")
     with _device.kept_threads():
-        scores = sc.pp.pca(values, n_comps=n_pcs, zero_center=True, svd_solver="arpack", random_state=settings.seed, dtype="float32")
-    return np.round(scores, _DECIMALS)
+        return np.round(with_scanpy.principal_components(values, n_pcs, settings.seed), _DECIMALS)
 
 
 def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
@@ -246,22 +241,12 @@ def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
 def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
     if not scores.any():
         return np.zeros(len(scores), dtype=np.int64)
-    graph = neighbours(scores, settings.n_neighbors, settings.seed)
+    with _device.kept_threads():
+        graph = with_scanpy.nearest_neighbours(scores, settings.n_neighbors, settings.seed)
 
     def at(resolution: float) -> np.ndarray:
         with _device.kept_threads():
-            sc.tl.leiden(
-                graph,
-                resolution,
-                random_state=settings.seed,
-                key_added="leiden",
-                directed=False,
-                use_weights=True,
-                n_iterations=2,
-                flavor="igraph",
-                objective_function="modularity",
-            )
-        return graph.obs["leiden"].cat.codes.to_numpy()
+            return with_scanpy.leiden(graph, resolution, settings.seed)
 
     if settings.resolution is not None:
         return at(settings.resolution)
@@ -279,21 +264,7 @@ def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
     return best
 
 
-def neighbours(scores: np.ndarray, n_neighbors: int, seed: int) -> ad.AnnData:
-    """An object with the graph of the nearest cells, as scanpy makes it."""
-    graph = ad.AnnData(scores)
-    with warnings.catch_warnings(), _device.kept_threads():
-        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
-        warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
-        sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="X", knn=True, method="umap", metric="euclidean", random_state=seed)
-    return graph
-
-
 def umap(scores: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     """Two coordinates of every row, ``(n, 2)``."""
-    graph = neighbours(scores, n_neighbors, seed)
     with _device.kept_threads():
-        sc.tl.umap(graph, min_dist=0.5, spread=1.0, n_components=2, init_pos="spectral", random_state=seed)
-    # The only embedding there; what it is called depends on scanpy's preset.
-    (found,) = graph.obsm.values()
-    return np.asarray(found, dtype=float)
+        return with_scanpy.umap(with_scanpy.nearest_neighbours(scores, n_neighbors, seed), seed)

@@ -4,13 +4,13 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
 
 from .. import _check, _random
+from .._anndata.copies import holds_only, of_counts, result_of
 from .._anndata.counts import read_counts
 from .._anndata.obs import read_label
 from .._anndata.read import check_object
@@ -156,7 +156,7 @@ def _imputer(impute: str | Callable[..., Any], output: str) -> tuple[Callable[[A
         def of_ours(given: AnnData, label: str | None) -> Any:
             arguments = {**(method.on_cells or {}), **({"celltype_key": label} if method.takes_label else {})}
             getattr(tl, method.name)(given, **arguments)
-            return given.layers[method.key]
+            return result_of(given, method.key)
 
         return of_ours, "counts", method.takes_label
     if not callable(impute):
@@ -199,9 +199,9 @@ def _run(
 ) -> np.ndarray:
     """What the imputation makes of these counts, checked."""
     obs = pd.DataFrame({HALF: pd.Categorical(np.where(half == 0, "first", "second"))}, index=[f"cell{i}" for i in range(len(half))])
-    given = ad.AnnData(counts.copy(), obs=obs if label else obs[[]], var=pd.DataFrame(index=names))
+    given = of_counts(counts.copy(), names, obs if label else obs[[]])
     found = call(given, HALF if label else None)
-    if given.shape != counts.shape or not sp.issparse(given.X) or (counts != given.X).nnz:
+    if not holds_only(given, counts):
         raise RuntimeError("impute has changed the object it was given; let it work on a copy and return the imputed matrix")
     if sp.issparse(found) or isinstance(found, np.matrix):
         found = found.toarray() if sp.issparse(found) else np.asarray(found)

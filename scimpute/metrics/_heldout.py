@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .. import _check
-from .._anndata.read import check_object, layer_names
+from .._anndata.read import check_object
+from .._anndata.tables import is_table
 from .._counts.output import expected_log1p
 from .._keywords import helpful
 from .._sparse import TARGET, chunks, log1p_cp10k
@@ -127,7 +128,7 @@ def _of_second_runs(
     """The table of imputations made again."""
     if not names:
         raise ValueError("layers is empty, and run=True is for imputations; name one")
-    some = [name for name in names if name not in layer_names(adata) and name in adata.obsm]
+    some = [name for name in names if is_table(adata, name)]
     if some:
         raise ValueError(f"{_check.listing(some)} are of some genes only; score these with metrics.gene_trust(run=True) or metrics.report")
     rows: dict[str, dict[str, float]] = {}

@@ -14,7 +14,7 @@ from .._anndata import keys
 from .._anndata.matrix import rows_in_memory
 from .._anndata.obs import Categorical
 from .._anndata.read import entry_name, layer_names, read_layer, read_matrix, read_neighbours, source_name
-from .._anndata.results import params_of, written_by
+from .._anndata.results import all_written_by, params_of, written_by
 from .._sparse import chunks
 from . import _leakage, _scale
 
@@ -121,7 +121,7 @@ def read(adata: AnnData, key: str, label: Categorical | None) -> Hidden:
 def _require(adata: AnnData, key: str) -> tuple[str | None, str]:
     """The layer whose entries were hidden (None for ``X``), and which of them."""
     if written_by(adata, key) != "hide" or not {key, keys.mask(key)} <= set(layer_names(adata)):
-        found = _check.listing(name for name in adata.uns if written_by(adata, name) == "hide")
+        found = _check.listing(all_written_by(adata, ["hide"]))
         raise KeyError(f"key={key!r} has no hidden entries; call scimpute.pp.hide(adata, key_added={key!r}) first. Keys that have: {found}")
     params = params_of(adata, key)
     return keys.layer_of(params), str(params.get("of"))

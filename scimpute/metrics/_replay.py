@@ -8,24 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from .. import _check, _progress
-from .._anndata import keys
+from .._anndata.copies import RESULT, Surroundings, counts_and_obs, read_surroundings, result_of
 from .._anndata.obs import read_genes
-from .._anndata.read import layer_names, read_layer
-from .._anndata.results import params_of, written_by
+from .._anndata.read import layer_names, names_in, read_layer
+from .._anndata.results import all_written_by, params_of, records, written_by
 from .._anndata.source import read_counts_of
+from .._anndata.tables import table_genes
 from .._methods import METHODS, OF_COUNTS
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-RESULT = "imputed"
-"""Name of the result in the object of a replay."""
 RUNS = 0.9
 """Share that the imputations have of all the work."""
 # What a replay decides by itself.
@@ -47,14 +45,12 @@ class Imputation:
         Those of the replay.
     counts
         What was imputed, ``(n, g)``; shares its buffers with the object of the user.
-    names
-        Names of the genes as the user has them.
     genes
         Places of the genes that were imputed; None for all.
     columns
         Role and name of each column of ``obs`` that it was told, but for the library sizes.
-    parts
-        ``obs``, ``obsm``, ``obsp`` and ``uns`` that it reads.
+    surroundings
+        Names of the genes as the user has them, and what it reads of ``obs``, ``obsm``, ``obsp`` and ``uns``.
     n_planned, n_done
         How often it is to be run, and was.
     """
@@ -64,12 +60,16 @@ class Imputation:
     entry: Mapping[str, Any]
     arguments: dict[str, Any]
     counts: sp.csr_matrix
-    names: pd.Index
     genes: np.ndarray | None
     columns: dict[str, str]
-    parts: dict[str, Any]
+    surroundings: Surroundings
     n_planned: int = 1
     n_done: int = field(default=0)
+
+    @property
+    def names(self) -> pd.Index:
+        """Names of the genes as the user has them."""
+        return self.surroundings.var_names
 
     @property
     def applied(self) -> bool:
@@ -104,13 +104,7 @@ class Imputation:
         layers: Mapping[str, Any] | None = None,
     ) -> AnnData:
         """An object with these counts in ``X`` and all that the imputation reads, but for one column of ``obs``."""
-        obs = self.parts["obs"][[name for name in self.parts["obs"] if name != without]]
-        if more_obs is not None:
-            obs = pd.concat([obs, more_obs.set_axis(obs.index)], axis=1)
-        # Numbers for names that are not unique, which are never asked for: anndata would warn of each copy.
-        names = self.names if self.names.is_unique else pd.RangeIndex(len(self.names)).astype(str)
-        others = {slot: dict(self.parts[slot]) for slot in ("obsm", "obsp", "uns")}
-        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), layers=layers, **others)
+        return self.surroundings.around(counts, more_obs, without, layers)
 
     def run(self, given: AnnData, layer: str | None = None, *, progress: _progress.Progress, **changes: Any) -> np.ndarray | pd.DataFrame:
         """Expected counts; of some genes only a table."""
@@ -123,20 +117,21 @@ class Imputation:
         stored: dict[str, Any] = {"sd": False, "dtype": "float32"}
         with progress.one_step():
             function(given, **self.arguments | stored | changes, layer=layer, key_added=RESULT)
-        return given.layers[RESULT] if RESULT in layer_names(given) else given.obsm[RESULT]
+        return result_of(given)
 
     def run_on_null(self, given: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:
         """As :func:`scimpute.metrics.false_signal` wants it. Library sizes are sums: those of dealt counts are other ones."""
         size_key = self.params.get("size_key")
-        work = self.object_of(given.X, given.obs, without=size_key)
+        counts, obs = counts_and_obs(given)
+        work = self.object_of(counts, obs, without=size_key)
         changes: dict[str, Any] = {"size_key": None} if size_key is not None and not self.applied else {}
         return self.run(work, progress=progress, **changes | ({} if label is None else {"celltype_key": label}))
 
 
 def find(adata: AnnData) -> list[str]:
     """Keys of the imputations of counts that the object holds."""
-    present = {*layer_names(adata), *adata.obsm}
-    return [key for key in adata.uns if key in present and written_by(adata, key) in OF_COUNTS]
+    present = {*layer_names(adata), *names_in(adata, "obsm")}
+    return [key for key in all_written_by(adata, OF_COUNTS) if key in present]
 
 
 def read(
@@ -158,15 +153,15 @@ def read(
         There is none, it is not of counts, or what it was told is not in the object any more.
     """
     method = _method(adata, key)
-    entry = adata.uns[key]
+    entry = records(adata)[key]
     params = {str(name): _plain(value) for name, value in params_of(adata, key).items()}
     counts = read_counts_of(adata, key, layer)
     conditioned = entry.get("conditioned_on", {})
     columns = {str(name): str(label["column"]) for name, label in conditioned.items()}
     needed = {**{name: params[name] for name in _COLUMNS if name in params}, **columns}
     for name, column in needed.items():
-        if column not in adata.obs and not (params.get("applied") and name == "library_key"):
-            raise _check.missing(f"uns[{key!r}]['params'][{name!r}]: obs column", column, adata.obs.columns)
+        if column not in names_in(adata, "obs") and not (params.get("applied") and name == "library_key"):
+            raise _check.missing(f"uns[{key!r}]['params'][{name!r}]: obs column", column, names_in(adata, "obs"))
     if params.get("applied"):
         arguments = _of_model(params, model) | {"device": device, "progress": progress}
     elif model is not None:
@@ -178,7 +173,7 @@ def read(
     if key in layer_names(adata):
         read_layer(adata, key)  # refused here, and not after all has been run
     else:
-        genes = list(adata.obsm[key].columns)
+        genes = table_genes(adata, key)
     if genes is not None and not params.get("applied"):
         arguments["genes"] = genes
     return Imputation(
@@ -187,10 +182,9 @@ def read(
         entry,
         arguments,
         counts,
-        adata.var_names,
         read_genes(adata, genes),
         columns,
-        _parts(adata, set(needed.values()), params),
+        read_surroundings(adata, set(needed.values()), params.get("tile_features")),
     )
 
 
@@ -256,17 +250,3 @@ def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -
                 f"held-out molecules; train a model with {name}={needed!r}"
             )
     return {"model": path, "unseen": params["unseen"]}
-
-
-def _parts(adata: AnnData, columns: set[str], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what is read: columns of obs, and what is known of the places of spots."""
-    spatial = [name for name in (keys.ARRAY_ROW, keys.ARRAY_COL) if name in adata.obs]
-    obsm = [name for name in (keys.SPATIAL, params.get("tile_features")) if name in adata.obsm]
-    obsp = [name for name in (keys.SPATIAL_CONNECTIVITIES,) if name in adata.obsp]
-    uns = [name for name in (keys.SPATIAL, keys.neighbors(keys.SPATIAL)) if name in adata.uns]
-    return {
-        "obs": adata.obs[[name for name in adata.obs if name in columns or name in spatial]].copy(),
-        "obsm": {name: adata.obsm[name] for name in obsm},
-        "obsp": {name: adata.obsp[name] for name in obsp},
-        "uns": {name: adata.uns[name] for name in uns},
-    }

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from .. import _check, _device, _progress, _random, pp
 from .._anndata import keys as _keys
+from .._anndata.copies import with_all_genes
 from .._anndata.obs import read_size
+from .._anndata.read import matrix_of
 from .._sparse import row_sums
 from . import _replay, _thinned
-from ._replay import RESULT, Imputation
+from ._replay import Imputation
 
 THIN = "thin"
 """What the object of a second run is thinned under."""
@@ -45,17 +46,17 @@ def impute_again(imputation: Imputation, frac: float, random_state: int | np.ran
     """Hide molecules of what was imputed, as :func:`scimpute.pp.thin` does, and impute the others in the same way."""
     work = imputation.object_of(imputation.counts)
     pp.thin(work, frac, key_added=THIN, random_state=random_state)
-    hidden = float(row_sums(work.layers[_keys.test(THIN)]).sum())
-    if not hidden or not work.layers[_keys.train(THIN)].nnz:
+    hidden = float(row_sums(matrix_of(work, _keys.test(THIN))).sum())
+    if not hidden or not matrix_of(work, _keys.train(THIN)).nnz:
         raise ValueError(
             f"with frac={frac} all or none of the {int(imputation.counts.sum())} molecules would be hidden; nothing can be scored"
         )
-    layers = {name: work.layers[name] for name in (_keys.train(THIN), _keys.test(THIN))}
+    layers = {name: matrix_of(work, name) for name in (_keys.train(THIN), _keys.test(THIN))}
     size_key = imputation.params.get("size_key")
     if size_key is not None:
         # Less what is hidden, of which it would tell. No library is empty.
         size = read_size(work, size_key, imputation.counts, imputation.params.get("rounding"))
-        size = size - row_sums(work.layers[_keys.test(THIN)])
+        size = size - row_sums(matrix_of(work, _keys.test(THIN)))
         sizes = pd.DataFrame({size_key: np.maximum(size, 1)}, index=work.obs_names)
         work = imputation.object_of(imputation.counts, sizes, without=size_key, layers=layers)
     whole = _thinned.read(work, THIN)
@@ -70,8 +71,7 @@ def impute_again(imputation: Imputation, frac: float, random_state: int | np.ran
     found = imputation.run(work, _keys.train(THIN), progress=progress)
     if isinstance(found, pd.DataFrame):
         # In their places, so that they are scored at the depth of all genes.
-        places = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), work.n_vars))
-        work = ad.AnnData(work.X, layers={**layers, RESULT: sp.csr_matrix(found.to_numpy()) @ places})
+        work = with_all_genes(work, found, genes, layers)
     return SecondRun(work, whole, genes, columns)
 
 

@@ -14,6 +14,7 @@ from .._anndata import keys
 from .._anndata.counts import read_counts
 from .._anndata.matrix import rows_in_memory
 from .._anndata.read import layer_names, read_layer
+from .._anndata.tables import is_table
 from .._sparse import chunks, column_sums, row_sums
 from . import _leakage, _replay, _scale
 
@@ -71,7 +72,7 @@ class Thinned:
         ``rescale`` brings every cell to its depth. With ``own`` the layer is of a second run made here, and on the right scale, though
         it may have some genes only.
         """
-        if name not in layer_names(adata) and name in adata.obsm:
+        if is_table(adata, name):
             raise KeyError(
                 f"{name!r} is a table of some genes in adata.obsm, and no layer; score it with "
                 f"scimpute.metrics.gene_trust(adata, {name!r}, run=True), or impute all genes"

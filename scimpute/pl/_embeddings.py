@@ -9,6 +9,7 @@ import pandas as pd
 from .. import _check, _random
 from .._anndata.covariates import column_names
 from .._anndata.read import check_object
+from .._anndata.results import records
 from .._keywords import helpful
 from . import _figure
 from ._palette import palette
@@ -101,11 +102,12 @@ def embeddings(
 
 def _read(adata: AnnData, key: str, columns: str | Sequence[str] | None, fewest: int) -> dict[str, tuple[list[str], np.ndarray]]:
     """Names of the levels and their embeddings ``(levels, dimensions)``, by covariate."""
-    found = [name for name, entry in adata.uns.items() if isinstance(entry, Mapping) and _has(entry)]
+    entries = records(adata)
+    found = [name for name, entry in entries.items() if _has(entry)]
     if not isinstance(key, str):
         raise TypeError(f"key must be the name of an imputation, got {key!r}; those with embeddings: {_check.listing(found)}")
-    entry = adata.uns.get(key)
-    if not isinstance(entry, Mapping):
+    entry = entries.get(key)
+    if entry is None:
         raise _check.missing("key: imputation with embeddings", key, found)
     if not _has(entry):
         raise KeyError(

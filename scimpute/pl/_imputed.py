@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._anndata.read import check_object
+from .._anndata.tables import read_embedding
 from .._keywords import helpful
 from . import _figure, _read
 
@@ -89,7 +90,7 @@ def imputed(
     """
     check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    place, name = _read.positions(adata, basis), _axis_name(basis.removeprefix("X_"))
+    place, name = read_embedding(adata, basis), _axis_name(basis.removeprefix("X_"))
     both = _read.before_and_after(adata, genes, key, layer)
     size = min(20, 60_000 / adata.n_obs) if size is None else size
     used = _figure.axes(ax, len(genes), 2, (3.4, 2.8), "two for each gene")

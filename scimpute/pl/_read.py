@@ -13,8 +13,9 @@ from .. import _check
 from .._anndata.counts import read_counts
 from .._anndata.obs import read_genes, read_size
 from .._anndata.read import layer_names, read_layer
-from .._anndata.results import missing_sd, params_of, written_by
+from .._anndata.results import params_of, records, written_by
 from .._anndata.source import find_counts, read_counts_of
+from .._anndata.tables import read_imputed
 from .._counts.output import OUTPUTS
 from .._sparse import log1p_cp10k, row_sums
 from ..metrics import _scale
@@ -25,23 +26,10 @@ if TYPE_CHECKING:
 
 def history(adata: AnnData, key: str) -> pd.DataFrame:
     """The table of ``uns[key]["history"]``, a row for each repeat and epoch."""
-    entry = adata.uns.get(_check.name_of("key", key, "an imputation"))
-    if not isinstance(entry, Mapping) or "history" not in entry:
-        trained = [name for name, other in adata.uns.items() if isinstance(other, Mapping) and "history" in other]
+    trained = {name: record["history"] for name, record in records(adata).items() if "history" in record}
+    if _check.name_of("key", key, "an imputation") not in trained:
         raise _check.missing("training history: uns key", key, trained)
-    return entry["history"]
-
-
-def positions(adata: AnnData, basis: str) -> np.ndarray:
-    """Two coordinates of every cell, ``(n, 2)``."""
-    _check.name_of("basis", basis, "an embedding in obsm")
-    name = f"X_{basis}" if f"X_{basis}" in adata.obsm else basis
-    if name not in adata.obsm:
-        raise _check.missing("basis: obsm key", basis, [str(k).removeprefix("X_") for k in adata.obsm])
-    found = np.asarray(adata.obsm[name], dtype=float)
-    if found.ndim != 2 or found.shape[1] < 2:
-        raise ValueError(f"basis={basis!r}: obsm[{name!r}] has shape {found.shape}, two columns are needed")
-    return found[:, :2]
+    return trained[key]
 
 
 def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +38,7 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
     places = read_genes(adata, genes)
     params: Mapping[str, Any] = params_of(adata, key) if written_by(adata, key) else {}
     matrix = read_layer(adata, key, require_output=None if params else "counts") if key in layer_names(adata) else None
-    result = _of_table(adata, genes, key) if matrix is None else _dense(matrix[:, places])
+    result = read_imputed(adata, genes, key) if matrix is None else _dense(matrix[:, places])
     scale = _check.option(f"uns[{key!r}]['params']['output']", params.get("output", "counts"), OUTPUTS)
     size_key = params.get("size_key")
 
@@ -76,15 +64,3 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
 def _dense(part: Any) -> np.ndarray:
     part = part.compute() if hasattr(part, "compute") else part
     return np.asarray(part.toarray() if sp.issparse(part) else part, dtype=float)
-
-
-def _of_table(adata: AnnData, genes: Sequence[str], key: str) -> np.ndarray:
-    """Imputed values of some genes, from the table in obsm that holds only the genes asked for."""
-    if key in adata.obsm and isinstance(adata.obsm[key], pd.DataFrame):
-        table = adata.obsm[key]
-        for gene in genes:
-            if gene not in table:
-                raise _check.missing(f"gene imputed in obsm[{key!r}]:", gene, table.columns)
-        return table[list(genes)].to_numpy(dtype=float)
-    tables = [name for name, value in adata.obsm.items() if isinstance(value, pd.DataFrame)]
-    raise missing_sd(adata, key) or _check.missing("imputed layer or obsm table", key, [*layer_names(adata), *tables])

@@ -11,6 +11,7 @@ from matplotlib.collections import EllipseCollection
 from scipy.spatial import cKDTree
 
 from .. import _check
+from .._anndata.obs import read_names
 from .._anndata.positions import read_coordinates, stored_sections
 from .._anndata.sections import check_overlapping_sections
 from .._anndata.tissue import section_image
@@ -80,9 +81,7 @@ def _spots(adata: AnnData, entries: Mapping[str, Any], library_key: str | None, 
         if library_id is not None and library_id not in entries:
             raise _check.missing("library_id: section", library_id, list(entries))
         return next(iter(entries), None), np.arange(adata.n_obs)
-    if library_key not in adata.obs:
-        raise _check.missing("library_key: obs column", library_key, adata.obs.columns)
-    names = np.asarray(adata.obs[library_key].astype(str), dtype=object)
+    names = read_names(adata, library_key, "library_key")
     sections = sorted(set(names))
     if library_id is None:
         if len(sections) > 1:

@@ -6,7 +6,8 @@ from scanpy import logging as logg
 
 from .. import _check
 from .._anndata import keys
-from .._anndata.results import params_of, written_by
+from .._anndata.read import names_in
+from .._anndata.results import params_of, records, written_by
 from .._anndata.sections import read_sections, warn_of_spots_off_tissue
 from .._anndata.space import COORD_TYPES, N_NEIGHS, find_neighbours, read_rings
 from .._anndata.write import check_writable, write
@@ -104,7 +105,7 @@ def spatial_rings(
     n_neighs, n_rings = _check.integer("n_neighs", n_neighs), _check.integer("n_rings", n_rings)
     if coord_type is not None:
         _check.option("coord_type", coord_type, COORD_TYPES)
-    given = keys.connectivities(key_added) in adata.obsp and not _is_ours(adata, key_added)
+    given = keys.connectivities(key_added) in names_in(adata, "obsp") and not _is_ours(adata, key_added)
     earlier = _earlier(adata, key_added, given)
     _check_free(adata, key_added, n_rings, earlier, given)
     warn_of_spots_off_tissue(adata, "taken as neighbours of the others")
@@ -137,7 +138,7 @@ def _is_ours(adata: AnnData, key: str) -> bool:
 
 def _earlier(adata: AnnData, key: str, given: bool) -> set[str]:
     """What this function wrote to obsp before."""
-    names = set(map(str, adata.uns[keys.rings(key)]["rings"])) if written_by(adata, keys.rings(key)) == _NAME else set()
+    names = set(map(str, records(adata)[keys.rings(key)]["rings"])) if written_by(adata, keys.rings(key)) == _NAME else set()
     if not given and _is_ours(adata, key):
         names |= {keys.connectivities(key), keys.distances(key)}
     return names
@@ -146,9 +147,9 @@ def _earlier(adata: AnnData, key: str, given: bool) -> set[str]:
 def _check_free(adata: AnnData, key: str, n_rings: int, earlier: set[str], given: bool) -> None:
     """Refuse to overwrite what this function did not write."""
     names = {keys.ring(key, number) for number in range(2, n_rings + 1)} | (set() if given else {keys.distances(key)})
-    taken = [f"obsp[{name!r}]" for name in sorted(names - earlier) if name in adata.obsp]
+    taken = [f"obsp[{name!r}]" for name in sorted(names - earlier) if name in names_in(adata, "obsp")]
     entries = [keys.rings(key)] if given else [keys.rings(key), keys.neighbors(key)]
-    taken += [f"uns[{name!r}]" for name in entries if name in adata.uns and written_by(adata, name) != _NAME]
+    taken += [f"uns[{name!r}]" for name in entries if name in names_in(adata, "uns") and written_by(adata, name) != _NAME]
     if taken:
         raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {_NAME}; choose another key or delete them")
 

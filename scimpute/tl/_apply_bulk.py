@@ -13,6 +13,7 @@ from .._anndata.covariates import read_covariates_as_trained
 from .._anndata.hints import warn_of_genes_in_rows
 from .._anndata.memory import bytes_of_copy
 from .._anndata.obs import check_columns
+from .._anndata.read import layer_names
 from .._anndata.write import as_tables
 from .._bulk.fitted import Fitted
 from .._bulk.linear import MIN_NEIGHBOUR_GENES
@@ -49,7 +50,7 @@ def apply_bulk(adata: AnnData, tensors: Mapping[str, Any], metadata: Mapping[str
         check_columns(adata, genes)
     _check.memory(8 * 4 * adata.n_obs * len(genes) + bytes_of_copy(adata, copy=options.copy), "apply it to fewer samples at a time")
     own_mask = params.get("mask_layer")
-    if own_mask is not None and own_mask not in adata.layers:
+    if own_mask is not None and own_mask not in layer_names(adata):
         _check.warn(f"the model was trained with mask_layer={own_mask!r}, which adata.layers lacks; only NaN is missing here")
         own_mask = None
         del params["mask_layer"]

@@ -4,14 +4,14 @@ import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from scanpy import logging as logg
 
 from ... import _check, _device, _files, _progress, _random
 from ..._anndata import keys
-from ..._anndata.read import check_object, read_layer
+from ..._anndata.copies import for_display
+from ..._anndata.read import check_object
 from ..._keywords import helpful
 from .. import _replay
 from . import figures, numbers, page, sections, verdict
@@ -212,7 +212,9 @@ def _before_and_after(
     columns = ["group", "gene", "before_in", "before_out", "after_in", "after_out", "trust"]
     if not places:
         return pd.DataFrame(columns=columns), {}
-    shown = _display(adata, key, imputation, points, basis)
+    params = {name: value for name, value in imputation.params.items() if name != "layer"}
+    record = {keys.METHOD: imputation.method, "params": params}
+    shown = for_display(adata, key, imputation.counts, imputation.surroundings, imputation.genes, record, (basis, points))
     genes = list(shown.var_names[places])
     before, after = _read.before_and_after(shown, genes, key, None)
     believed = dict(zip(range(adata.n_vars) if imputation.genes is None else imputation.genes, trust["trust"], strict=True))
@@ -231,18 +233,3 @@ def _before_and_after(
         "where": where,
     }
     return pd.DataFrame(rows, columns=columns), drawn
-
-
-def _display(adata: AnnData, key: str, imputation: _replay.Imputation, place: np.ndarray, basis: str) -> AnnData:
-    """The user's own result with names that are unique."""
-    from anndata.utils import make_index_unique
-
-    names = make_index_unique(pd.Index(imputation.names.astype(str)))
-    params = {name: value for name, value in imputation.params.items() if name != "layer"}
-    layers, obsm = {}, {f"X_{basis}": place}
-    if imputation.genes is None:
-        layers[key] = read_layer(adata, key)
-    else:
-        obsm[key] = adata.obsm[key].set_axis(names[imputation.genes], axis=1)
-    uns = {key: {keys.METHOD: imputation.method, "params": params}}
-    return ad.AnnData(imputation.counts, obs=imputation.parts["obs"], var=pd.DataFrame(index=names), obsm=obsm, uns=uns, layers=layers)

@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scipy.sparse as sp
 
 from ... import _device, _progress
-from ..._anndata import keys
-from ..._anndata.obs import read_annotation
+from ..._anndata import keys, with_scanpy
+from ..._anndata.copies import RESULT, of_counts
+from ..._anndata.obs import read_annotation, read_names
+from ..._anndata.read import matrix_of, names_in
+from ..._anndata.tables import read_embedding
 from ..._sparse import chunks, row_sums
 from .. import _clusters, _gene_trust, _heldout, _log_profiles, _thinned
 from .._false_signal import MIN_CELLS, false_signal
 from .._own_count_baseline import own_count
-from .._replay import RESULT, Imputation
+from .._replay import Imputation
 from .._second_run import THIN, impute_again
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def heldout(
     reads = {
         **whole.predictions(work, [RESULT], own=True),
         "own_count": own_count(whole, np.random.default_rng(seed)),
-        "knn": _similar_cells(work.layers[keys.train(THIN)], whole, seed),
+        "knn": _similar_cells(matrix_of(work, keys.train(THIN)), whole, seed),
     }
     if imputation.genes is not None:
         reads = {name: _of_some(read, len(whole.kept), columns) for name, read in reads.items()}
@@ -123,7 +124,7 @@ def null(
     impute: Callable[..., Any] = lambda given: imputation.run_on_null(given, progress=progress)  # noqa: E731
     if n_labelled and imputation.takes_label:
         impute = lambda given, label: imputation.run_on_null(given, label, progress=progress)  # noqa: E731
-    counts = ad.AnnData(imputation.counts)
+    counts = of_counts(imputation.counts)
     with warnings.catch_warnings():
         # That there is no signal is no news here, and what is wrong with the user's own counts has been said.
         warnings.simplefilter("ignore", UserWarning)
@@ -148,43 +149,25 @@ def groups(adata: AnnData, imputation: Imputation, groupby: str | None, seed: in
 def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict[str, list[int]]:
     """Places of the genes that stand out in the counts of each of the largest groups, by the name of the group."""
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-    shown = [i for i in np.argsort(-sizes, kind="stable")[:_GROUPS] if sizes[i] >= _SMALLEST]
+    shown = [int(i) for i in np.argsort(-sizes, kind="stable")[:_GROUPS] if sizes[i] >= _SMALLEST]
     genes = np.flatnonzero(imputation.counts.getnnz(axis=0))
     if imputation.genes is not None:
         genes = np.intersect1d(genes, imputation.genes)
     if not shown or (sizes > 0).sum() < 2 or not len(genes):
         return {}
     cells = np.flatnonzero(codes >= 0)
-    label = pd.Categorical.from_codes(codes[cells], categories=[str(i) for i in range(len(names))])
-    # Numbers for names: those of the user need not be unique.
-    obs, var = pd.DataFrame({"group": label}, index=cells.astype(str)), pd.DataFrame(index=genes.astype(str))
-    work = ad.AnnData(profile(imputation.counts).of(genes)[cells], obs=obs, var=var)
-    chosen = [str(i) for i in shown]
-    with warnings.catch_warnings(), np.errstate(all="ignore"), _device.kept_threads():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        sc.tl.rank_genes_groups(
-            work,
-            "group",
-            mask_var=None,
-            groups=chosen,
-            reference="rest",
-            n_genes=min(_MARKERS, len(genes)),
-            method="t-test",
-            use_raw=False,
-            rankby_abs=False,
-            key_added="rank_genes_groups",
-        )
-    return {names[int(i)]: [int(place) for place in work.uns["rank_genes_groups"]["names"][i]] for i in chosen}
+    values = profile(imputation.counts).of(genes)[cells]
+    with _device.kept_threads():
+        best = with_scanpy.marker_genes(values, codes[cells], len(names), shown, min(_MARKERS, len(genes)))
+    return {names[group]: [int(genes[column]) for column in columns] for group, columns in best.items()}
 
 
 def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str, str]:
     """Two coordinates of every cell, ``(n, 2)``, how they are called, and what they are."""
-    from ...pl import _read
-
     if basis is not None:
-        return _read.positions(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"
-    if imputation.method != "began" and keys.SPATIAL in adata.obsm:
-        return _on_tissue(_read.positions(adata, keys.SPATIAL), adata, imputation), keys.SPATIAL, "the positions of the spots"
+        return read_embedding(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"
+    if imputation.method != "began" and keys.SPATIAL in names_in(adata, "obsm"):
+        return _on_tissue(read_embedding(adata, keys.SPATIAL), adata, imputation), keys.SPATIAL, "the positions of the spots"
     counts, how = profile(imputation.counts), settings(seed)
     scores = _clusters.components(counts, _clusters.variable_genes(counts, how.n_top_genes), how)
     if adata.n_obs <= _SMALLEST or not scores.any():
@@ -195,7 +178,9 @@ def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: i
 def _on_tissue(place: np.ndarray, adata: AnnData, imputation: Imputation) -> np.ndarray:
     """Positions as an image shows them, rows from the top; sections side by side."""
     column = imputation.params.get("library_key")
-    sections = np.zeros(len(place), dtype=np.int64) if column not in adata.obs else pd.factorize(adata.obs[column])[0]
+    sections = np.zeros(len(place), dtype=np.int64)
+    if column is not None and column in names_in(adata, "obs"):
+        sections = pd.factorize(read_names(adata, column, "library_key"))[0]
     found, left = place * (1, -1), 0.0
     for section in np.unique(sections):
         inside = sections == section
