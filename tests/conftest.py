@@ -32,7 +32,7 @@ import scipy.sparse as sp
 import torch
 from matplotlib import pyplot as plt
 
-from scimpute import datasets
+from scimpute import _bulk, _counts, datasets
 
 mpl.use("Agg")
 torch.set_num_threads(1)
@@ -155,12 +155,12 @@ def replace_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Any], 
 
 
 @pytest.fixture
-def refused(fingerprint: Callable[[Any], dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def refused(fingerprint: Callable[[Any], dict[str, str]], replace_everywhere: Callable[[Any, Any], None]) -> Callable[..., None]:
     """``refused(adata, call, error, message)``: the call raises this, before any training, and leaves the object as it was."""
 
     def check(adata: Any, call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
-        for training in ("tl._run.run", "tl._bulk.train"):
-            monkeypatch.setattr(f"scimpute.{training}", lambda *_, **__: pytest.fail("training had begun"))
+        for training in (_counts.run.run, _bulk.run.train):
+            replace_everywhere(training, lambda *_, **__: pytest.fail("training had begun"))
         before = fingerprint(adata)
         with pytest.raises(error, match=message) as caught:
             call(adata)
