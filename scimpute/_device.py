@@ -52,6 +52,8 @@ class _Threads:
         with self.lock:
             depth = getattr(self.here, "depth", 0)
             found = torch.get_num_threads()
+            # What can fail comes before the run is counted.
+            _one_thread()
             if not self.runs:
                 self.before = found
                 self.blas = threadpool_limits(1, user_api="blas")
@@ -60,7 +62,6 @@ class _Threads:
                 self.here.before = self.before if self.runs and found == 1 else found
             self.runs += 1
             self.here.depth = depth + 1
-            _one_thread()
 
     def end(self) -> None:
         with self.lock:

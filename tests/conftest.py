@@ -32,7 +32,7 @@ import scipy.sparse as sp
 import torch
 from matplotlib import pyplot as plt
 
-from scimpute import _bulk, _counts, datasets
+from scimpute import _bulk, _counts, _device, datasets
 
 mpl.use("Agg")
 torch.set_num_threads(1)
@@ -172,7 +172,7 @@ def refused(fingerprint: Callable[[Any], dict[str, str]], replace_everywhere: Ca
 
 @pytest.fixture
 def states() -> Callable[[], tuple[Any, ...]]:
-    """A function that gives all global state a run might change: generators, gradients, threads, dtype."""
+    """A function that gives all global state a run might change: generators, gradients, threads, runs not ended, dtype."""
 
     def look() -> tuple[Any, ...]:
         name, keys, *rest = np.random.get_state()  # noqa: NPY002
@@ -186,6 +186,7 @@ def states() -> Callable[[], tuple[Any, ...]]:
             numbers,
             *modes,
             torch.get_num_threads(),
+            _device._threads.runs,
             torch.get_default_dtype(),
             np.geterr(),
         )

@@ -114,9 +114,8 @@ def impute(
         The public function. ``uns`` records its parameters.
     """
     start = time.perf_counter()
-    path, show = model_target(request.save), _progress.shown(request.progress)
-    device, rng = _device.resolve(request.device), _random.generator(request.random_state)
-    inputs, conditions, target = _read(adata, request, settings, reader, device, rng)
+    device, rng, show = _device.resolve(request.device), _random.generator(request.random_state), _progress.shown(request.progress)
+    path, inputs, conditions, target = _read(adata, request, settings, reader, device, rng)
     output = Output(request.posterior, request.output, request.fill, request.sd, request.dtype)
     arrays = (inputs.counts, inputs.size, conditions.codes, inputs.columns)
     task = Task(*arrays, inputs.imputed, conditions.side, target, request.likelihood, output, device)
@@ -147,10 +146,11 @@ def _read(
     reader: CellReader | SpotReader,
     device: torch.device,
     rng: np.random.Generator,
-) -> tuple[Inputs, Conditions, Target | None]:
-    """Read counts, conditions and target batch. All refusals and warnings that need no training come here."""
+) -> tuple[Path | None, Inputs, Conditions, Target | None]:
+    """Path of the model, counts, conditions and target batch. All refusals and warnings that need no training come here."""
     check_target(adata, request.method, request.key_added, layer=request.layer, copy=request.copy, beside=request.factors, sd=request.sd)
     check_saveable(adata, request.save)
+    path = model_target(request.save)
     inputs = read_inputs(adata, request, rng, unit=reader.unit, min_genes=2 if request.factors else 1)
     if request.factors:
         earlier_result(adata, request.method, request.key_added, in_table=inputs.in_table)
@@ -177,7 +177,7 @@ def _read(
     warn_of_empty_cells(inputs.counts, inputs.size)
     warn_of_spots_off_tissue(adata, reader.off_tissue)
     warn_of_hints(adata, inputs.size, request.layer, request.size_key)
-    return inputs, conditions, target
+    return path, inputs, conditions, target
 
 
 def _saver(path: Path, method: str, inputs: Inputs, conditions: Conditions, done: Run, params: dict[str, Any]) -> Callable[[], None]:

@@ -123,8 +123,13 @@ OBJECTS: dict[str, tuple[Edit | None, dict[str, Any], type[Exception], str]] = {
     "22-masked": (lambda a: a._layers.__setitem__("c", np.ma.masked_invalid(a.X)), {"layer": "c"}, TypeError, "masked array"),
     # mask_layer
     "4-mask": (None, {"mask_layer": "sen"}, KeyError, r"mask_layer: layer 'sen' not found; available: .*did you mean 'seen'"),
-    "21-mask": (None, {"mask_layer": "shares"}, ValueError, "mask_layer='shares' holds other values than True and False"),
-    "21-mask-nan": (None, {"mask_layer": "earlier"}, ValueError, "mask_layer='earlier' holds other values than True and False"),
+    "21-mask": (None, {"mask_layer": "shares"}, ValueError, r"mask_layer='shares' holds other values than True \(observed\) and False"),
+    "21-mask-nan": (
+        None,
+        {"mask_layer": "earlier"},
+        ValueError,
+        r"mask_layer='earlier' holds other values than True \(observed\) and False",
+    ),
     # 3b
     "35-categorical": (
         None,
