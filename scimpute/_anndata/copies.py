@@ -1,4 +1,4 @@
-"""Objects made for a second run: the same counts, or others of the same cells, with only what an imputation reads."""
+"""Makes objects for a second run. They hold only what an imputation reads: counts of the same cells, labels and positions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from . import keys
 from .read import layer_names, read_layer
 
 RESULT = "imputed"
-"""Name of the result in the object of a second run."""
+"""Name of the result of a second run."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an imputation reads beside the counts, and the names of the genes: the same in every copy."""
+    """Everything but the counts that an imputation reads, and the gene names. All copies share it."""
 
     var_names: pd.Index
     obs: pd.DataFrame
@@ -36,33 +36,33 @@ class Surroundings:
         without: str | None = None,
         layers: Mapping[str, Any] | None = None,
     ) -> ad.AnnData:
-        """An object with these counts in ``X``, with more columns of ``obs``, and without one of them."""
+        """An object with these counts in ``X``, with the columns ``more_obs`` added to ``obs`` and the column ``without`` removed."""
         obs = self.obs[[name for name in self.obs if name != without]]
         if more_obs is not None:
             obs = pd.concat([obs, more_obs.set_axis(obs.index)], axis=1)
-        # Names that are not unique become numbers, as anndata would warn of each copy. Nobody reads these names.
+        # anndata would warn of duplicate names in every copy. Numbers replace them: nobody reads the names of a copy.
         names = self.var_names if self.var_names.is_unique else pd.RangeIndex(len(self.var_names)).astype(str)
-        others = {"obsm": dict(self.obsm), "obsp": dict(self.obsp), "uns": dict(self.uns)}
-        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), layers=layers, **others)
+        other_slots = {"obsm": dict(self.obsm), "obsp": dict(self.obsp), "uns": dict(self.uns)}
+        return ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names), layers=layers, **other_slots)
 
 
 def read_surroundings(adata: ad.AnnData, columns: Collection[str], features: str | None) -> Surroundings:
-    """Some columns of ``obs``; positions, neighbours, images and ``features`` of the spots, as far as they are there."""
-    spatial = [name for name in (keys.ARRAY_ROW, keys.ARRAY_COL) if name in adata.obs]
-    obsm = [name for name in (keys.SPATIAL, features) if name is not None and name in adata.obsm]
-    obsp = [name for name in (keys.SPATIAL_CONNECTIVITIES,) if name in adata.obsp]
-    uns = [name for name in (keys.SPATIAL, keys.neighbors(keys.SPATIAL)) if name in adata.uns]
+    """These columns of ``obs``, and what the object has of positions, neighbours, images and ``features`` of the spots."""
+    array_columns = [name for name in (keys.ARRAY_ROW, keys.ARRAY_COL) if name in adata.obs]
+    obsm_keys = [name for name in (keys.SPATIAL, features) if name is not None and name in adata.obsm]
+    obsp_keys = [name for name in (keys.SPATIAL_CONNECTIVITIES,) if name in adata.obsp]
+    uns_keys = [name for name in (keys.SPATIAL, keys.neighbors(keys.SPATIAL)) if name in adata.uns]
     return Surroundings(
         adata.var_names,
-        adata.obs[[name for name in adata.obs if name in columns or name in spatial]].copy(),
-        {name: adata.obsm[name] for name in obsm},
-        {name: adata.obsp[name] for name in obsp},
-        {name: adata.uns[name] for name in uns},
+        adata.obs[[name for name in adata.obs if name in columns or name in array_columns]].copy(),
+        {name: adata.obsm[name] for name in obsm_keys},
+        {name: adata.obsp[name] for name in obsp_keys},
+        {name: adata.uns[name] for name in uns_keys},
     )
 
 
 def of_counts(counts: sp.csr_matrix, names: pd.Index | None = None, obs: pd.DataFrame | None = None) -> ad.AnnData:
-    """An object with counts, names of the genes and columns of ``obs``, and nothing else."""
+    """An object with nothing but counts, gene names and columns of ``obs``."""
     return ad.AnnData(counts, obs=obs, var=None if names is None else pd.DataFrame(index=names))
 
 
@@ -72,19 +72,19 @@ def holds_only(adata: ad.AnnData, counts: sp.csr_matrix) -> bool:
 
 
 def counts_and_obs(adata: ad.AnnData) -> tuple[Any, pd.DataFrame]:
-    """``X`` and all columns of ``obs`` of an object that was made here."""
+    """``X`` and all columns of ``obs`` of an object from this module."""
     return adata.X, adata.obs
 
 
 def result_of(adata: ad.AnnData, key: str = RESULT) -> Any:
-    """Imputed values: a layer, or a table of some genes."""
+    """Imputed values: a layer, or a table if only some genes were imputed."""
     return adata.layers[key] if key in layer_names(adata) else adata.obsm[key]
 
 
 def with_all_genes(adata: ad.AnnData, table: pd.DataFrame, genes: np.ndarray, layers: Mapping[str, Any]) -> ad.AnnData:
-    """An object with imputed values of some genes in their places in ``layers["imputed"]``, and 0 for the other genes."""
-    places = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), adata.n_vars))
-    return ad.AnnData(adata.X, layers={**layers, RESULT: sp.csr_matrix(table.to_numpy()) @ places})
+    """An object whose ``layers["imputed"]`` has the imputed values of some genes, and 0 for all other genes."""
+    placement = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), shape=(len(genes), adata.n_vars))
+    return ad.AnnData(adata.X, layers={**layers, RESULT: sp.csr_matrix(table.to_numpy()) @ placement})
 
 
 def for_display(
@@ -96,9 +96,9 @@ def for_display(
     record: Mapping[str, Any],
     embedding: tuple[str, np.ndarray],
 ) -> ad.AnnData:
-    """The user's own result with unique names of the genes and one embedding.
+    """The user's own result with unique gene names and one embedding.
 
-    ``genes`` are the places of the imputed genes, or None for all; ``record`` goes to ``uns[key]``.
+    ``genes`` has the indices of the imputed genes, or None for all genes. ``record`` is written to ``uns[key]``.
     """
     names = make_index_unique(pd.Index(surroundings.var_names.astype(str)))
     basis, points = embedding

@@ -1,4 +1,4 @@
-"""Fingerprint of a matrix of counts: recognises the same counts in another place, reordered or cut (numpy and scipy only)."""
+"""Fingerprint of a count matrix. It recognises these counts in another layer, reordered or subset (numpy and scipy only)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._sparse import CACHED
 def fingerprint(counts: sp.csr_matrix) -> dict[str, Any]:
     """Number of molecules, and a hash for every cell and every gene.
 
-    A hash depends on the values only. Names and order of cells and genes do not matter.
+    Hashes depend on the values only, not on names or on the order of cells and genes.
     """
     hashes = sp.csr_matrix((_hash_values(counts.data), counts.indices, counts.indptr), shape=counts.shape)
     return {
@@ -25,9 +25,9 @@ def fingerprint(counts: sp.csr_matrix) -> dict[str, Any]:
 
 
 def is_same(counts: sp.csr_matrix, stored: Mapping[str, Any]) -> bool | None:
-    """Whether these are the counts of a stored fingerprint, or some of its cells, or some of its genes.
+    """Whether the stored fingerprint is from these counts, or from a superset of their cells or of their genes.
 
-    None if both cells and genes were cut: then the hashes cannot be compared.
+    None if both cells and genes were subset: then the hashes cannot be compared.
     """
     cells, genes = np.asarray(stored["cells"]), np.asarray(stored["genes"])
     all_cells, all_genes = counts.shape[0] == len(cells), counts.shape[1] == len(genes)
@@ -35,19 +35,19 @@ def is_same(counts: sp.csr_matrix, stored: Mapping[str, Any]) -> bool | None:
         return None
     if all_cells and all_genes and counts.data.sum(dtype=np.float64) != float(stored["molecules"]):
         return False
-    own = fingerprint(counts)
-    return (not all_genes or _contains(cells, own["cells"])) and (not all_cells or _contains(genes, own["genes"]))
+    hashes = fingerprint(counts)
+    return (not all_genes or _contains(cells, hashes["cells"])) and (not all_cells or _contains(genes, hashes["genes"]))
 
 
 def _contains(hashes: np.ndarray, part: np.ndarray) -> bool:
-    """Whether ``hashes`` has every hash of ``part``, and each as often: cells with zeros and ones only often share a hash."""
+    """Whether ``hashes`` has every hash of ``part`` at least as often. Cells that hold only zeros and ones often share a hash."""
     (all_values, n_all), (values, n) = (np.unique(array, return_counts=True) for array in (hashes, part))
     place = np.searchsorted(all_values, values).clip(max=len(all_values) - 1)
     return bool(((all_values[place] == values) & (n <= n_all[place])).all())
 
 
 def _hash_values(values: np.ndarray) -> np.ndarray:
-    """A number of 64 bits for every value (splitmix64); sums of these wrap around. Entries that are not stored count as 0."""
+    """A 64-bit number for every value (splitmix64). Sums of these numbers wrap around. Entries that are not stored count as 0."""
     hashes = np.empty(len(values), np.uint64)
     for start in range(0, len(values), CACHED):
         part = slice(start, start + CACHED)

@@ -1,4 +1,4 @@
-"""What a count method reads of an object, as plain arrays."""
+"""Reads the inputs of a count method from an object, as plain arrays."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ MIN_CELLS = 10
 
 @dataclass(frozen=True)
 class Inputs:
-    """Counts and what belongs to them.
+    """Counts, library sizes and genes.
 
     Attributes
     ----------
     counts
-        Canonical CSR float32, ``(n, g)``; shares its buffers with the object: read only.
+        Canonical CSR float32, ``(n, g)``. They share their buffers with the object, so nobody may change them.
     size
         Library sizes, ``(n,)``.
     genes, imputed
-        Names of all genes, and of those that are imputed.
+        Names of all genes, and of the imputed genes.
     columns
-        Places of the imputed genes, ``(k,)``.
+        Indices of the imputed genes in ``genes``, ``(k,)``.
     in_table
         Whether the caller chose genes, so that the result is a table.
     source
-        Fingerprint by which the counts are known again.
+        Fingerprint of the counts, which recognises them later.
     """
 
     counts: sp.csr_matrix
@@ -51,7 +51,7 @@ class Inputs:
 
 
 class CountRequest(Protocol):
-    """What of a request says which counts are read; the parameters of :func:`scimpute.tl.began` with these names."""
+    """The parameters of :func:`scimpute.tl.began` that say which counts to read."""
 
     @property
     def method(self) -> str: ...
@@ -66,7 +66,7 @@ class CountRequest(Protocol):
 
 
 def read_inputs(adata: AnnData, request: CountRequest, rng: np.random.Generator, *, unit: str, min_genes: int) -> Inputs:
-    """Counts, library sizes and the genes to impute, all checked; ``unit`` is what the method calls a row, such as "cells"."""
+    """Counts, library sizes and the genes to impute, all checked. ``unit`` is the method's word for a row, such as "cells"."""
     counts, source = read_source(adata, request.layer, request.rounding, rng)
     if adata.n_vars < min_genes:
         raise ValueError(f"tl.{request.method} needs at least {min_genes} genes, got {adata.n_vars}")
@@ -83,27 +83,27 @@ def read_inputs(adata: AnnData, request: CountRequest, rng: np.random.Generator,
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a network is conditioned on.
+    """Labels and side information that the network is conditioned on.
 
     Attributes
     ----------
     labels
-        Each label by its argument.
+        Labels by the name of their argument.
     sections
         The section of every spot.
     side
-        What there is beside the counts of a spot.
-    left_out
-        The only level of labels that have one level, in a list, by their arguments.
-    kept
-        Arrays that reading the side information for a saved model needs again.
+        Positions, neighbours and images of the spots.
+    single_levels
+        For labels with a single level: a list with this level, by the name of the argument. The network ignores these labels.
+    model_arrays
+        Arrays that a saved model needs to read the side information again.
     """
 
     labels: dict[str, Categorical]
     sections: Categorical | None = None
     side: SideInformation | None = None
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    kept: dict[str, np.ndarray] = field(default_factory=dict)
+    single_levels: dict[str, list[str]] = field(default_factory=dict)
+    model_arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def codes(self) -> tuple[np.ndarray, ...]:
@@ -114,40 +114,40 @@ class Conditions:
         return {name: label.levels for name, label in self.labels.items()}
 
     def record(self) -> dict[str, Any]:
-        """``conditioned_on``: column and levels of each label."""
+        """The entry ``conditioned_on`` of ``uns``: column and levels of each label."""
         return {name: {"column": label.column, "levels": label.levels} for name, label in self.labels.items()}
 
 
 @dataclass(frozen=True)
 class CellReader:
-    """Reads labels of cells: columns of ``obs`` by their arguments."""
+    """Reads labels of cells from columns of ``obs``; ``params`` has the column of each argument."""
 
     params: Mapping[str, str | None]
     unit = "cells"
-    off_tissue = "trained on"
-    """What becomes of spots beside the tissue."""
-    smaller = "impute fewer genes with genes=, or train on some cells with save= and impute all in parts with tl.apply"
-    """What helps where the result does not fit into memory."""
+    use_off_tissue = "trained on"
+    """How the method uses spots that are not on the tissue; for a warning."""
+    memory_remedy = "impute fewer genes with genes=, or train on some cells with save= and impute all in parts with tl.apply"
+    """What the user can do if the result does not fit into memory."""
 
     def read(self, adata: AnnData) -> Conditions:
-        """The labels; a column with one level is none."""
+        """The labels. A column with a single level is no label."""
         labels = {name: read_label(adata, column, name) for name, column in self.params.items() if column is not None}
-        single = {name: [str(adata.obs[self.params[name]].iloc[0])] for name, label in labels.items() if label is None}
-        return Conditions({name: label for name, label in labels.items() if label is not None}, left_out=single)
+        single_levels = {name: [str(adata.obs[self.params[name]].iloc[0])] for name, label in labels.items() if label is None}
+        return Conditions({name: label for name, label in labels.items() if label is not None}, single_levels=single_levels)
 
     def with_side(self, adata: AnnData, conditions: Conditions) -> Conditions:
-        """The same: cells have nothing beside their counts."""
+        """Unchanged conditions: cells have no side information."""
         return conditions
 
 
 @dataclass(frozen=True)
 class SpotReader:
-    """Reads the section of every spot, and what lies beside its counts.
+    """Reads the section of every spot, and its position, neighbours and image.
 
     Attributes
     ----------
     params
-        Parameters of :func:`scimpute.tl.spatial` that say what is read, checked.
+        Checked parameters of :func:`scimpute.tl.spatial` that say what to read.
     conditioned
         Whether the network is conditioned on the section.
     """
@@ -155,27 +155,27 @@ class SpotReader:
     params: Mapping[str, Any]
     conditioned: bool
     unit = "spots"
-    smaller = "impute fewer genes with genes="
+    memory_remedy = "impute fewer genes with genes="
 
     @property
-    def _alone(self) -> bool:
-        """Whether neighbours do not matter, and so the section neither."""
+    def _ignores_neighbours(self) -> bool:
+        """Whether the method uses neither neighbours nor sections."""
         return not self.conditioned and not self.params["spatial_weight"]
 
     @property
-    def off_tissue(self) -> str:
-        return "trained on" if self._alone else "trained on, and are neighbours of the others"
+    def use_off_tissue(self) -> str:
+        return "trained on" if self._ignores_neighbours else "trained on, and are neighbours of the others"
 
     def read(self, adata: AnnData) -> Conditions:
-        """The section, as a label where there are several and the network is conditioned on it."""
-        sections = one_section(adata) if self._alone else read_sections(adata, self.params["library_key"])
+        """The sections. They are a label if there are several and the network is conditioned on them."""
+        sections = one_section(adata) if self._ignores_neighbours else read_sections(adata, self.params["library_key"])
         if not self.conditioned or len(sections.levels) < 2:
             return Conditions({}, sections)
         return Conditions({"library_key": sections}, sections)
 
     def with_side(self, adata: AnnData, conditions: Conditions) -> Conditions:
-        """Positions, images and neighbours as well: they may take more memory than the counts."""
+        """Conditions with positions, neighbours and images. These are read apart, because they may take more memory than the counts."""
         sections = conditions.sections
         assert sections is not None, "spots have a section"
-        side, kept = read_side(adata, self.params, sections, sections.codes, len(sections.levels))
-        return replace(conditions, side=side, kept=kept)
+        side, model_arrays = read_side(adata, self.params, sections, sections.codes, len(sections.levels))
+        return replace(conditions, side=side, model_arrays=model_arrays)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def sd(key: str) -> str:
-    """Layer or obsm table with the standard deviations of an imputed one."""
+    """Layer or obsm table with the standard deviations of the imputed values."""
     return f"{key}_sd"
 
 
@@ -22,7 +22,7 @@ def test(key: str) -> str:
 
 
 def mask(key: str) -> str:
-    """Layer that is True where :func:`scimpute.pp.hide` hid an entry."""
+    """Boolean layer: True for the entries that :func:`scimpute.pp.hide` hid."""
     return f"{key}_mask"
 
 
@@ -77,13 +77,13 @@ def rings(key: str) -> str:
 
 
 SPATIAL_CONNECTIVITIES = connectivities(SPATIAL)
-"""Graph of neighbours that is read unless another is named."""
+"""Default graph of neighbours."""
 
 
 def layer_in_params(layer: str | None) -> str:
     """The layer as ``params["layer"]`` records it: ``"X"`` for ``adata.X``, else the name of the layer.
 
-    A layer that is itself called "X" is recorded as ``"layers/X"``: no layer of a file has a ``/`` in its name.
+    A layer with the name "X" is recorded as ``"layers/X"``, because a layer name in a file never has a ``/``.
     """
     if layer is None:
         return "X"
@@ -102,7 +102,7 @@ RAW = "raw"
 """Name of ``adata.raw`` as an argument ``layer=``."""
 
 SOURCE = "source"
-"""Entry of ``uns[key]`` with the fingerprint of the counts that were imputed."""
+"""Entry of ``uns[key]`` with the fingerprint of the imputed counts."""
 
 METHOD = "method"
 """Entry of ``uns[key]`` with the name of the function that wrote it."""

@@ -26,10 +26,10 @@ def as_numpy(matrix: Any, name: str) -> Any:
     foreign = hasattr(matrix, "__dlpack_device__") and not isinstance(matrix, np.ndarray)
     if library not in ("cupy", "cupyx") and not foreign:
         return matrix
-    call = f"jax.device_get({name})" if library in ("jax", "jaxlib") else f"{name}{_TO_CPU[library]}" if library in _TO_CPU else ""
+    conversion = f"jax.device_get({name})" if library in ("jax", "jaxlib") else f"{name}{_TO_CPU[library]}" if library in _TO_CPU else ""
     kind = f"{library}.{type(matrix).__name__}"
     if library in ("cupy", "cupyx") or int(matrix.__dlpack_device__()[0]) not in _CPU_READABLE:
-        raise TypeError(f"{name} is on a GPU ({kind}); bring it to the CPU first, e.g. {name} = {call or 'a numpy array of it'}")
+        raise TypeError(f"{name} is on a GPU ({kind}); bring it to the CPU first, e.g. {name} = {conversion or 'a numpy array of it'}")
     try:
         return np.from_dlpack(matrix.detach() if hasattr(matrix, "detach") else matrix)
     except Exception as error:  # libraries differ in their errors for sparse arrays and dtypes that numpy lacks

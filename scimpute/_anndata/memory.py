@@ -1,4 +1,4 @@
-"""Whether the result of a run fits into memory, checked before the work."""
+"""Checks before the work that the result of a run fits into memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .read import layer_names
 def check_memory(
     adata: ad.AnnData, counts: sp.csr_matrix, k: int, *, sd: bool, own: bool, dtype: str, copy: bool, hint: str, **work: Any
 ) -> None:
-    """Refuse an imputation of ``k`` genes that would not fit into memory, and say what helps.
+    """Refuse an imputation of ``k`` genes that would not fit into memory. The error lists remedies, ``hint`` as the last.
 
-    ``own``: rates in the cell's own batch are stored beside those of the target batch. ``work`` goes to :func:`._memory.of_counts`.
+    With ``own``, rates in the cell's own batch are stored beside rates in the target batch. ``work`` has further arguments of
+    :func:`._memory.of_counts`.
     """
     arrays = 1 + sd + own
     needed = _memory.of_counts(
@@ -28,7 +29,7 @@ def check_memory(
 
 
 def bytes_of_copy(adata: ad.AnnData, *, copy: bool) -> int:
-    """Bytes of the copy that gets the result; 0 if there is none. A view is copied as soon as something is written to it."""
+    """Bytes of the copy that gets the result; 0 if there is none. Writing to a view copies it."""
     return _matrix_bytes(adata) if copy or adata.is_view else 0
 
 

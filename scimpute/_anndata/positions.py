@@ -1,4 +1,4 @@
-"""Positions of spots: coordinates, row and column in the printed array; images and image features as they are stored."""
+"""Reads positions of spots: coordinates, and row and column in the printed array. Also reads stored images and image features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _MAX_COORDINATE = 1e100
-"""Largest coordinate: squares of much larger ones are infinite."""
+"""Largest coordinate. Squares of much larger numbers are infinite."""
 
 
 def _as_array(table: Any) -> np.ndarray:
@@ -33,19 +33,19 @@ def read_coordinates(adata: AnnData) -> np.ndarray:
         raise TypeError(f"{name} has dtype {values.dtype}, expected numbers; convert it, e.g. with .astype(float)")
     if values.ndim != 2 or values.shape[1] not in (2, 3):
         raise ValueError(f"{name} has shape {values.shape}, expected ({adata.n_obs}, 2) or ({adata.n_obs}, 3): x, y and perhaps z")
-    wrong = ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
-        raise ValueError(f"{name} is NaN or infinite for {wrong.sum()} spots (first: {first!r}); remove these spots")
-    far = np.abs(values.astype(np.float64)).max(axis=1) > _MAX_COORDINATE
-    if far.any():
-        first = adata.obs_names[int(np.flatnonzero(far)[0])]
-        raise ValueError(f"{name} is beyond {_MAX_COORDINATE:g} for {far.sum()} spots (first: {first!r}); correct or remove them")
+    not_finite = ~np.isfinite(values).all(axis=1)
+    if not_finite.any():
+        first = adata.obs_names[int(np.flatnonzero(not_finite)[0])]
+        raise ValueError(f"{name} is NaN or infinite for {not_finite.sum()} spots (first: {first!r}); remove these spots")
+    too_large = np.abs(values.astype(np.float64)).max(axis=1) > _MAX_COORDINATE
+    if too_large.any():
+        first = adata.obs_names[int(np.flatnonzero(too_large)[0])]
+        raise ValueError(f"{name} is beyond {_MAX_COORDINATE:g} for {too_large.sum()} spots (first: {first!r}); correct or remove them")
     return values.astype(np.float64)
 
 
 def read_array(adata: AnnData) -> np.ndarray | None:
-    """Row and column of every spot in the printed array ``(n, 2)``; None if obs lacks them or they are not whole numbers."""
+    """Row and column of every spot in the printed array ``(n, 2)``; None if obs lacks these columns or they are not whole numbers."""
     columns = [adata.obs.get(name) for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
     if any(column is None or not pd.api.types.is_numeric_dtype(column.dtype) for column in columns):
         return None
@@ -54,7 +54,7 @@ def read_array(adata: AnnData) -> np.ndarray | None:
 
 
 def stored_sections(adata: AnnData) -> dict[str, Mapping[str, Any]]:
-    """Entries of ``uns["spatial"]`` by section. Flags that some objects have there are left out."""
+    """Entries of ``uns["spatial"]`` by section. Some objects also store flags there; these are ignored."""
     entries = adata.uns.get(keys.SPATIAL)
     return {str(name): entry for name, entry in entries.items() if isinstance(entry, Mapping)} if isinstance(entries, Mapping) else {}
 
@@ -65,9 +65,9 @@ def read_features(adata: AnnData, key: str) -> np.ndarray:
         raise _check.missing("tile_features: obsm key", key, list(adata.obsm))
     values = _as_array(adata.obsm[key])
     if values.ndim != 2 or values.dtype.kind not in "iufb" or not values.shape[1]:
-        raise ValueError(f"adata.obsm[{key!r}] has shape {values.shape} and dtype {values.dtype}, expected numbers, a row for each spot")
-    wrong = ~np.isfinite(values.astype(np.float64)).all(axis=1)
-    if wrong.any():
-        first = adata.obs_names[int(np.flatnonzero(wrong)[0])]
-        raise ValueError(f"adata.obsm[{key!r}] is NaN or infinite for {wrong.sum()} spots (first: {first!r}); make it again")
+        raise ValueError(f"adata.obsm[{key!r}] has shape {values.shape} and dtype {values.dtype}, expected numbers, one row for each spot")
+    not_finite = ~np.isfinite(values.astype(np.float64)).all(axis=1)
+    if not_finite.any():
+        first = adata.obs_names[int(np.flatnonzero(not_finite)[0])]
+        raise ValueError(f"adata.obsm[{key!r}] is NaN or infinite for {not_finite.sum()} spots (first: {first!r}); make it again")
     return values.astype(np.float64)

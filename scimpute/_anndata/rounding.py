@@ -1,4 +1,4 @@
-"""Values that are not whole numbers: counts with rounding errors, counts with decimals, or normalised values (numpy and scipy only)."""
+"""Handles values that are not whole: counts with rounding errors or decimals, and normalised values (numpy and scipy only)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ROUNDINGS = ("nearest", "random")
 MAX_COUNT = 2.0**53
 """Largest count: above it float64 does not hold every whole number."""
 _RELATIVE_ERROR, _MIN_ERROR, _MAX_ERROR = 2e-6, 1e-2, 0.5
-"""Rounding error of a computed count, as a share of it and within limits. float32 loses about 1e-6 of a value in division, log and exp."""
+"""Rounding error of a computed count: relative to the count, and its limits. Division, log and exp lose about 1e-6 in float32."""
 _ROWS_CHECKED, _MIN_ENTRIES = 200, 5
-"""First rows that are checked for normalisation, and the non-zero entries that a row needs for that."""
+"""Number of first rows that are checked for normalisation, and the fewest non-zero entries of a checked row."""
 
 
 def tolerance(values: np.ndarray) -> np.ndarray:
@@ -21,26 +21,26 @@ def tolerance(values: np.ndarray) -> np.ndarray:
 
 
 def nearest_counts(values: np.ndarray) -> np.ndarray | None:
-    """The counts within rounding errors of ``values``: the same array if all values are whole, None if some are no counts."""
+    """The counts within rounding errors of ``values``. The same array if all values are whole; None if some values are no counts."""
     whole = np.rint(values)
     if np.array_equal(whole, values):
         return values
     if (np.abs(values - whole) > tolerance(values)).any():
         return None
-    # Small rates are near 0 as well, and are no counts. The rounding errors of zeros add up to next to nothing.
+    # Small rates are also near 0, but they are no counts. Rounding errors of zeros have a negligible sum.
     removed = np.abs(values[whole == 0]).sum(dtype=np.float64)
     return whole + np.float32(0) if removed <= 1e-3 * whole.sum(dtype=np.float64) else None
 
 
 def find_decimals(values: np.ndarray) -> np.ndarray:
-    """Indices of the values that are not counts, the farthest from a whole number first."""
+    """Indices of the values that are no counts. The value farthest from a whole number is first."""
     distance = np.abs(values - np.rint(values))
     decimals = np.flatnonzero((distance > tolerance(values)) | ((np.rint(values) == 0) & (values != 0)))
     return decimals[np.argsort(-distance[decimals], kind="stable")]
 
 
 def round_counts(values: np.ndarray, rounding: str, rng: np.random.Generator) -> np.ndarray:
-    """Whole numbers: the nearest, or the one below or above at random, so that the mean is the value."""
+    """Whole numbers: the nearest, or randomly the one below or above, with the value as the mean."""
     if rounding == "nearest":
         return np.rint(values)
     low = np.floor(np.maximum(values, 0))  # rounding errors may be below 0
@@ -48,7 +48,7 @@ def round_counts(values: np.ndarray, rounding: str, rng: np.random.Generator) ->
 
 
 def sign_of_normalisation(matrix: sp.csr_matrix) -> str | None:
-    """Why the values look normalised or logged, read from the first rows; None if nothing shows it."""
+    """Why the values look normalised or logged, by the first rows; None if there is no sign of it."""
     rows = [
         matrix.data[start:stop] for start, stop in zip(matrix.indptr[:_ROWS_CHECKED], matrix.indptr[1 : _ROWS_CHECKED + 1], strict=False)
     ]
@@ -71,7 +71,7 @@ def _sign_of_scaling(rows: list[np.ndarray]) -> str | None:
         return f"every cell adds up to {sums.mean():,.6g}"
     lowest = np.array([row.min() for row in rows])
     multiples = [np.abs(row / low - np.rint(row / low)) < 1e-4 * row / low for row, low in zip(rows, lowest, strict=True)]
-    # Molecules shared among genes, 0.5 and 0.33 of one, are multiples as well. But all cells have the same few lowest values then.
+    # Molecules shared among genes (0.5 or 0.33 each) are multiples as well, but then all cells have the same few lowest values.
     differ = len(np.unique(np.round(lowest, 5))) > max(4, min(12, len(rows) / 4)) and np.mean(np.abs(lowest - np.rint(lowest)) > 1e-3) > 0.5
     if len(rows) >= 5 and differ and np.mean([row.all() for row in multiples]) > 0.8:
         return "the values of a cell are multiples of its lowest"

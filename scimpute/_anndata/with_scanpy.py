@@ -1,4 +1,4 @@
-"""scanpy's functions on plain arrays. Each option that a preset of scanpy may change is given."""
+"""Calls scanpy's functions on plain arrays. All options that a preset of scanpy may change are set."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def principal_components(values: sp.csr_matrix | np.ndarray, n_pcs: int, seed: i
 
 
 def nearest_neighbours(scores: np.ndarray, n_neighbors: int, seed: int) -> ad.AnnData:
-    """An object with the graph of the nearest cells, as scanpy makes it."""
+    """An object with scanpy's graph of nearest neighbours."""
     graph = ad.AnnData(scores)
     with warnings.catch_warnings():
-        # scanpy puts neighbours that are equal to the cell into its sparse matrix one by one.
+        # scanpy adds neighbours at distance 0 to its sparse matrix one by one.
         warnings.simplefilter("ignore", sp.SparseEfficiencyWarning)
         sc.pp.neighbors(graph, n_neighbors=n_neighbors, use_rep="X", knn=True, method="umap", metric="euclidean", random_state=seed)
     return graph
@@ -60,12 +60,12 @@ def umap(graph: ad.AnnData, seed: int) -> np.ndarray:
 def marker_genes(
     values: sp.csr_matrix | np.ndarray, codes: np.ndarray, n_groups: int, groups: Sequence[int], n_genes: int
 ) -> dict[int, list[int]]:
-    """Columns that stand out in some of the groups against all other cells, by t-test; best first, by group.
+    """Indices of the marker genes of each of ``groups`` against all other cells, by t-test; best first.
 
-    ``values`` are log1p(CP10k) ``(n, g)``, ``codes`` the group of every cell ``(n,)``.
+    ``values`` are log1p(CP10k) ``(n, g)``. ``codes`` has the group of every cell, ``(n,)``.
     """
     label = pd.Categorical.from_codes(codes, categories=[str(i) for i in range(n_groups)])
-    # Numbers stand for the names of the genes, which need not be unique.
+    # Gene names may not be unique, so numbers replace them.
     obs = pd.DataFrame({"group": label}, index=pd.RangeIndex(len(codes)).astype(str))
     work = ad.AnnData(values, obs=obs, var=pd.DataFrame(index=pd.RangeIndex(values.shape[1]).astype(str)))
     with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""The only code that writes to an AnnData: what may be written is found before the work, and written is last and whole."""
+"""The only code that writes to an AnnData. It checks the target before the work, and writes at the end: all or nothing."""
 
 from __future__ import annotations
 
@@ -30,92 +30,96 @@ def check_target(
     beside: Mapping[str, str] | None = None,
     sd: bool = True,
 ) -> None:
-    """Refuse before the work an object or a key that could not take the result; ``beside`` has a name in each of other slots.
+    """Refuse, before the work, an object or a key that cannot take the result.
 
-    With ``sd=False`` no standard deviations are written, and those of an earlier result go (see :func:`write`).
+    ``beside`` names what the method also writes to other slots, one name for each slot. With ``sd=False`` the method writes no
+    standard deviations, and :func:`write` deletes the standard deviations of an earlier result.
     """
     check_writable(adata, copy)
     if layer is not None:
         _check.name_of("layer", layer, "a layer")
-    # Names of genes go to tables and files of models.
+    # Gene names are written to tables and to model files.
     _check.storable("adata.var_names", adata.var_names)
     _check_key(adata, key_added, method, layer, suffixes, beside or {}, sd)
 
 
 def check_writable(adata: Any, copy: bool) -> None:
-    """Refuse before the work what is no object or could not take any result."""
+    """Refuse, before the work, anything but an AnnData that can take a result."""
     check_object(adata)
     _check.boolean("copy", copy)
     if adata.isbacked and (copy or adata.is_view):
         what = "copy=True is not possible for a backed object" if copy else "adata is a view of a backed object, which cannot hold a result"
         raise ValueError(f"{what}; read it into memory with adata.to_memory() first")
-    # Not once the result is there: it would be lost where warnings are errors.
+    # Warn before the work: if warnings are errors, a later warning would lose the result.
     if adata.isbacked:
         _check.warn("adata is backed: the result is in memory only and is lost at close; keep it with adata.write_h5ad(new_file)")
     if adata.is_view and not copy:
         _check.warn(
             "adata is a view of another object: it becomes an object of its own, with the result in it, and the other stays as it is. "
-            "Pass a copy, adata = adata[...].copy(), and this is not said",
+            "Pass a copy to avoid this warning: adata = adata[...].copy()",
             ad.ImplicitModificationWarning,
         )
 
 
 def check_saveable(adata: ad.AnnData, save: Any) -> None:
-    """Refuse before the work to save a model that could not be applied, or in the place of the object."""
+    """Refuse, before the work, to save a model that cannot be applied, or to overwrite the file of the object."""
     if save is None:
         return
     if not adata.var_names.is_unique:
         raise ValueError(
             "save: adata.var_names are not unique, and a model knows its genes by name; call adata.var_names_make_unique() first"
         )
-    backing = False
-    with contextlib.suppress(TypeError, ValueError):  # what is no path is refused below
-        backing = adata.filename is not None and os.path.realpath(save) == os.path.realpath(adata.filename)
-    if backing:
+    is_backing_file = False
+    with contextlib.suppress(TypeError, ValueError):  # a later check refuses anything but a path
+        is_backing_file = adata.filename is not None and os.path.realpath(save) == os.path.realpath(adata.filename)
+    if is_backing_file:
         raise FileExistsError(f"save: {os.fspath(save)!r} is the file that backs adata; give the model a file of its own")
 
 
 def _check_key(
     adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, str], sd: bool
 ) -> None:
-    """Refuse a key that would overwrite what this function did not write."""
+    """Refuse a key that would overwrite entries of the user or of another method."""
     _check.key_name("key_added", key)
     names = [key + suffix for suffix in suffixes]
     if layer in names:
         raise ValueError(f"key_added={key!r} would overwrite the layer that is read, {layer!r}; choose another key")
     if written_by(adata, key) == method:
-        # Those with a standard deviation and nothing beside it write to either; which of the two is the user's cannot be told.
+        # These methods write values and standard deviations to layers or to obsm. We cannot know which of the two is the user's.
         both = next((n for n in names if n in layer_names(adata) and n in adata.obsm), None)
         if both is not None and keys.sd(key) in names and not beside:
             raise ValueError(
-                f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and only one is of {method}; choose another key or "
-                "delete them"
+                f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and {method} wrote only one of them; choose another "
+                "key or delete them"
             )
-        # What is called like standard deviations beside a result without them is the user's.
+        # If the earlier result has no standard deviations, an entry with their name is the user's.
         names, beside = [] if has_sd(adata, key) else [keys.sd(key)], {}
     names = [n for n in names if sd or n != keys.sd(key)]
-    taken = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
-    taken += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
-    taken += [f"{slot}[{n!r}]" for slot, n in beside.items() if n in getattr(adata, slot)]
-    taken += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
-    if method in METHODS and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(taken):
+    existing = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
+    existing += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
+    existing += [f"{slot}[{n!r}]" for slot, n in beside.items() if n in getattr(adata, slot)]
+    existing += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
+    if method in METHODS and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(existing):
         raise ValueError(
-            f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method} as far as uns says. Results of samples "
-            f"that were imputed apart are joined so, as anndata.concat drops uns. Choose another key, or delete them first: "
-            f"{'; '.join(f'del adata.{place}' for place in taken)}"
+            f"key_added={key!r}: {', '.join(existing)} exist and were not written by {method}, according to uns. "
+            f"anndata.concat drops uns, so joined results of separately imputed samples look like this. "
+            f"Choose another key, or delete them first: "
+            f"{'; '.join(f'del adata.{place}' for place in existing)}"
         )
-    if taken:
-        raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
+    if existing:
+        raise ValueError(
+            f"key_added={key!r}: {', '.join(existing)} exist and were not written by {method}; choose another key or delete them"
+        )
 
 
 def write_column(adata: ad.AnnData, name: str, values: np.ndarray) -> None:
-    """Write a column of ``var``; one of this name goes."""
+    """Write a column of ``var``; a column with the same name is replaced."""
     _actual(adata).var[name] = values
     logg.info(f"    adata.var[{name!r}] written by scimpute")
 
 
 def _actual(adata: ad.AnnData) -> ad.AnnData:
-    """The object, no view any more: as scanpy does it, for anndata would warn of our line."""
+    """The object, which is no longer a view. As in scanpy: anndata itself would warn about our line of code."""
     if adata.is_view:
         adata._init_as_actual(adata.copy())
     return adata
@@ -127,19 +131,21 @@ def as_tables(adata: ad.AnnData, values: Mapping[str, np.ndarray], genes: Sequen
 
 
 def earlier_result(adata: ad.AnnData, method: str, key: str, *, in_table: bool) -> dict[str, list[str]] | None:
-    """Where an earlier result lies that the new one does not overwrite, of a method that writes vectors to ``obsm`` as well.
+    """Slot and names of an earlier result that the new result does not overwrite; for a method that also writes vectors to ``obsm``.
 
-    Values lie in layers, or with some genes in ``obsm``. Refused where the user has something in the place of the new ones.
+    Values are in ``layers``, or in ``obsm`` if only some genes were imputed. Entries of the user at the new place are refused.
     """
     if written_by(adata, key) != method:
         return None
-    before, now = ("obsm" if table else "layers" for table in ("genes" in params_of(adata, key), in_table))
-    if before == now:
+    old_slot, new_slot = ("obsm" if table else "layers" for table in ("genes" in params_of(adata, key), in_table))
+    if old_slot == new_slot:
         return None
-    taken = [f"{now}[{name!r}]" for name in (key, keys.sd(key)) if name in getattr(adata, now)]
-    if taken:
-        raise ValueError(f"key_added={key!r}: {', '.join(taken)} exist and were not written by {method}; choose another key or delete them")
-    return {before: [key, *([keys.sd(key)] if has_sd(adata, key) else [])]}
+    existing = [f"{new_slot}[{name!r}]" for name in (key, keys.sd(key)) if name in getattr(adata, new_slot)]
+    if existing:
+        raise ValueError(
+            f"key_added={key!r}: {', '.join(existing)} exist and were not written by {method}; choose another key or delete them"
+        )
+    return {old_slot: [key, *([keys.sd(key)] if has_sd(adata, key) else [])]}
 
 
 def write(
@@ -155,38 +161,39 @@ def write(
 ) -> ad.AnnData | None:
     """Write a result, all or nothing, and log what was written.
 
-    An earlier result of the same function under the same key goes, also where it was in the other of layers and obsm.
+    An earlier result of the same function under the same key is deleted, even if it is in ``obsm`` and the new one in ``layers``.
 
     Parameters
     ----------
     slots
-        What goes to ``layers``, ``obsm``, ``varm`` and ``obsp``, by name.
+        Entries of ``layers``, ``obsm``, ``varm`` and ``obsp``, by name.
     uns
-        What goes to ``uns``; an entry is called ``key``.
+        Entries of ``uns``; one of them has the name ``key``.
     earlier
-        Names in any slot that go as well.
+        Further names to delete, by slot.
     save
-        Writes the model that belongs to the result. If that fails, a warning says so once the result is in, which is not lost for it.
+        Writes the model that belongs to the result. If this fails, the result is still written, and then a warning follows.
     """
-    unsaved: Exception | None = None
+    save_error: Exception | None = None
     if save is not None:
         try:
             save()
         except Exception as error:
-            unsaved = error
+            save_error = error
     target = adata.copy() if copy else _actual(adata)
     new = {**slots, "uns": {name: {keys.METHOD: method, **entry} for name, entry in uns.items()}}
     _replace(target, new, _outdated(target, key, method, new, earlier or {}))
-    # The result is in: a log that is closed or full does not make a failure of it.
+    # The result is written. A log that is closed or full must not make the call fail.
     with contextlib.suppress(Exception):
         for slot, entries in slots.items():
             for name in entries:
                 logg.info(f"    adata.{slot}[{name!r}] written by scimpute {method}")
         logg.info(f"    adata.uns[{key!r}] with parameters and history")
-    if unsaved is not None:
+    if save_error is not None:
         _check.tell(
-            f"the result is in the object, but its model could not be saved: {' '.join(str(unsaved).split()) or type(unsaved).__name__}. "
-            "Mend this and train again for the model; with the same random_state it is the same",
+            "the result is in the object, but its model could not be saved: "
+            f"{' '.join(str(save_error).split()) or type(save_error).__name__}. "
+            "Correct this and train again to save it; the same random_state gives the same model",
             _check.NotSavedWarning,
         )
     return target if copy else None
@@ -195,18 +202,18 @@ def write(
 def _outdated(
     adata: ad.AnnData, key: str, method: str, new: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, Collection[str]]
 ) -> dict[str, set[str]]:
-    """Names of an earlier result by slot, which do not belong to the new one."""
+    """Names of an earlier result that the new result lacks, by slot."""
     outdated = {slot: set(names) for slot, names in earlier.items()}
     if written_by(adata, key) != method:
         return outdated
     layers, tables = new.get("layers", {}), new.get("obsm", {})
     if not (layers and tables):
-        # A function that writes to either: what it had in the other one is not the user's.
+        # The function writes to layers or to obsm, so its earlier entries in the other slot are not the user's.
         for slot, entries in (("layers", tables), ("obsm", layers)):
             present = getattr(adata, "obsm" if slot == "layers" else "layers")
             outdated[slot] = outdated.get(slot, set()) | {name for name in entries if name not in present}
     if new["uns"][key].get("params", {}).get("sd") is False and has_sd(adata, key):
-        # Where values and vectors are written, `earlier` names those of the other slot.
+        # If the method writes values and vectors, `earlier` has the names of the other slot.
         where = ["layers" if key in layers else "obsm"] if new.get("varm") else ["layers", "obsm"]
         for slot in where:
             outdated[slot] = outdated.get(slot, set()) | {keys.sd(key)}
@@ -214,7 +221,7 @@ def _outdated(
 
 
 def _replace(adata: ad.AnnData, new: Mapping[str, Mapping[str, Any]], outdated: Mapping[str, set[str]]) -> None:
-    """Set all new entries and delete the outdated ones; at any failure everything is as it was before."""
+    """Set all new entries and delete the outdated ones. A failure restores the object."""
     names = {slot: {*new.get(slot, {}), *outdated.get(slot, set())} for slot in (*new, *outdated)}
     before = {slot: {name: getattr(adata, slot)[name] for name in names[slot] if name in getattr(adata, slot)} for slot in names}
     try:

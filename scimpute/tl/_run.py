@@ -157,7 +157,7 @@ def _read(
     check_dtype(request.dtype, request.output, inputs.counts, inputs.columns, inputs.imputed)
     conditions = reader.read(adata)
     # With a single batch, target_batch may name only this one.
-    target_of(request.target_batch, conditions.left_out)
+    target_of(request.target_batch, conditions.single_levels)
     target = target_of(request.target_batch, conditions.levels)
     check_memory(
         adata,
@@ -167,7 +167,7 @@ def _read(
         own=target is not None and request.posterior,
         dtype=request.dtype,
         copy=request.copy,
-        hint=reader.smaller,
+        hint=reader.memory_remedy,
         workers=_device.workers(device),
         training=settings.n_repeats,
         batch_size=settings.for_cells(adata.n_obs).cells_per_batch,
@@ -175,7 +175,7 @@ def _read(
     )
     conditions = reader.with_side(adata, conditions)
     warn_of_empty_cells(inputs.counts, inputs.size)
-    warn_of_spots_off_tissue(adata, reader.off_tissue)
+    warn_of_spots_off_tissue(adata, reader.use_off_tissue)
     warn_of_hints(adata, inputs.size, request.layer, request.size_key)
     return path, inputs, conditions, target
 
@@ -193,7 +193,7 @@ def _saver(path: Path, method: str, inputs: Inputs, conditions: Conditions, done
     if conditions.side is not None:
         shapes = conditions.side.shapes(done.fit.complexity.n_context)
         metadata["features"] = {name: list(shape) for name, shape in shapes.items()}
-    return partial(save_model, path, pack(done.fit, done.split, conditions.kept), metadata)
+    return partial(save_model, path, pack(done.fit, done.split, conditions.model_arrays), metadata)
 
 
 def _write(

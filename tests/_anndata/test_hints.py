@@ -62,7 +62,7 @@ def test_raw_of_more_genes():
     adata = toy()
     adata.raw = adata.copy()
     (message,) = said(adata[:, :10].copy(), layer="raw")
-    assert message.startswith("adata.raw has 40 genes, adata 10 of them")
+    assert message.startswith("adata.raw has 40 genes, but library sizes are sums over the 10 genes of adata")
 
 
 def test_spots_are_told_as_well():

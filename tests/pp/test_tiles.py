@@ -578,7 +578,7 @@ ONE_SECTION = [
         lambda a: a.obsm.update(spatial=a.obsm["spatial"] * 30),
         {},
         ValueError,
-        r"pass scale=\.\.\., which would have to be about 0.01\d+ or less",
+        r"pass scale=\.\.\., a factor of about 0.01\d+ or less",
         id="55-no-factor",
     ),
     pytest.param(lambda a: a.obsm.update(spatial=a.obsm["spatial"] - 1000), {}, ValueError, "has negative positions", id="55-negative"),
