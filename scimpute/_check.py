@@ -1,4 +1,4 @@
-"""Validators of arguments. Every message says what is wrong, what was found, what is allowed and what to do."""
+"""Checks of arguments. Every error says what is wrong, which value was passed, which values are allowed, and what to do."""
 
 from __future__ import annotations
 
@@ -20,30 +20,33 @@ from . import _memory
 
 GIB = 2**30
 HIGHEST = 2**63 - 1
-"""Whole numbers that h5ad and zarr can hold."""
+"""The largest whole number that h5ad and zarr can hold."""
 _CLOSE = 0.74
-"""Share of letters that are the same: one slip in four letters, two in eight."""
+"""Smallest similarity of two names that are taken for the same: one wrong letter in four, or two in eight."""
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 def listing(names: Iterable[Any], most: int = 10) -> str:
-    """``['a', 'b', ...]``, cut to the first few."""
+    """The first ``most`` names as text: ``['a', 'b', ...]``."""
     items = [str(name) for name in names]
     more = f", ... ({len(items)} in all)" if len(items) > most else ""
     return "[" + ", ".join(repr(i) for i in items[:most]) + more + "]"
 
 
 def closest(name: Any, existing: Iterable[Any]) -> str | None:
-    """The existing name that ``name`` is likely to stand for, if any: a slip or two, another case, or a part of it."""
+    """The existing name that ``name`` probably means; None if there is none.
+
+    One or two letters may differ, the case may differ, or ``name`` may be a part of the existing name.
+    """
     plain: dict[str, str] = {}
     for other in map(str, existing):
         plain.setdefault(_plain(other), other)
     wanted = _plain(str(name))
     if wanted in plain:
         return plain[wanted]
-    found = get_close_matches(wanted, plain, n=1, cutoff=_CLOSE)
-    if found:
-        return plain[found[0]]
+    matches = get_close_matches(wanted, plain, n=1, cutoff=_CLOSE)
+    if matches:
+        return plain[matches[0]]
     words = {other for other in plain.values() if len(wanted) > 2 and wanted in map(_plain, re.split(r"[_.\s-]+", other))}
     return min(words, key=len) if words else None
 
@@ -53,7 +56,7 @@ def _plain(name: str) -> str:
 
 
 def layers(layers: str | Sequence[str], baselines: Iterable[str]) -> list[str]:
-    """The layers that a score asks for, each once, and none called as one of its baselines."""
+    """The names of the layers to score. A name must not occur twice and must not be the name of a baseline."""
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be the name of a layer or several, got {layers!r}")
     names = [layers] if isinstance(layers, str) else [name_of("layers", name, "a layer, or several") for name in layers]
@@ -66,7 +69,7 @@ def layers(layers: str | Sequence[str], baselines: Iterable[str]) -> list[str]:
 
 
 def missing(what: str, name: str, existing: Collection[str]) -> KeyError:
-    """A KeyError that names what exists and the closest of it."""
+    """A KeyError that lists the existing names and suggests the closest one."""
     close = closest(name, existing)
     hint = f"; did you mean {close!r}?" if close else ""
     return KeyError(f"{what} {name!r} not found; available: {listing(existing)}{hint}")
@@ -75,7 +78,7 @@ def missing(what: str, name: str, existing: Collection[str]) -> KeyError:
 def number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
 ) -> float:
-    """A finite real number within bounds."""
+    """Check that the value is a finite real number within the bounds."""
     edges = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number in {edges}, got {value!r} of type {type(value).__name__}")
@@ -91,7 +94,7 @@ def number(
 
 
 def integer(name: str, value: Any, low: int = 1) -> int:
-    """A whole number not below ``low``, of 64 bits as files have it; a float is refused even where it is whole."""
+    """Check that the value is a whole number of at least ``low`` that fits 64 bits, as files need. Floats are refused, even 3.0."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         kind = ValueError if isinstance(value, float | np.floating) else TypeError
         raise kind(f"{name} must be a whole number of at least {low}, got {value!r} of type {type(value).__name__}")
@@ -115,18 +118,18 @@ def option(name: str, value: Any, allowed: Collection[str]) -> str:
 
 
 def auto(name: str, value: Any) -> bool:
-    """Whether a setting is left to the data; any other string is refused."""
+    """Whether the value is ``"auto"``. Any other string is refused."""
     if isinstance(value, str) and value != "auto":
         raise ValueError(f"{name} must be a number or 'auto', got {value!r}")
     return isinstance(value, str)
 
 
 class NotSavedWarning(UserWarning):
-    """The result is in the object, and its model could not be saved."""
+    """The result is in the object, but its model could not be saved."""
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that points at the line of the user that called the package."""
+    """Warn at the line of the user's code that called the package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
@@ -134,23 +137,24 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def tell(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning after the work is done. Where the user makes errors of warnings it goes to the log: the result is not lost for it."""
+    """Warn after the work is done. If the user turns warnings into errors, the message goes to the log, so that no result is lost."""
     try:
         warn(message, category)
     except Warning:
-        from scanpy import logging as logg  # takes seconds to import, and the help of the command line needs this module
+        # The import takes seconds, and the help of the command line needs this module.
+        from scanpy import logging as logg
 
         with contextlib.suppress(Exception):
             logg.error(message)
 
 
 def has_own_meaning(name: str) -> bool:
-    """Whether h5ad or zarr files keep something of their own under a name."""
+    """Whether h5ad or zarr files reserve this name."""
     return name in (".", "..", "_index") or name.startswith(".z")
 
 
 def key_name(name: str, value: Any) -> str:
-    """A key that can be written to h5ad and zarr and read again (a '/' makes a group that anndata does not read)."""
+    """Check that h5ad and zarr can store this key and read it again. A '/' would make a group, which anndata does not read."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {value!r} of type {type(value).__name__}")
     if not value or "/" in value:
@@ -162,29 +166,29 @@ def key_name(name: str, value: Any) -> str:
 
 
 def storable(what: str, names: Iterable[Any]) -> None:
-    """Refuse names with characters that no file can hold, before there is a result that would be lost with them."""
+    """Refuse names with characters that no file can hold. Call this before the work, so that no result is lost."""
     names = list(map(str, names))
     try:
-        whole = "".join(names)
-        whole.encode()
+        text = "".join(names)
+        text.encode()
     except UnicodeEncodeError:
         wrong = [name for name in names if any("\ud800" <= letter <= "\udfff" for letter in name)]
     else:
-        if "\0" not in whole:
+        if "\0" not in text:
             return
         wrong = [name for name in names if "\0" in name]
-    raise ValueError(f"{what}: {listing(wrong, 3)} cannot be written to a file (a NUL character, or half of one of two parts); rename it")
+    raise ValueError(f"{what}: {listing(wrong, 3)} cannot be written to a file (a NUL character or half of a surrogate pair); rename it")
 
 
 def name_of(argument: str, value: Any, what: str) -> str:
-    """A single name, as of a layer or a column; a list of them, or a number, is refused."""
+    """Check that the value is one name, such as the name of a layer or a column. Lists and numbers are refused."""
     if not isinstance(value, str):
         raise TypeError(f"{argument} must be the name of {what}, got {value!r} of type {type(value).__name__}")
     return value
 
 
 def memory(needed: float, hint: str) -> None:
-    """Refuse before the work what would not fit at its end."""
+    """Raise MemoryError before the work starts if its result would not fit."""
     available = _available_memory()
     if needed > available:
         raise MemoryError(f"this needs about {needed / GIB:.1f} GiB of memory, {available / GIB:.1f} GiB are available; {hint}")

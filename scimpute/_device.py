@@ -1,4 +1,4 @@
-"""Where the networks run, with how many threads, and under what state of torch."""
+"""The device of the networks, the number of threads, and the state of torch during a run."""
 
 from __future__ import annotations
 
@@ -13,73 +13,73 @@ import torch
 from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Output = TypeVar("Output")
 
 
 def resolve(device: str) -> torch.device:
     """``"auto"`` (a CUDA device if there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
-    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if device == "auto":
-        return torch.device(found[1] if len(found) > 1 else "cpu")
+        return torch.device(devices[1] if len(devices) > 1 else "cpu")
     name = "cuda:0" if device == "cuda" else device
-    if name not in found:
-        raise ValueError(f"device {device!r} not available; found: {', '.join(found)}")
+    if name not in devices:
+        raise ValueError(f"device {device!r} not available; found: {', '.join(devices)}")
     return torch.device(name)
 
 
 def _one_thread() -> None:
-    # A thread of Python that never asked would take the number of the process at its first operation, whatever was set before.
+    # A new Python thread takes the number of the process at its first operation. Reading the number first prevents this.
     torch.get_num_threads()
     torch.set_num_threads(1)
 
 
 class _Threads:
-    """One thread for each operation of torch and BLAS while any run goes on; what the user had is restored at its end.
+    """One thread for each operation of torch and BLAS during all runs. The last run restores the user's numbers.
 
-    Threads inside an operation (OpenMP) wait for each other by spinning. Where other processes use the cores, a run of many small
-    operations then takes ten to fifty times as long and burns the processor while it waits. And the number of threads decides
-    the order of summation: a library that changes it (numba does) would change the last digits of the result. So operations have
-    one thread, and independent parts of a run are worked on side by side (see :func:`side_by_side`), which changes no digit.
+    Threads inside an operation (OpenMP) wait for each other by spinning. If other processes use the cores, a run of many small operations
+    then takes ten to fifty times as long, and the waiting uses the processor. The number of threads also decides the order of summation. A
+    library that changes the number, such as numba, would change the last digits of the result. Therefore each operation has one thread.
+    Independent parts of a run work side by side (see :func:`side_by_side`), which changes no digit.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.runs, self.before = 0, 1
-        self.here = threading.local()
+        self.thread = threading.local()
         self.blas: threadpool_limits | None = None
 
     def begin(self) -> None:
         with self.lock:
-            depth = getattr(self.here, "depth", 0)
-            found = torch.get_num_threads()
-            # What can fail comes before the run is counted.
+            depth = getattr(self.thread, "depth", 0)
+            number = torch.get_num_threads()
+            # Calls that can fail come before the run is counted.
             _one_thread()
             if not self.runs:
-                self.before = found
+                self.before = number
                 self.blas = threadpool_limits(1, user_api="blas")
             if not depth:
-                # A new thread finds the 1 that a run elsewhere has set for the process.
-                self.here.before = self.before if self.runs and found == 1 else found
+                # A new thread may read the 1 that a run in another thread has set for the process.
+                self.thread.before = self.before if self.runs and number == 1 else number
             self.runs += 1
-            self.here.depth = depth + 1
+            self.thread.depth = depth + 1
 
     def end(self) -> None:
         with self.lock:
             self.runs -= 1
-            self.here.depth -= 1
+            self.thread.depth -= 1
             if not self.runs and self.blas is not None:
                 self.blas.restore_original_limits()
-            # The number belongs to a thread of Python: this one gets back what it had, once none of its runs goes on. This comes last:
-            # a BLAS may have the same threads.
-            if not self.here.depth:
-                torch.set_num_threads(self.here.before)
+            # Each Python thread has its own number. Restore this thread's number after its last run. This comes last, because BLAS may
+            # share the threads of torch.
+            if not self.thread.depth:
+                torch.set_num_threads(self.thread.before)
 
 
 _threads = _Threads()
 
 
 def _after_fork() -> None:
-    # In the parent another thread may have held the lock, or have been in a run: neither exists in the child.
+    # In the parent, another thread may have held the lock or may have been in a run. The child does not have this thread.
     global _threads
     if _threads.runs and _threads.blas is not None:
         _threads.blas.restore_original_limits()
@@ -92,9 +92,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def session(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast off, one thread an operation, no default device, whatever the caller has set; all restored.
+    """Turn gradients on and autocast off, use one thread per operation, and unset the default device; restore the caller's state.
 
-    A device out of memory becomes one clear error.
+    If the device runs out of memory, one clear error says so.
     """
     threads = _threads
     threads.begin()
@@ -117,7 +117,7 @@ def session(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_threads() -> Iterator[None]:
-    """Around calls of scanpy: numba's parallel functions give their number of threads to the OpenMP that torch uses too."""
+    """Restore torch's number of threads after calls of scanpy. Parallel numba functions change it, because they share OpenMP with torch."""
     before = torch.get_num_threads()
     try:
         yield
@@ -127,23 +127,23 @@ def kept_threads() -> Iterator[None]:
 
 
 def workers(device: torch.device) -> int:
-    """Parts of a run that are worked on at the same time: as many as there are cores to use, on a CPU."""
+    """Number of parts of a run that work at the same time: on a CPU the number of usable cores, otherwise 1."""
     if device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return max(1, min(cores, int(asked) if asked.isdecimal() else cores))
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, min(cores, int(limit) if limit.isdecimal() else cores))
 
 
 class Stopped(Exception):
     """Another part of the run has failed, or the user has interrupted it."""
 
 
-def side_by_side(function: Callable[[Item, Callable[[], None]], Found], items: Iterable[Item], device: torch.device) -> list[Found]:
-    """``function(item, alive)`` of every item, in threads; results are in the order of the items and do not depend on their number.
+def side_by_side(function: Callable[[Item, Callable[[], None]], Output], items: Iterable[Item], device: torch.device) -> list[Output]:
+    """Call ``function(item, alive)`` for every item, in threads. Results are in the order of the items.
 
-    ``alive()`` raises :class:`Stopped` once there is no use in going on; a function that takes long calls it now and then. The first
-    error is raised, after all threads have ended.
+    The number of threads does not change the results. ``alive()`` raises :class:`Stopped` if another item has failed or the user has
+    interrupted the run; a long function calls it now and then. After all threads have ended, the first error is raised.
     """
     items = list(items)
     n = min(workers(device), len(items))
@@ -156,20 +156,20 @@ def side_by_side(function: Callable[[Item, Callable[[], None]], Found], items: I
     if n <= 1:
         return [function(item, alive) for item in items]
 
-    def work(item: Item) -> Found:
+    def work(item: Item) -> Output:
         alive()
         _one_thread()
         return function(item, alive)
 
-    futures: list[Future[Found]] = []
+    futures: list[Future[Output]] = []
     with ThreadPoolExecutor(n, thread_name_prefix="scimpute") as pool:
         try:
             futures += [pool.submit(work, item) for item in items]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            # After an error or an interruption nothing of this is needed; after the last result nobody asks.
+            # After an error or an interruption the other results are not needed. After the last result the event has no effect.
             stop.set()
-    failed = [error for future in futures if (error := future.exception()) is not None and not isinstance(error, Stopped)]
-    if failed:
-        raise failed[0]
+    errors = [error for future in futures if (error := future.exception()) is not None and not isinstance(error, Stopped)]
+    if errors:
+        raise errors[0]
     return [future.result() for future in futures]

@@ -1,7 +1,7 @@
-"""Files: where one may be written is found out before the work; it is written whole or not at all, and is no more open to others.
+"""Safe writing of files. The target is checked before the work. A file is written whole or not at all, and keeps its permissions.
 
-Beside a file that is being written are one with the new content and one that is locked while a process is at work on it, so that what
-a killed run left behind can be told from what a live one needs.
+During the writing two files stand beside the target. A temporary file holds the new content, and the process holds a lock on a lock file.
+The lock shows whether a temporary file belongs to a live process or to a killed one.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not a Unix system; there, nothing is taken for left behind
+except ImportError:  # not a Unix system: there are no locks, and no leftover file is removed
     fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".scimpute-lock"
 _OUR_LOCK = re.compile(rf"(\..+\.[0-9a-f]{{8}}){re.escape(_LOCK)}", re.DOTALL)
 _KEPT = 40
-"""Letters of a file's name that its temporary name keeps: a long name has to stay legal."""
+"""Letters of a file's name that its temporary name keeps. A longer name could become illegal."""
 _PROOF = 4096
-"""Bytes that are written to find out whether there is room for any."""
+"""Bytes of the test file that shows whether the disk has room."""
 _HOUR, _DAY = 3600.0, 86400.0
 
 
-def target(name: str, path: str | os.PathLike[str], *, ours: Callable[[Path], bool] | None = None, else_it: str = "") -> Path:
-    """Where a file is to be written, links followed; a place where it cannot be is refused before any work is done.
+def target(name: str, path: str | os.PathLike[str], *, ours: Callable[[Path], bool] | None = None, refusal: str = "") -> Path:
+    """Resolve the path of a new file, and refuse it before the work if no file can be written there.
 
-    What killed runs left beside it is removed.
+    Temporary files of killed runs beside the target are removed.
 
     Parameters
     ----------
     name
-        The argument, for messages.
+        The name of the argument, for messages.
     path
-        What the user gave.
+        The path that the user passed. Links are followed.
     ours
-        Whether an existing file may be replaced; where None, any regular file that is not write-protected.
-    else_it
-        What a file that may not be replaced is, or is not, for messages.
+        Says whether an existing file may be replaced. None allows any regular file that is not write-protected.
+    refusal
+        Why an existing file may not be replaced, for messages, such as "is not a png file".
 
     Raises
     ------
     TypeError, ValueError
-        It is no path, or no legal one; it is a device, a pipe or the like.
+        The path is not a string or a path, is not legal, or is a device, a pipe or another special file.
     IsADirectoryError, FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError, OSError
-        It is a directory; its directory does not exist, or is a file; something that may not be replaced is there; nothing can be
-        written there.
+        The path is a directory; its directory does not exist, or is a file; an existing file may not be replaced; the directory cannot be
+        written to.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"{name} must be the path of a file, got {path!r} of type {type(path).__name__}")
@@ -63,31 +63,32 @@ def target(name: str, path: str | os.PathLike[str], *, ours: Callable[[Path], bo
     if "\0" in text:
         raise ValueError(f"{name}: {text!r} cannot be the name of a file: it has a NUL")
     try:
-        found = Path(os.path.realpath(text))
-        if found.is_dir() or text.endswith(("/", os.sep)):
+        resolved = Path(os.path.realpath(text))
+        if resolved.is_dir() or text.endswith(("/", os.sep)):
             raise IsADirectoryError(f"{name}: {text!r} is a directory; give a file name")
-        for folder in (Path(text).parent, found.parent):
+        for folder in (Path(text).parent, resolved.parent):
             if folder.exists() and not folder.is_dir():
                 raise NotADirectoryError(f"{name}: {str(folder)!r} is a file, not a directory")
             if not folder.is_dir():
                 raise FileNotFoundError(f"{name}: the directory {str(folder)!r} does not exist")
-        _refuse_what_is_there(name, found, ours, else_it)
+        _check_replaceable(name, resolved, ours, refusal)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError, PermissionError):
         raise
-    except (OSError, UnicodeError) as error:  # too long; letters that no file name has
+    except (OSError, UnicodeError) as error:  # the name is too long, or has characters that no file name can have
         raise ValueError(f"{name}: {text!r} cannot be the name of a file: {getattr(error, 'strerror', None) or error}") from error
-    _remove_what_killed_runs_left(found)
+    _remove_leftovers(resolved)
     try:
-        # What a system says of permissions is not always so (root, network drives): the only proof is a file.
-        with _temporary(found) as (temporary, _):
+        # The permissions that a system reports can be wrong (root, network drives). Only a test file is proof.
+        with _temporary(resolved) as (temporary, _):
             temporary.write_bytes(bytes(_PROOF))
     except OSError as error:
         kind = OSError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else PermissionError
-        raise kind(f"{name}: nothing can be written in {str(found.parent)!r}: {error.strerror}") from error
-    return found
+        raise kind(f"{name}: nothing can be written in {str(resolved.parent)!r}: {error.strerror}") from error
+    return resolved
 
 
-def _refuse_what_is_there(name: str, path: Path, ours: Callable[[Path], bool] | None, else_it: str) -> None:
+def _check_replaceable(name: str, path: Path, ours: Callable[[Path], bool] | None, refusal: str) -> None:
+    """Refuse an existing file that may not be replaced; see :func:`target`."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -97,26 +98,26 @@ def _refuse_what_is_there(name: str, path: Path, ours: Callable[[Path], bool] | 
     try:
         replaceable = ours is None or (stat.S_ISREG(mode) and ours(path))
     except PermissionError as error:
-        raise PermissionError(f"{name}: {str(path)!r} exists and may not be read by you, so it is left; choose another name") from error
+        raise PermissionError(f"{name}: {str(path)!r} exists and may not be read by you, so it is kept; choose another name") from error
     if not replaceable:
-        raise FileExistsError(f"{name}: {str(path)!r} exists and {else_it}; choose another name or delete it")
+        raise FileExistsError(f"{name}: {str(path)!r} exists and {refusal}; choose another name or delete it")
     if not stat.S_ISREG(mode):
         raise ValueError(f"{name}: {str(path)!r} is not a regular file; give the name of a file")
-    # To root everything is writable, but who takes away every right to write means it.
+    # Root can write to every file. A file without any write permission is protected on purpose.
     if not mode & 0o222 or not os.access(path, os.W_OK):
         raise PermissionError(f"{name}: {str(path)!r} is write-protected; choose another name, or allow it with chmod u+w")
 
 
-def replace_file(path: Path, write: Callable[[Path], object], *, ours: Callable[[Path], bool] | None = None, else_it: str = "") -> None:
-    """Have ``write`` fill a temporary file beside ``path`` and rename it: a failure leaves what was there.
+def replace_file(path: Path, write: Callable[[Path], object], *, ours: Callable[[Path], bool] | None = None, refusal: str = "") -> None:
+    """Let ``write`` fill a temporary file beside ``path``, and rename it to ``path``. A failure leaves the old file as it was.
 
-    The new file has the permissions of the one it replaces, or those of any new file. What is at ``path`` by then is looked at once
-    more, as in :func:`target`.
+    The new file keeps the permissions of the old file; without an old file it has the permissions of any new file. Before the renaming
+    ``path`` is checked again, as in :func:`target`.
     """
     path = Path(os.path.realpath(path))
     with _temporary(path) as (temporary, mode):
         write(temporary)
-        _refuse_what_is_there("file", path, ours, else_it)
+        _check_replaceable("file", path, ours, refusal)
         if path.exists():
             _same_access(path, temporary)
         else:
@@ -125,21 +126,22 @@ def replace_file(path: Path, write: Callable[[Path], object], *, ours: Callable[
 
 
 def _same_access(old: Path, new: Path) -> None:
+    """Give the new file the group and the permissions of the old one."""
     status = old.stat()
     mode = stat.S_IMODE(status.st_mode)
     if hasattr(os, "chown") and (status.st_uid, status.st_gid) != (new.stat().st_uid, new.stat().st_gid):
         try:
             os.chown(new, status.st_uid if os.geteuid() == 0 else -1, status.st_gid)
         except OSError:
-            # What the old group was allowed, another one is not.
+            # The new file has another group, which must not get the permissions of the old group.
             mode &= ~stat.S_IRWXG
     new.chmod(mode)
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
-    """An empty private file beside ``path``, removed in the end, and the permissions of any new file there."""
-    # For a figure the ending says what is to be drawn.
+    """An empty private file beside ``path``, and the permissions of any new file there. The private file is removed in the end."""
+    # The ending stays, because it decides the format of a figure.
     suffix = path.suffix if len(path.suffix) <= 20 else ""
     lock, descriptor = _locked(path.parent, f".{path.name[:_KEPT]}.")
     temporary = lock.with_name(lock.name.removesuffix(_LOCK) + suffix)
@@ -153,7 +155,7 @@ def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _locked(folder: Path, stem: str) -> tuple[Path, int]:
-    """A new lock file that this process holds; it names the machine."""
+    """A new lock file that this process holds. The file contains the name of the machine."""
     while True:
         lock = folder / f"{stem}{secrets.token_hex(4)}{_LOCK}"
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
@@ -165,13 +167,13 @@ def _locked(folder: Path, stem: str) -> tuple[Path, int]:
             lock.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        # Another run is looking whether it was left behind.
+        # Another run tests at this moment whether the lock file is a leftover. Try another name.
         lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _hold(descriptor: int) -> bool | None:
-    """Lock an open file: whether nobody else had; None where the file system has no locks."""
+    """Lock an open file. False if another process holds the lock; None if the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -183,22 +185,22 @@ def _hold(descriptor: int) -> bool | None:
     return True
 
 
-def _remove_what_killed_runs_left(path: Path) -> None:
-    """Temporary files of this user that no live process works on; whatever cannot be removed stays."""
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of this user that no live process uses. Errors are ignored."""
     with contextlib.suppress(OSError):
         names = os.listdir(path.parent)
         for name in names:
-            # Other names may be those of files that are not ours.
-            found = _OUR_LOCK.fullmatch(name)
-            if found:
+            # Files with other names may belong to other programs.
+            match = _OUR_LOCK.fullmatch(name)
+            if match:
                 # As in _temporary: the same name, with the ending of the file or without.
-                file = re.compile(rf"{re.escape(found[1])}(\.[^.]{{0,19}})?")
+                file = re.compile(rf"{re.escape(match[1])}(\.[^.]{{0,19}})?")
                 beside = [path.with_name(other) for other in names if file.fullmatch(other) and other != name]
                 with contextlib.suppress(OSError):
-                    _remove_if_left(path.parent / name, beside)
+                    _remove_if_leftover(path.parent / name, beside)
         if not path.suffix:
-            return  # such a name might be anybody's
-        # Earlier versions had no lock.
+            return  # other programs may use such names
+        # Earlier versions wrote no lock files.
         old = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
         for name in filter(old.fullmatch, names):
             lock = name.removesuffix(path.suffix) + _LOCK
@@ -207,12 +209,13 @@ def _remove_what_killed_runs_left(path: Path) -> None:
                     path.with_name(name).unlink()
 
 
-def _remove_if_left(lock: Path, beside: list[Path]) -> None:
+def _remove_if_leftover(lock: Path, beside: list[Path]) -> None:
+    """Remove a lock file and the temporary files beside it if no live process holds the lock."""
     descriptor = os.open(lock, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     try:
-        # A lock need not be seen on another machine.
-        here = os.read(descriptor, 1000) == socket.gethostname().encode()
-        idle = 0.0 if here else _DAY
+        # The lock of another machine may be invisible on this one: wait a day.
+        same_machine = os.read(descriptor, 1000) == socket.gethostname().encode()
+        idle = 0.0 if same_machine else _DAY
         if _hold(descriptor) and all(_is_mine(file, idle) for file in [lock, *beside]):
             for file in [*beside, lock]:
                 file.unlink(missing_ok=True)
@@ -221,7 +224,7 @@ def _remove_if_left(lock: Path, beside: list[Path]) -> None:
 
 
 def _is_mine(path: Path, idle: float) -> bool:
-    """Whether it is a regular file of this user, or gone, that nobody has written to for so many seconds."""
+    """Whether the path is a regular file of this user without a change for ``idle`` seconds. True if the file is gone."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Unknown arguments, with the one that was meant."""
+"""Errors for unknown keyword arguments, with a suggestion."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from . import _check
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What other packages call it.
-_ELSEWHERE = {
+# Names of parameters in other packages, and here.
+_FOREIGN_NAMES = {
     "seed": "random_state",
     "random_seed": "random_state",
     "verbose": "progress",
@@ -37,16 +37,16 @@ _ELSEWHERE = {
 
 
 def helpful(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, which says of an unknown argument which one was meant. Python names it only."""
-    known = list(inspect.signature(function).parameters)
+    """The same function, but its error for an unknown keyword suggests a parameter. Python's own error does not always."""
+    parameters = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
-            if name not in known:
-                meant = _ELSEWHERE.get(name)
-                meant = meant if meant in known else _check.closest(name, known)
-                hint = f"; did you mean {meant!r}?" if meant else f"; there are: {', '.join(known[1:])}"
+            if name not in parameters:
+                suggestion = _FOREIGN_NAMES.get(name)
+                suggestion = suggestion if suggestion in parameters else _check.closest(name, parameters)
+                hint = f"; did you mean {suggestion!r}?" if suggestion else f"; there are: {', '.join(parameters[1:])}"
                 raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{hint}")
         return function(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The imputation methods: one record each, read by the command line, the report, the leak check, the null test and `tl.apply`."""
+"""The imputation methods, one record each. The command line, the report, the leak check, the null test and `tl.apply` read the records."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Method:
-    """What the rest of the package needs to know of a function of ``scimpute.tl``.
+    """Description of a function of ``scimpute.tl`` for the rest of the package.
 
     Attributes
     ----------
     name
         The function ``scimpute.tl.<name>``.
     key
-        Name of its result where the caller gives none.
+        Default name of the result (``key_added``).
     data
-        Data it is for, in words.
+        The kind of data, in words.
     of_counts
-        Whether it imputes counts of molecules; otherwise it fills missing log expression.
+        Whether the method imputes counts of molecules. Otherwise it fills missing log expression.
     saves
-        Whether it can save a model.
+        Whether the method can save a model.
     takes_label
-        Whether it takes a cell type, ``celltype_key``.
+        Whether the method accepts a cell type, ``celltype_key``.
     factors
-        Whether it writes a vector for each spot and each gene.
+        Whether the method writes a vector for each spot and each gene.
     on_cells
-        Arguments with which it runs on counts alone, without positions; None where it needs positions.
+        Arguments for a run on counts without positions; None if the method needs positions.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Method:
 
 
 _SPOTS = "counts of spots or cells with their positions in obsm['spatial']"
-_CELLS = "counts of single cells or nuclei, as droplets and plates give them (also of spots, whose places are not used)"
-_BULK = "log expression of bulk samples, in which missing values are NaN (or zero: see --missing)"
+_CELLS = "counts of single cells or nuclei from droplets or plates (or of spots; their positions are not used)"
+_BULK = "log expression of bulk samples, with NaN for missing values (or zero: see --missing)"
 
 METHODS = {
     method.name: method
     for method in (
         Method("began", "began", _CELLS, takes_label=True, on_cells={}),
-        Method("spatial", "spatial_imputed", f"{_SPOTS}, and the image of the tissue where there is one"),
+        Method("spatial", "spatial_imputed", f"{_SPOTS}, and the image of the tissue if there is one"),
         Method("nmf", "nmf", _SPOTS, saves=False, factors=True, on_cells={"spatial_weight": 0}),
         Method("pmi", "pmi", _BULK, of_counts=False),
         Method("gain", "gain", _BULK, of_counts=False),

@@ -30,7 +30,7 @@ def model_target(path: str | os.PathLike[str] | None) -> Path | None:
     """Where a model is to be saved, if it is; found out before any work is done (see :func:`._files.target`)."""
     if path is None:
         return None
-    found = _files.target("save", path, ours=is_model, else_it=_NO_MODEL)
+    found = _files.target("save", path, ours=is_model, refusal=_NO_MODEL)
     if not _is_utf8(found):
         raise ValueError(f"save: {str(found)!r} has letters that are no UTF-8, which a model cannot be called by; choose another name")
     return found
@@ -64,7 +64,7 @@ def save_model(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mappin
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text["checksum"] = json.dumps(checksum(whole, text))
     # Minutes have passed since it was looked at what is there.
-    _files.replace_file(path, lambda temporary: save_file(whole, temporary, metadata=text), ours=is_model, else_it=_NO_MODEL)
+    _files.replace_file(path, lambda temporary: save_file(whole, temporary, metadata=text), ours=is_model, refusal=_NO_MODEL)
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], text: Mapping[str, str]) -> str:

@@ -112,8 +112,8 @@ def test_only_ours_are_replaced(tmp_path):
     assert target("save", path, ours=ours) == path
     path.write_text("theirs")
     for attempt in (
-        lambda: target("save", path, ours=ours, else_it="is not mine"),
-        lambda: replace_file(path, text("ours"), ours=ours, else_it="is not mine"),
+        lambda: target("save", path, ours=ours, refusal="is not mine"),
+        lambda: replace_file(path, text("ours"), ours=ours, refusal="is not mine"),
     ):
         with pytest.raises(FileExistsError, match="name' exists and is not mine; choose another name or delete it"):
             attempt()

@@ -21,7 +21,7 @@ class Output:
     def __init__(self, path: str | Path, kind: str = "h5ad") -> None:
         self.rule: dict[str, Any] = {
             "ours": functools.partial(_is_kind, kind),
-            "else_it": {"h5ad": "is not an h5ad file", "png": "is not a png file"}[kind],
+            "refusal": {"h5ad": "is not an h5ad file", "png": "is not a png file"}[kind],
         }
         self.path = _files.target("OUT", path, **self.rule)
 

@@ -136,7 +136,7 @@ def report(
     >>> print(found["verdict"])  # doctest: +SKIP
     """
     check_object(adata)
-    path = _files.target("save", save, ours=_is_report, else_it=_NO_report)
+    path = _files.target("save", save, ours=_is_report, refusal=_NO_report)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
     show = _progress.shown(progress)
@@ -179,7 +179,7 @@ def report(
             },
         )
         # Minutes have passed since it was looked at what is there.
-        _files.replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"), ours=_is_report, else_it=_NO_report)
+        _files.replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"), ours=_is_report, refusal=_NO_report)
     logg.info(f"report: {sentence} The page is {str(path)!r}")
     return {"verdict": sentence, "reasons": reasons, "heldout": scores, "gene_trust": trust, "false_signal": null, "markers": markers}
 
