@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# The command line imports what it needs when it needs it: scanpy and torch take seconds, and a help text is to be there at once.
+# The command line imports these modules only when it needs them. scanpy and torch take seconds, and the help should appear at once.
 if TYPE_CHECKING or not sys.argv or (sys.argv[0] != "-m" and Path(sys.argv[0]).stem != "scimpute"):
     from . import datasets, metrics, pl, pp, tl

@@ -1,4 +1,4 @@
-"""One bar for a whole run, with a line before and after it; or a line for each phase where there is nobody to see a bar."""
+"""The progress of a run: one bar for the whole run, or a line for each phase if no bar is drawn."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _log(line: str) -> None:
 
 
 say: Callable[[str], object] = _log
-"""Takes the line of a phase where no bar is drawn; the command line puts another in its place."""
+"""Prints the line of a phase if no bar is drawn. The command line replaces this function."""
 
 
-def shown(progress: bool | None) -> bool:
-    """Whether a bar is drawn. ``None``: in a terminal or a notebook, unless ``scanpy.settings.verbosity`` is 0."""
+def show_bar(progress: bool | None) -> bool:
+    """Whether to draw a bar. None draws it in a terminal or a notebook, unless ``scanpy.settings.verbosity`` is 0."""
     if progress is not None:
         return _check.boolean("progress", progress)
     return settings.verbosity >= 1 and (_in_notebook() or _in_terminal())
@@ -43,12 +43,12 @@ def _in_notebook() -> bool:
 def _in_terminal() -> bool:
     try:
         return sys.stderr.isatty()
-    except (AttributeError, ValueError, OSError):  # there is no stderr, or it is closed
+    except (AttributeError, ValueError, OSError):  # stderr does not exist or is closed
         return False
 
 
-class _Safe:
-    """A stream that loses what cannot be written: the terminal may go away in the middle of a run."""
+class _SafeStream:
+    """A stream that ignores failures of writing, because the terminal may close during a run."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -67,17 +67,18 @@ class _Safe:
 
 @functools.cache
 def _bar_class() -> Any:
-    """A bar of tqdm with a lock of its own.
+    """A bar of tqdm with its own lock.
 
-    The lock of tqdm is shared with child processes: one that is killed while it draws leaves it taken, and all others wait for ever.
+    Child processes share the lock of tqdm. If a child is killed while it draws, the lock is never released, and all other processes wait
+    for ever.
     """
-    # Imported here: at import it warns in a notebook without ipywidgets.
+    # The import warns in a notebook without ipywidgets.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
 
     class Bar(tqdm):
-        monitor_interval = 0  # no thread that would outlive a fork
+        monitor_interval = 0  # no monitor thread, which would not survive a fork
 
         @classmethod
         def renew(cls) -> None:
@@ -85,7 +86,7 @@ def _bar_class() -> Any:
 
     Bar.renew()
     if hasattr(os, "register_at_fork"):
-        # In the parent another thread may have been drawing; it does not exist in the child.
+        # In the parent, another thread may have held the lock. The child does not have this thread.
         os.register_at_fork(after_in_child=Bar.renew)
     return Bar
 
@@ -94,15 +95,15 @@ _outer: ContextVar[Progress | None] = ContextVar("outer", default=None)
 
 
 class Progress:
-    """How far a run is, in percent.
+    """The progress of a run in percent.
 
-    A phase has a share of the whole run, and a number of steps in it. A bar that cannot be drawn is given up, and the run goes on.
-    Steps may come from several threads.
+    A phase is a share of the whole run and has a number of steps. Several threads may report steps. If drawing the bar fails, the run goes
+    on without a bar.
 
     Parameters
     ----------
     title
-        What is done, such as ``"tl.began: 2,638 cells x 13,714 genes"``.
+        Title of the run, such as ``"tl.began: 2,638 cells x 13,714 genes"``.
     show
         Draw a bar. Otherwise a line for each phase goes to scanpy's log (level info).
     """
@@ -125,19 +126,19 @@ class Progress:
             self._draw(self._open)
         return self
 
-    def __exit__(self, *failed: object) -> None:
-        if failed[0] is None:
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
             self._to(100.0)
         seconds = time.perf_counter() - self.start
         if self.bar is not None:
-            self._draw(lambda: self.bar.set_description(f"{self.name}: {'stopped' if failed[0] else 'done'}"))
+            self._draw(lambda: self.bar.set_description(f"{self.name}: {'stopped' if error[0] else 'done'}"))
             self._draw(self.bar.close)
-        elif failed[0] is None and not (self.outer is not None and self.show):
+        elif error[0] is None and not (self.outer is not None and self.show):
             say(f"{self.name}: {seconds:.0f} s")
 
     @contextlib.contextmanager
     def one_step(self) -> Iterator[None]:
-        """A step of the phase that is a run of its own: it moves this bar, and draws none."""
+        """A step of the phase that is itself a run. The inner run moves this bar and draws no other."""
         token = _outer.set(self)
         try:
             yield
@@ -145,7 +146,7 @@ class Progress:
             _outer.reset(token)
 
     def phase(self, name: str, share: float, steps: int = 1) -> None:
-        """Begin a phase that takes a share (0 to 1) of the run; what was left of the phase before is skipped."""
+        """Begin a phase that is a share (0 to 1) of the run. The rest of the previous phase is skipped."""
         self._to(self.end)
         self.end, self.each = self.end + 100 * share, 100 * share / max(1, steps)
         if self.bar is not None:
@@ -154,21 +155,21 @@ class Progress:
             say(f"{self.name}: {name}")
 
     def step(self, part: float = 1.0) -> None:
-        """A step of the phase is done, or a part of it (0 to 1)."""
+        """Report that a step of the phase, or a part of a step (0 to 1), is done."""
         with self.lock:
             self._to(min(self.done + part * self.each, self.end))
 
     def _to(self, percent: float) -> None:
-        more, self.done = percent - self.done, percent
-        if self.outer is not None and more > 0:
-            self.outer.step(more / 100)
-        if self.bar is not None and more > 0:
-            self._draw(lambda: self.bar.update(more))
+        increase, self.done = percent - self.done, percent
+        if self.outer is not None and increase > 0:
+            self.outer.step(increase / 100)
+        if self.bar is not None and increase > 0:
+            self._draw(lambda: self.bar.update(increase))
 
     def _open(self) -> None:
         bar = _bar_class()
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        stream = None if _in_notebook() else _Safe(sys.stderr)
+        stream = None if _in_notebook() else _SafeStream(sys.stderr)
         bar.write(self.title, file=stream or sys.stdout)
         self.bar = bar(total=100, desc=self.name, bar_format=form, file=stream, leave=True)
 
@@ -176,5 +177,5 @@ class Progress:
         try:
             action()
         except Exception:
-            # A progress bar is no reason to lose a run.
+            # An error of the progress bar must not stop the run.
             self.bar = None

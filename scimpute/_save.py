@@ -1,4 +1,4 @@
-"""Saved models: safetensors with JSON metadata, written whole or not at all. No pickle."""
+"""Saved models: safetensors with JSON metadata, never pickles. A file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from . import _device, _files
 from ._version import __version__
 
 FORMAT = "2"
-"""Since 2 there is a checksum."""
+"""Format 2 added the checksum."""
 _AGAIN = "copy it again, or save the model again with save=..."
 _NO_MODEL = "is not a model of scimpute"
 _LONGEST_HEADER = 100_000_000
-"""Bytes of the JSON at the start of a safetensors file, by the format's own rule."""
+"""Most bytes of the JSON header that the safetensors format allows."""
 
 
 def model_target(path: str | os.PathLike[str] | None) -> Path | None:
-    """Where a model is to be saved, if it is; found out before any work is done (see :func:`._files.target`)."""
+    """Check the path of a new model before the work (see :func:`._files.target`). None if no model is to be saved."""
     if path is None:
         return None
-    found = _files.target("save", path, ours=is_model, refusal=_NO_MODEL)
-    if not _is_utf8(found):
-        raise ValueError(f"save: {str(found)!r} has letters that are no UTF-8, which a model cannot be called by; choose another name")
-    return found
+    target = _files.target("save", path, ours=is_model, refusal=_NO_MODEL)
+    if not _is_utf8(target):
+        raise ValueError(f"save: {str(target)!r} has letters that are no UTF-8, which safetensors cannot write; choose another name")
+    return target
 
 
 def _is_utf8(path: str | os.PathLike[str]) -> bool:
-    """Whether safetensors writes to this path, and not to another."""
+    """Whether the path is valid UTF-8. safetensors would write any other path under a different name."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -46,7 +46,7 @@ def _is_utf8(path: str | os.PathLike[str]) -> bool:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a file is one of our models, of this or another version; it may be cut or damaged behind its header."""
+    """Whether a file is a model of scimpute, of this or another version. Only the header is read; the rest may be damaged."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= _LONGEST_HEADER else b""
@@ -57,27 +57,27 @@ def is_model(path: Path) -> bool:
 
 
 def save_model(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors with their metadata; each value of the metadata is stored as JSON."""
+    """Write tensors and metadata. Each value of the metadata is stored as JSON."""
     text = {name: json.dumps(value) for name, value in {**metadata, "format": FORMAT}.items()}
-    # Copies of large tensors run in parallel, as they may in a forked child within a session only.
+    # torch copies large tensors in parallel. In a forked child this is safe only within a session.
     with _device.session(torch.device("cpu")):
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text["checksum"] = json.dumps(checksum(whole, text))
-    # Minutes have passed since it was looked at what is there.
-    _files.replace_file(path, lambda temporary: save_file(whole, temporary, metadata=text), ours=is_model, refusal=_NO_MODEL)
+        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text["checksum"] = json.dumps(checksum(copies, text))
+    # The target was checked minutes ago; replace_file checks it again.
+    _files.replace_file(path, lambda temporary: save_file(copies, temporary, metadata=text), ours=is_model, refusal=_NO_MODEL)
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], text: Mapping[str, str]) -> str:
-    """SHA-256 of all tensors and of the metadata as they are in the file."""
-    found = hashlib.sha256()
+    """SHA-256 of all tensors and of the metadata, as the file stores them."""
+    digest = hashlib.sha256()
     for name in sorted(text.keys() - {"checksum"}):
-        found.update(json.dumps([name, text[name]]).encode())
+        digest.update(json.dumps([name, text[name]]).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        found.update(json.dumps([name, str(tensor.dtype), *tensor.shape]).encode())
+        digest.update(json.dumps([name, str(tensor.dtype), *tensor.shape]).encode())
         if tensor.numel():
-            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -86,17 +86,17 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     Raises
     ------
     TypeError, FileNotFoundError, IsADirectoryError, PermissionError
-        There is no such file, or it may not be read.
+        The path is not a string or a path, the file does not exist, or it may not be read.
     ValueError
-        The file is no regular one, a pickle, no safetensors, cut short, damaged, not ours, or of a newer version.
+        The file is not regular, a pickle, not safetensors, cut short, damaged, not a model of scimpute, or of a newer version.
     """
     with _opened(path) as (file, metadata):
         name, keys = repr(os.fspath(path)), file.keys()
         try:
             tensors = {key: file.get_tensor(key) for key in keys}
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # types that torch does not know
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # torch does not know the dtype
             raise ValueError(f"model: {name} is damaged; {_AGAIN}") from error
-        # Models of format 1 have none.
+        # Models of format 1 have no checksum.
         needed = "checksum" in metadata or int(metadata["format"]) > 1
         if needed and metadata.get("checksum") != checksum(tensors, file.metadata()):
             raise ValueError(f"model: {name} is damaged: its content does not agree with its checksum; {_AGAIN}")
@@ -112,9 +112,9 @@ def require(
     high: float = math.inf,
     above: float = -math.inf,
 ) -> torch.Tensor:
-    """A tensor of a model, of this shape (None: any length), with finite values from ``low`` to ``high`` and above ``above``.
+    """Check a tensor of a model: its shape (None: any length), and finite values from ``low`` to ``high`` and above ``above``.
 
-    Raises KeyError or RuntimeError, which those who read a model tell as one ValueError.
+    Raises KeyError or RuntimeError. :func:`reading` turns them into one ValueError.
     """
     tensor = tensors[name]
     if len(tensor.shape) != len(shape) or any(n is not None and n != length for n, length in zip(shape, tensor.shape, strict=True)):
@@ -128,15 +128,15 @@ def require(
 
 
 def whole(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> int:
-    """A size in the metadata. It is no larger than those of the tensors, so that a damaged one does not ask for all of the memory."""
-    most = max((length for tensor in tensors.values() for length in (len(tensors), *tensor.shape)), default=0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+    """Check a size in the metadata. No size exceeds the longest axis of all tensors, so a damaged file cannot request all of the memory."""
+    largest = max((length for tensor in tensors.values() for length in (len(tensors), *tensor.shape)), default=0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         raise RuntimeError(f"{name} is {value!r}")
     return value
 
 
 def texts(name: str, value: Any, *, unique: bool = True) -> list[str]:
-    """Names in the metadata."""
+    """Check a list of names in the metadata."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise RuntimeError(f"{name} are no list of names")
     if unique and len(set(value)) < len(value):
@@ -146,7 +146,7 @@ def texts(name: str, value: Any, *, unique: bool = True) -> list[str]:
 
 @contextlib.contextmanager
 def reading(method: Any) -> Iterator[None]:
-    """One ValueError for whatever is found wrong with a model of this method."""
+    """Turn every error about the content of a model into one ValueError. ``method`` is the method of the model."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
@@ -157,14 +157,14 @@ def reading(method: Any) -> Iterator[None]:
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Metadata alone, whatever the size of the tensors. Raises as :func:`load_model`."""
+    """The metadata of a model; the tensors are not read. Raises the errors of :func:`load_model`."""
     with _opened(path) as (_, metadata):
         return metadata
 
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[safe_open, dict[str, Any]]]:
-    """The file, of which the header was read and compared with the length, and its metadata."""
+    """An open model file and its metadata. safetensors has compared the header with the length of the file."""
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise TypeError(f"model must be the path of a file written with save=..., got {path!r} of type {type(path).__name__}")
     name = repr(os.fspath(path))
@@ -174,7 +174,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[safe_open, dict[str,
         raise FileNotFoundError(f"model: {name} does not exist; give the file that was written with save=...")
     if os.path.isdir(path):
         raise IsADirectoryError(f"model: {name} is a directory; give the file that was written with save=...")
-    # Who opens a pipe waits for a writer.
+    # Opening a pipe would wait for a writer.
     if not os.path.isfile(path):
         raise ValueError(f"model: {name} is not a regular file; give the file that was written with save=...")
     if not os.access(path, os.R_OK):
@@ -205,7 +205,7 @@ def _read_metadata(name: str, text: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a file that is not whole safetensors."""
+    """Describe the damage of a file that is not whole safetensors."""
     with path.open("rb") as file:
         start = file.read(9)
     if not start:

@@ -1,4 +1,4 @@
-"""Arithmetic on count matrices that more than one part of the package needs (numpy and scipy only)."""
+"""Arithmetic on count matrices for several parts of the package. It needs only numpy and scipy."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import scipy.sparse as sp
 
 TARGET = 1e4
-"""Molecules per cell after normalisation: CP10k, scanpy's customary ``target_sum``."""
+"""Molecules per cell after normalisation: CP10k, the usual ``target_sum`` in scanpy."""
 
 
 def binomial(counts: np.ndarray, keep: float, rng: np.random.Generator) -> np.ndarray:
-    """Molecules kept out of ``counts`` (1 or more, as the non-zeros of a sparse matrix), each with probability ``keep``.
+    """Number of molecules of each entry that stay, if each stays with probability ``keep``. All ``counts`` are at least 1.
 
-    Nearly all entries of a single-cell matrix are small, and the first molecules of an entry are drawn as single
-    trials on the ever fewer entries that have them; the general binomial generator, far slower, sees only the rest.
+    Nearly all entries of a single-cell matrix are small. Therefore the first six molecules of an entry are single trials. The general
+    binomial generator is far slower and draws only the rest of larger entries.
     """
     kept = (rng.random(counts.shape, dtype=np.float32) < keep).astype(np.float32)
-    left = np.flatnonzero(counts > 1)
+    larger = np.flatnonzero(counts > 1)
     for molecules in range(2, 7):
-        kept[left] += rng.random(left.shape, dtype=np.float32) < keep
-        left = left[counts[left] > molecules]
-    kept[left] += rng.binomial(counts[left].astype(np.int64) - 6, keep)
+        kept[larger] += rng.random(larger.shape, dtype=np.float32) < keep
+        larger = larger[counts[larger] > molecules]
+    kept[larger] += rng.binomial(counts[larger].astype(np.int64) - 6, keep)
     return kept
 
 
 def split(counts: sp.csr_matrix, keep: float, rng: np.random.Generator) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Binomial split of every entry into two matrices that are independent given the rates."""
+    """Split every entry binomially into two matrices. Given the rates, the two matrices are independent."""
     kept = rng.binomial(counts.data.astype(np.int64), keep).astype(np.float32)
     parts = []
     for data in (kept, counts.data - kept):
@@ -39,9 +39,9 @@ def split(counts: sp.csr_matrix, keep: float, rng: np.random.Generator) -> tuple
 
 
 def row_sums(matrix: sp.csr_matrix) -> np.ndarray:
-    """Sum of every row in float64: float32 loses molecules beyond 2^24, small integers overflow.
+    """Sum of every row in float64. float32 would lose molecules beyond 2^24, and small integers would overflow.
 
-    scipy's ``sum(dtype=np.float64)`` converts only after it has added in the type of the matrix; a product adds in float64.
+    scipy's ``sum(dtype=np.float64)`` adds in the type of the matrix and converts the sum. A matrix product adds in float64.
     """
     return np.asarray(matrix @ np.ones(matrix.shape[1])).ravel()
 
@@ -57,9 +57,9 @@ def log1p_cp10k(values: Any, totals: np.ndarray) -> Any:
     Parameters
     ----------
     values
-        Counts of cells, ``(n, g)`` or single entries ``(n,)``; an array, or CSR, of which only the non-zeros are touched.
+        Counts of cells, ``(n, g)``, or one entry of each cell, ``(n,)``. An array or CSR; the zeros of CSR are not touched.
     totals
-        Molecules of each cell, ``(n,)``; 0 is taken as 1.
+        Molecules of each cell, ``(n,)``. A total of 0 is replaced by 1.
     """
     scale = (TARGET / np.where(totals > 0, totals, 1)).astype(values.dtype)
     if isinstance(values, np.ndarray):
@@ -69,24 +69,24 @@ def log1p_cp10k(values: Any, totals: np.ndarray) -> Any:
 
 
 def usual_size(size: np.ndarray) -> float:
-    """Median library size of the cells that have any molecule; 1 where none has."""
-    there = size[size > 0]
-    return max(float(np.median(there)), 1.0) if there.size else 1.0
+    """Median library size of the cells with molecules, at least 1."""
+    positive = size[size > 0]
+    return max(float(np.median(positive)), 1.0) if positive.size else 1.0
 
 
 def columns(matrix: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
-    """Some columns in the order given; the matrix itself where that is all of them as they are."""
+    """The columns ``genes`` in this order. If these are all columns in their own order, the matrix itself is returned."""
     if len(genes) == matrix.shape[1] and np.array_equal(genes, np.arange(len(genes))):
         return matrix
     return matrix[:, genes]
 
 
 CACHED = 300_000
-"""Entries that several passes are made over: so many stay in the cache of a core."""
+"""Entries that fit the cache of a core, for work that passes over the same entries several times."""
 
 
 def chunks(n_rows: int, n_columns: int, entries: int = 4_000_000) -> Iterator[slice]:
-    """Row slices of about ``entries`` dense entries each: the only size in which anything is made dense."""
+    """Row slices of about ``entries`` dense entries each. The package makes sparse matrices dense only in such slices."""
     step = max(1, entries // max(1, n_columns))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))

@@ -1,4 +1,4 @@
-"""The only training loop."""
+"""The training loop of all networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Trainable(Protocol):
-    """What the loop asks of a model: losses in the order of their steps, parameters by the name of their loss."""
+    """A model that the loop can train. It yields its losses in the order of their steps, and groups its parameters by loss."""
 
     metrics: dict[str, Tensor | float]
 
@@ -23,14 +23,14 @@ class Trainable(Protocol):
 
 @dataclass
 class History:
-    """What happened, epoch by epoch."""
+    """The record of each epoch, and the reason why the training stopped."""
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     stopped: str = "all epochs done"
 
 
 class _Patience:
-    """Stop when none of the watched measures has improved for a while."""
+    """Early stopping: the training ends if no watched measure improves for some epochs."""
 
     def __init__(self, epochs: int, watched: tuple[str, ...]) -> None:
         self.epochs, self.watched = epochs, watched
@@ -61,22 +61,22 @@ def fit(
     patience: int = 5,
     on_epoch: Callable[[], None] | None = None,
 ) -> History:
-    """Train until the epochs are done or nothing watched improves.
+    """Train until all epochs are done or no watched measure improves.
 
-    With ``one_cycle`` the learning rate rises over the first tenth of the steps and falls to zero along a cosine; else it is constant.
+    With ``one_cycle`` the learning rate rises over the first tenth of the steps and falls to zero along a cosine. Otherwise it is constant.
 
     Parameters
     ----------
     module
-        Yields its losses; each is stepped with the optimiser of its name before the next is asked for.
+        Yields its losses. The optimiser of a loss makes its step before the module computes the next loss.
+    batches
+        Returns the ``n_batches`` minibatches of an epoch. It is called once per epoch.
     weight_decay
         Decoupled decay of all parameters (AdamW).
-    batches
-        Called once an epoch, gives the ``n_batches`` minibatches.
     evaluate
-        Called after each epoch; its values join the record.
+        Returns values for the record. It is called after each epoch.
     watch
-        Names in the record of which at least one must improve within ``patience`` epochs.
+        Names in the record. At least one of them must improve within ``patience`` epochs.
 
     Raises
     ------
@@ -89,11 +89,11 @@ def fit(
         for name, parameters in groups.items()
     }
     total = max(2, n_batches * max_epochs)
-    # Of ten steps a tenth is a rise of length zero, by which the plan divides.
+    # With ten steps, a tenth is a rise of zero length, and OneCycleLR would divide by zero.
     rise = 0.1 if total != 10 else 0.2
     cycle = torch.optim.lr_scheduler.OneCycleLR
     plans = [cycle(o, learning_rate, total_steps=total, pct_start=rise) for o in optimizers.values()] if one_cycle else []
-    history, patience_left = History(), _Patience(patience, watch)
+    history, stopping = History(), _Patience(patience, watch)
     for epoch in range(max_epochs):
         sums: dict[str, Tensor | float] = {}
         times: dict[str, int] = {}
@@ -118,17 +118,17 @@ def fit(
         history.epochs.append(record)
         if on_epoch is not None:
             on_epoch()
-        if watch and patience_left.exhausted(record):
+        if watch and stopping.exhausted(record):
             history.stopped = f"no improvement of {' or '.join(watch)} in {patience} epochs"
             break
     return history
 
 
 def shuffled(rows: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Every row once, in parts of nearly equal size and about ``batch_size``: never a tail of one row."""
+    """Minibatches with every row once. Their sizes are nearly equal and close to ``batch_size``, so there is no tail of one row."""
     yield from np.array_split(rng.permutation(rows), n_batches(len(rows), batch_size))
 
 
 def n_batches(n_rows: int, batch_size: int) -> int:
-    """Number of parts :func:`shuffled` gives."""
+    """Number of minibatches that :func:`shuffled` yields."""
     return max(1, min(math.ceil(n_rows / batch_size), n_rows // 2))

@@ -92,9 +92,9 @@ def test_shown_in_a_terminal_unless_scanpy_is_silent(monkeypatch, verbosity):
     for stream, level, expected in ((Terminal(), 1, True), (Terminal(), 0, False), (io.StringIO(), 1, False), (None, 1, False)):
         monkeypatch.setattr(sys, "stderr", stream)
         verbosity(level)
-        assert _progress.shown(None) is expected
-        assert _progress.shown(True)
-        assert not _progress.shown(False)
+        assert _progress.show_bar(None) is expected
+        assert _progress.show_bar(True)
+        assert not _progress.show_bar(False)
 
 
 def test_lines_where_there_is_no_bar(verbosity):

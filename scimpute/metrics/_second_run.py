@@ -86,7 +86,7 @@ def second_runs(
 ) -> list[SecondRun]:
     """Imputations of the same counts, each made again of the same molecules; everything is checked before the first."""
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
-    show = _progress.shown(progress)
+    show = _progress.show_bar(progress)
     whole = isinstance(random_state, int | np.integer)
     seed = int(random_state) if whole else _random.seed(_random.generator(random_state))  # type: ignore[arg-type]
     where = str(_device.resolve(device))

@@ -118,7 +118,7 @@ def apply(
     start = time.perf_counter()
     check_object(adata)
     _check.option("unseen", unseen, ("error", "average"))
-    show = _progress.shown(progress)
+    show = _progress.show_bar(progress)
     tensors, metadata = load_model(model)
     method = METHODS.get(str(metadata.get("method")))
     if method is None or not method.saves:

@@ -71,7 +71,7 @@ def impute(adata: AnnData, method: str, *, save: Any, copy: bool, progress: bool
     max_missing = _check.number("max_missing", parameters["max_missing"], 0, 1)
     check_saveable(adata, save)
     path = model_target(save)
-    device, rng, show = _device.resolve(parameters["device"]), _random.generator(parameters["random_state"]), _progress.shown(progress)
+    device, rng, show = _device.resolve(parameters["device"]), _random.generator(parameters["random_state"]), _progress.show_bar(progress)
     data = _read(adata, method, parameters, max_missing, copy=copy, saved=path is not None)
     table = data.table
     title = f"tl.{method}: {adata.n_obs:,} samples x {len(data.kept):,} genes, {settings.n_models} networks, {device}"

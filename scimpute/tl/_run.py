@@ -114,7 +114,7 @@ def impute(
         The public function. ``uns`` records its parameters.
     """
     start = time.perf_counter()
-    device, rng, show = _device.resolve(request.device), _random.generator(request.random_state), _progress.shown(request.progress)
+    device, rng, show = _device.resolve(request.device), _random.generator(request.random_state), _progress.show_bar(request.progress)
     path, inputs, conditions, target = _read(adata, request, settings, reader, device, rng)
     output = Output(request.posterior, request.output, request.fill, request.sd, request.dtype)
     arrays = (inputs.counts, inputs.size, conditions.codes, inputs.columns)

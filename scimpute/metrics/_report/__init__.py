@@ -139,7 +139,7 @@ def report(
     path = _files.target("save", save, ours=_is_report, refusal=_NO_report)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
-    show = _progress.shown(progress)
+    show = _progress.show_bar(progress)
     rng = _random.generator(random_state)
     state = int(random_state) if isinstance(random_state, int | np.integer) else rng
     # Other libraries take no longer seed.
