@@ -1,4 +1,4 @@
-"""Figures: how the training went, what was learnt and imputed, and how much of what was hidden was found again."""
+"""Figures of the training, of embeddings, clusters and imputed values, and of the recovery of hidden values."""
 
 from ._clusters import clusters
 from ._embeddings import embeddings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-# As scanpy calls the axes of its own embeddings; others have the name of the embedding.
+# scanpy's axis names of its own embeddings. Axes of other embeddings have the name of the embedding.
 _AXES = {"diffmap": "DC", "tsne": "tSNE", "umap": "UMAP", "pca": "PC"}
 
 
@@ -36,10 +36,10 @@ def imputed(
     show: bool | None = None,
     save: str | os.PathLike[str] | bool | None = None,
 ) -> list[Axes] | None:
-    """Genes before and after the imputation, side by side on the same embedding and the same colour scale.
+    """Draw genes before and after the imputation side by side, on the same embedding and the same colour scale.
 
-    A row for each gene. Both columns show log1p(CP10k): of the counts, and of the imputed values, whatever ``output`` they were
-    written as. The highest values are drawn last.
+    Each gene has a row. The left panel shows log1p(CP10k) of the counts, the right panel log1p(CP10k) of the imputed values, for any
+    ``output`` of the imputation. Cells with the highest values are drawn last.
 
     Parameters
     ----------
@@ -48,38 +48,38 @@ def imputed(
     genes
         Name or names of genes.
     key
-        ``key_added`` of the imputation; a layer, or a table in ``obsm`` where only some genes were imputed. A layer that is not of
-        this package is brought to 10,000 molecules a cell by its own totals; it must not be logged.
+        ``key_added`` of the imputation: a layer, or a table in ``obsm`` if only some genes were imputed. A layer of another package is
+        scaled by its own totals to 10,000 molecules a cell; it must not be logged.
     layer
-        Layer with the counts to show as *before*; the one that was imputed where None. Where that one holds no counts any more, the
-        imputed counts are taken to be at the depth of this layer.
+        Layer with the counts to show as *before*; None shows the counts that were imputed. If no layer holds these counts any more, the
+        imputed values are assumed to be at the depth of ``layer``.
     basis
-        Embedding in ``obsm``, with or without the leading ``X_``.
+        Embedding in ``obsm``, with or without the prefix ``X_``.
     cmap
         Colour map.
     size
-        Area of a point in square points; 60000 / ``n_obs``, at most 20, where None.
+        Area of a point in square points; None uses 60000 / ``n_obs``, at most 20.
     ax
-        Axes to draw on, two for each gene, row by row; a new figure where None.
+        Axes to draw on, two for each gene, row by row; None makes a new figure.
     show
-        Show the figure; ``scanpy.settings.autoshow`` where None.
+        Show the figure; None uses ``scanpy.settings.autoshow``.
     save
-        File to save the figure to, or True for ``imputed`` in ``scanpy.settings.figdir``.
+        File for the figure, or True for ``imputed`` in ``scanpy.settings.figdir``.
 
     Returns
     -------
-    None where the figure is shown, else the axes (those of the colour bars are not among them). Nothing is written to ``adata``.
+    None if the figure is shown, else the axes without the axes of the colour bars. Nothing is written to ``adata``.
 
     Raises
     ------
     KeyError
-        A gene, the result, the embedding, or the library sizes it was made with do not exist.
+        A gene, the result, the embedding, or the library sizes of the imputation do not exist.
     ValueError
-        The matrix shown as *before* does not hold counts; ``ax`` is not two axes for each gene.
+        The matrix to show as *before* does not hold counts. ``ax`` does not have two axes for each gene.
 
     Notes
     -----
-    CP10k is molecules in 10,000 of the library size that the imputation used: ``size_key``, else the sum of the cell's counts.
+    CP10k is molecules per 10,000 of the library size. As in the imputation, this is ``size_key``, else the sum of the cell's counts.
 
     Examples
     --------
@@ -90,18 +90,18 @@ def imputed(
     """
     check_object(adata)
     genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    place, name = read_embedding(adata, basis), _axis_name(basis.removeprefix("X_"))
-    both = _read.before_and_after(adata, genes, key, layer)
+    coordinates, name = read_embedding(adata, basis), _axis_name(basis.removeprefix("X_"))
+    panel_values = _read.before_and_after(adata, genes, key, layer)
     size = min(20, 60_000 / adata.n_obs) if size is None else size
-    used = _figure.axes(ax, len(genes), 2, (3.4, 2.8), "two for each gene")
+    all_axes = _figure.axes(ax, len(genes), 2, (3.4, 2.8), "two for each gene")
     for i, gene in enumerate(genes):
-        pair = used[2 * i : 2 * i + 2]
-        top = max(float(values[:, i].max()) for values in both)
-        for axis, values, when in zip(pair, both, ("before", "after"), strict=True):
+        pair = all_axes[2 * i : 2 * i + 2]
+        top = max(float(values[:, i].max()) for values in panel_values)
+        for axis, values, when in zip(pair, panel_values, ("before", "after"), strict=True):
             order = np.argsort(values[:, i], kind="stable")
             points = axis.scatter(
-                place[order, 0],
-                place[order, 1],
+                coordinates[order, 0],
+                coordinates[order, 1],
                 c=values[order, i],
                 s=size,
                 cmap=cmap,
@@ -116,9 +116,9 @@ def imputed(
             axis.set_ylabel(_figure.plain(f"{name}2"), loc="bottom", fontsize="x-small", color="0.4")
             axis.spines[:].set_visible(False)
         pair[0].figure.colorbar(points, ax=pair, label="log1p(CP10k)", aspect=25, pad=0.02).outline.set_visible(False)
-    return _figure.finish(used, "imputed", show, save)
+    return _figure.finish(all_axes, "imputed", show, save)
 
 
 def _axis_name(basis: str) -> str:
-    """What is before the number of an axis, as in ``scanpy.pl.embedding``."""
+    """The name of an axis without its number, as in ``scanpy.pl.embedding``."""
     return _AXES.get(basis) or (basis.replace("draw_graph_", "").upper() if "draw_graph" in basis else basis)

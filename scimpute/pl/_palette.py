@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-"""Told apart by all."""
-# Where there are more categories, the colours that users know from scanpy's figures.
+"""Colours that colour-blind people can tell apart, too (Okabe and Ito)."""
+# For more categories, the colours that users know from scanpy's figures.
 _TWENTY = str.split("""
     #1F77B4 #FF7F0E #279E68 #D62728 #AA40FC #8C564B #E377C2 #B5BD61 #17BECF #AEC7E8 #FFBB78 #98DF8A #FF9896 #C5B0D5 #C49C94 #F7B6D2 #DBDB8D
     #9EDAE5 #AD494A #8C6D31
@@ -20,6 +20,6 @@ _MANY = str.split("""
 
 
 def palette(n: int) -> list[str]:
-    """Colours of this many categories, from the start again where there are no more."""
-    found = next((colors for colors in (OKABE_ITO, _TWENTY, _MANY) if len(colors) >= n), _MANY)
-    return [found[i % len(found)] for i in range(n)]
+    """Colours of ``n`` categories. If the palette is too short, colours repeat."""
+    chosen_palette = next((colors for colors in (OKABE_ITO, _TWENTY, _MANY) if len(colors) >= n), _MANY)
+    return [chosen_palette[i % len(chosen_palette)] for i in range(n)]

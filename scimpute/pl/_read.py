@@ -1,4 +1,4 @@
-"""What the figures need of an AnnData, as plain numpy and pandas."""
+"""Reads the data of the figures from an AnnData, as numpy arrays and DataFrames."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def history(adata: AnnData, key: str) -> pd.DataFrame:
-    """The table of ``uns[key]["history"]``, a row for each repeat and epoch."""
-    trained = {name: record["history"] for name, record in records(adata).items() if "history" in record}
-    if _check.name_of("key", key, "an imputation") not in trained:
-        raise _check.missing("training history: uns key", key, trained)
-    return trained[key]
+    """The table ``uns[key]["history"]`` with a row for each repeat and epoch."""
+    histories = {name: record["history"] for name, record in records(adata).items() if "history" in record}
+    if _check.name_of("key", key, "an imputation") not in histories:
+        raise _check.missing("training history: uns key", key, histories)
+    return histories[key]
 
 
 def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """log1p(CP10k) of some genes as counted and as imputed, both ``(n, genes)``."""
+    """log1p(CP10k) of the counts and of the imputed values of these genes, both ``(n, genes)``."""
     _check.name_of("key", key, "an imputation")
     places = read_genes(adata, genes)
     params: Mapping[str, Any] = params_of(adata, key) if written_by(adata, key) else {}
@@ -51,13 +51,13 @@ def before_and_after(adata: AnnData, genes: Sequence[str], key: str, layer: str 
         return before, log1p_cp10k(result, np.ones(1))
     totals = None if matrix is None else np.asarray(matrix.sum(axis=1), dtype=float).ravel()
     if totals is not None and (not params or _scale.are_equal(totals, row_sums(counts))):
-        # Of another package, or normalised since: molecules, or 10,000 a cell, or a million. Their own totals say which.
+        # Another package's values, or values normalised since: molecules, CP10k or CPM. Their own totals scale all of these.
         size = totals
     elif params and size_key is None and layer is not None:
-        # Imputed counts are at the depth of the counts they were made from; where these are gone, ``layer`` is what there is.
-        found = find_counts(adata, key)
-        if found is not None:
-            size = np.maximum(read_size(adata, None, found[1]), 1)
+        # Imputed counts are at the depth of their source counts. If no layer holds these any more, `layer` gives the depth.
+        source = find_counts(adata, key)
+        if source is not None:
+            size = np.maximum(read_size(adata, None, source[1]), 1)
     return before, log1p_cp10k(result, size)
 
 

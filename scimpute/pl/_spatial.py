@@ -42,56 +42,56 @@ def spatial(
     show: bool | None = None,
     save: str | os.PathLike[str] | bool | None = None,
 ) -> list[Axes] | None:
-    """Genes on the tissue, measured and imputed side by side on the same colour scale.
+    """Draw measured and imputed genes side by side on the tissue, on the same colour scale.
 
-    A row for each gene. Both columns show log1p(CP10k): of the counts, and of the imputed values, whatever ``output`` they were
-    written as. Spots are as large as they are on the tissue.
+    Each gene has a row. The left panel shows log1p(CP10k) of the counts, the right panel log1p(CP10k) of the imputed values, for any
+    ``output`` of the imputation. Spots have their true size on the tissue.
 
     Parameters
     ----------
     adata
-        Object with an imputation and, in ``obsm["spatial"]``, the places of the spots in pixels of the full-resolution image.
+        Object with an imputation, and with the positions of the spots in pixels of the full-resolution image in ``obsm["spatial"]``.
     genes
         Name or names of genes.
     key
-        ``key_added`` of the imputation; a layer, or a table in ``obsm`` where only some genes were imputed. A layer that is not of
-        this package is brought to 10,000 molecules a cell by its own totals; it must not be logged.
+        ``key_added`` of the imputation: a layer, or a table in ``obsm`` if only some genes were imputed. A layer of another package is
+        scaled by its own totals to 10,000 molecules a cell; it must not be logged.
     layer
-        Layer with the counts to show as *measured*; the one that was imputed where None. Where that one holds no counts any more, the
-        imputed counts are taken to be at the depth of this layer.
+        Layer with the counts to show as *measured*; None shows the counts that were imputed. If no layer holds these counts any more, the
+        imputed values are assumed to be at the depth of ``layer``.
     image_key
-        Image of ``uns["spatial"][library_id]["images"]``; None for none. Without images in the object, the spots are drawn alone.
+        Image in ``uns["spatial"][library_id]["images"]``; None draws no image. Without images in the object, only the spots are drawn.
     library_key
-        Column of ``obs`` with the section of each spot, where there are several. Only the spots of the section are shown.
+        Column of ``obs`` with the section of each spot, if there are several sections. Only the spots of one section are shown.
     library_id
-        The section to show, where there are several.
+        The section to show, if there are several.
     spot_size
-        Diameter of a spot in units of the coordinates; ``spot_diameter_fullres`` of the section, else the distance of
-        neighbouring spots, where None.
+        Diameter of a spot in units of the coordinates. None uses ``spot_diameter_fullres`` of the section, or else the distance of
+        neighbouring spots.
     alpha, image_alpha
         Opacity of the spots and of the image.
     cmap
         Colour map.
     vmax
-        Value at the upper end of the colour scale of every gene; the highest one in either column where None.
+        Upper end of the colour scale of every gene; None uses the highest value in both panels of the gene.
     ax
-        Axes to draw on, two for each gene, row by row; a new figure where None.
+        Axes to draw on, two for each gene, row by row; None makes a new figure.
     show
-        Show the figure; ``scanpy.settings.autoshow`` where None.
+        Show the figure; None uses ``scanpy.settings.autoshow``.
     save
-        File to save the figure to, or True for ``spatial`` in ``scanpy.settings.figdir``.
+        File for the figure, or True for ``spatial`` in ``scanpy.settings.figdir``.
 
     Returns
     -------
-    None where the figure is shown, else the axes (those of the colour bars are not among them). Nothing is written to ``adata``.
+    None if the figure is shown, else the axes without the axes of the colour bars. Nothing is written to ``adata``.
 
     Raises
     ------
     KeyError
         A gene, the result, the coordinates, the section, its image or its scale factor do not exist.
     ValueError
-        There are several sections and none was chosen; the matrix shown as *measured* does not hold counts; imputed values are NaN;
-        more than a twentieth of the spots are outside the image; ``ax`` is not two axes for each gene.
+        There are several sections, and you chose none. The matrix to show as *measured* does not hold counts. Imputed values are NaN.
+        More than a twentieth of the spots are outside the image. ``ax`` does not have two axes for each gene.
 
     Examples
     --------
@@ -105,21 +105,21 @@ def spatial(
     if vmax is not None:
         _check.number("vmax", vmax, 0, open_low=True)
     section = _tissue.read(adata, image_key, library_key, library_id, spot_size)
-    both = [values[section.spots] for values in _read.before_and_after(adata, genes, key, layer)]
-    if not np.isfinite(both[1]).all():
-        n_bad = int((~np.isfinite(both[1])).sum())
-        raise ValueError(f"key={key!r}: {n_bad} imputed values of these genes are NaN or infinite; there is nothing to show of them")
+    panel_values = [values[section.spots] for values in _read.before_and_after(adata, genes, key, layer)]
+    if not np.isfinite(panel_values[1]).all():
+        n_bad = int((~np.isfinite(panel_values[1])).sum())
+        raise ValueError(f"key={key!r}: {n_bad} imputed values of these genes are NaN or infinite; impute again, or leave out these genes")
     width, height = section.panel
-    used = _figure.axes(ax, len(genes), 2, (width + _BAR / 2, height), "two for each gene")
+    all_axes = _figure.axes(ax, len(genes), 2, (width + _BAR / 2, height), "two for each gene")
     for i, gene in enumerate(genes):
-        pair = used[2 * i : 2 * i + 2]
-        highest = max(float(values[:, i].max()) for values in both)
+        pair = all_axes[2 * i : 2 * i + 2]
+        highest = max(float(values[:, i].max()) for values in panel_values)
         top = (highest or 1) if vmax is None else vmax
-        for axis, values, when in zip(pair, both, ("measured", "imputed"), strict=True):
+        for axis, values, when in zip(pair, panel_values, ("measured", "imputed"), strict=True):
             discs = _tissue.draw(axis, section, image_alpha, array=values[:, i], cmap=cmap, clim=(0, top), alpha=alpha)
             axis.set_title(_figure.plain(f"{gene} {when}"))
         bar = pair[0].figure.colorbar(
             discs, ax=pair, label="log1p(CP10k)", aspect=20, pad=0.02, extend="max" if highest > top else "neither"
         )
         bar.outline.set_visible(False)
-    return _figure.finish(used, "spatial", show, save)
+    return _figure.finish(all_axes, "spatial", show, save)

@@ -1,4 +1,4 @@
-"""One section of tissue: its spots in the pixels of its image, the image, and how both are drawn."""
+"""Reads and draws one section of tissue: its image, and its spots in pixels of the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# Seen around the outermost spots, in spot distances.
+# Margin around the outermost spots, in distances between spots.
 _MARGIN = 1.5
 # Width of the tissue in a panel, and the space above it for a title, in inches.
 _WIDTH, _TITLE = 2.8, 0.45
@@ -28,9 +28,10 @@ _WIDTH, _TITLE = 2.8, 0.45
 
 @dataclass(frozen=True)
 class Section:
-    """Places of the spots in the object, their coordinates and diameter in pixels of the image, or as in ``obsm`` without one.
+    """One section to draw.
 
-    ``limits`` is left, right, top, bottom of what is shown.
+    ``spots`` has the rows of its spots in the object. ``xy`` ``(m, 2)`` and ``diameter`` are in pixels of the image, or without an
+    image in the unit of ``obsm["spatial"]``. ``limits`` has the left, right, top and bottom edge of the drawn area.
     """
 
     spots: np.ndarray
@@ -47,7 +48,7 @@ class Section:
 
 
 def read(adata: AnnData, image_key: str | None, library_key: str | None, library_id: str | None, spot_size: float | None) -> Section:
-    """The section asked for, or the only one."""
+    """The section that ``library_id`` names, or the only section."""
     if spot_size is not None:
         _check.number("spot_size", spot_size, 0, open_low=True)
     entries = stored_sections(adata)
@@ -61,9 +62,9 @@ def read(adata: AnnData, image_key: str | None, library_key: str | None, library
         assert library_id is not None, "an entry has a name"
         image, scale = section_image(adata, library_id, image_key, xy)
     factors = entry.get("scalefactors", {})
-    apart = _distance(xy)
-    diameter = factors.get("spot_diameter_fullres", apart) if spot_size is None else spot_size
-    xy, diameter, margin = xy * scale, float(diameter) * scale, _MARGIN * max(apart, float(diameter)) * scale
+    spacing = _spot_distance(xy)
+    diameter = factors.get("spot_diameter_fullres", spacing) if spot_size is None else spot_size
+    xy, diameter, margin = xy * scale, float(diameter) * scale, _MARGIN * max(spacing, float(diameter)) * scale
     low, high = xy.min(axis=0) - margin, xy.max(axis=0) + margin
     if image is not None:
         low, high = np.maximum(low, 0), np.minimum(high, image.shape[1::-1])
@@ -71,12 +72,12 @@ def read(adata: AnnData, image_key: str | None, library_key: str | None, library
 
 
 def _spots(adata: AnnData, entries: Mapping[str, Any], library_key: str | None, library_id: str | None) -> tuple[str | None, np.ndarray]:
-    """The section's name, where it has one, and its spots."""
+    """The name of the section, or None without a name, and the rows of its spots."""
     if library_key is None:
         if len(entries) > 1:
             raise ValueError(
-                f"uns['spatial'] has several sections, {_check.listing(entries)}; pass library_key=, the obs column that says which "
-                "spot is of which, and library_id="
+                f"uns['spatial'] has several sections, {_check.listing(entries)}; pass library_key=, the obs column with the section "
+                "of each spot, and library_id="
             )
         if library_id is not None and library_id not in entries:
             raise _check.missing("library_id: section", library_id, list(entries))
@@ -93,7 +94,7 @@ def _spots(adata: AnnData, entries: Mapping[str, Any], library_key: str | None, 
 
 
 def _entry(entries: Mapping[str, Any], library_id: str | None, image_key: str | None) -> Mapping[str, Any]:
-    """What ``uns["spatial"]`` has of the section."""
+    """The section's entry in ``uns["spatial"]``; empty without images."""
     if library_id is not None and library_id in entries:
         return entries[library_id]
     if entries and image_key is not None:
@@ -103,8 +104,8 @@ def _entry(entries: Mapping[str, Any], library_id: str | None, image_key: str | 
     return {}
 
 
-def _distance(xy: np.ndarray) -> float:
-    """How far a spot is from the nearest other."""
+def _spot_distance(xy: np.ndarray) -> float:
+    """Median distance of a spot to the nearest other spot."""
     different = np.unique(xy, axis=0)
     if len(different) < 2:
         return 1.0
@@ -112,7 +113,7 @@ def _distance(xy: np.ndarray) -> float:
 
 
 def draw(axis: Axes, section: Section, image_alpha: float, **spots: Any) -> EllipseCollection:
-    """The image with a disc for every spot, as large as it is on the tissue; y points down, as in images."""
+    """Draw the image, and a disc of the true size for every spot. The y axis points down, as in images."""
     if section.image is not None:
         axis.imshow(section.image, alpha=image_alpha, interpolation="bilinear")
     size = np.full(len(section.xy), section.diameter)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Panel = tuple[str, str, dict[str, tuple[str | None, str]]]
 
-# Title, label of the y axis, and the columns with their labels and colours. Blue, orange and green of Okabe and Ito, told apart by all.
+# Title, label of the y axis, and columns with their labels and colours. Colour-blind people can tell these colours apart, too.
 _PANELS: tuple[Panel, ...] = (
     ("Deviance of held-out molecules", "nats per molecule", {"heldout": (None, "#333333")}),
     (
@@ -28,7 +28,7 @@ _PANELS: tuple[Panel, ...] = (
     ),
     ("BEGAN balance", "$k_t$", {"k": (None, "#333333")}),
 )
-# In the place of the first, with likelihood="squared".
+# Replaces the first panel with likelihood="squared".
 _SQUARED: Panel = ("Error of held-out entries", "squared error of logs", {"heldout": (None, "#333333")})
 
 
@@ -42,11 +42,12 @@ def training(
     show: bool | None = None,
     save: str | os.PathLike[str] | bool | None = None,
 ) -> list[Axes] | None:
-    """Training curves, a line for each repeat.
+    """Draw training curves, a line for each repeat.
 
-    Up to three panels: deviance of the held-out molecules, or with ``likelihood="squared"`` the squared error of the logs of held-out
-    entries (lower is better); the losses of BEGAN, L(x) of real and L(Drop(G(x))) of imputed cells, with the convergence measure M; and
-    the balance k. What the training did not record is left out: without an adversary only the first panel remains.
+    There are up to three panels. The first shows the deviance of the held-out molecules, or with ``likelihood="squared"`` the squared
+    error of the logs of held-out entries; lower is better. The second shows the losses of BEGAN, L(x) of real and L(Drop(G(x))) of
+    imputed cells, and the convergence measure M. The third shows the balance k. Panels without recorded values are left out: without
+    an adversary, only the first remains.
 
     Parameters
     ----------
@@ -55,22 +56,22 @@ def training(
     key
         ``key_added`` of the imputation.
     ax
-        Axes to draw on, as many as there are panels; a new figure where None.
+        Axes to draw on, one for each panel; None makes a new figure.
     show
-        Show the figure; ``scanpy.settings.autoshow`` where None.
+        Show the figure; None uses ``scanpy.settings.autoshow``.
     save
-        File to save the figure to, or True for ``training`` in ``scanpy.settings.figdir``.
+        File for the figure, or True for ``training`` in ``scanpy.settings.figdir``.
 
     Returns
     -------
-    None where the figure is shown, else the axes. Nothing is written to ``adata``.
+    None if the figure is shown, else the axes. Nothing is written to ``adata``.
 
     Raises
     ------
     KeyError
         There is no training history under this key.
     ValueError
-        The history has none of these columns, as that of :func:`scimpute.tl.pmi`; ``ax`` is not as many axes as there are panels.
+        The history has none of these columns (for example after :func:`scimpute.tl.pmi`). ``ax`` does not have one axes for each panel.
 
     Examples
     --------
@@ -80,25 +81,27 @@ def training(
     >>> scimpute.pl.training(adata)  # doctest: +SKIP
     """
     history = _read.history(adata, key)
-    # Those of the bulk methods count models, not repeats.
+    # The history of a bulk method has models instead of repeats.
     squared = params_of(adata, key).get("likelihood") == "squared"
-    shown = panels(history, squared=squared) if "repeat" in history else []
-    if not shown:
+    history_panels = panels(history, squared=squared) if "repeat" in history else []
+    if not history_panels:
         raise ValueError(f"uns[{key!r}]['history'] has nothing to draw; its columns are {list(history.columns)}")
-    used = _figure.axes(ax, 1, len(shown), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in shown))
-    draw(history, used, shown)
-    return _figure.finish(used, "training", show, save)
+    all_axes = _figure.axes(
+        ax, 1, len(history_panels), (3.6, 2.8), "one for each of: " + ", ".join(title for title, _, _ in history_panels)
+    )
+    draw(history, all_axes, history_panels)
+    return _figure.finish(all_axes, "training", show, save)
 
 
 def panels(history: pd.DataFrame, *, squared: bool) -> list[Panel]:
-    """Those of which the history knows something."""
+    """The panels with at least one column in the history."""
     first, *others = _PANELS
     return [panel for panel in (_SQUARED if squared else first, *others) if set(panel[2]) & set(history.columns)]
 
 
-def draw(history: pd.DataFrame, used: Sequence[Axes], shown: Sequence[Panel]) -> None:
-    """Each panel on its axes."""
-    for axis, (title, label, lines) in zip(used, shown, strict=True):
+def draw(history: pd.DataFrame, all_axes: Sequence[Axes], history_panels: Sequence[Panel]) -> None:
+    """Draw each panel on its axes."""
+    for axis, (title, label, lines) in zip(all_axes, history_panels, strict=True):
         for column, (name, color) in lines.items():
             if column not in history:
                 continue
