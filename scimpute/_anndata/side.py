@@ -153,7 +153,7 @@ def _read_positions(
 def _known_extents(
     coordinates: np.ndarray, own_extents: np.ndarray, training_codes: np.ndarray, training_extents: np.ndarray
 ) -> np.ndarray:
-    """Extents of the spots: of the training for sections with a training name, as some of their spots may be missing now."""
+    """The section's extent for every spot. A section of the training keeps its training extent, as some of its spots may be missing now."""
     extent = own_extents.copy()
     for section in np.unique(training_codes[training_codes >= 0]):
         rows, (low, high) = training_codes == section, training_extents[section]

@@ -27,12 +27,12 @@ def check_target(
     layer: str | None,
     copy: bool,
     suffixes: Sequence[str] = ("", "_sd"),
-    beside: Mapping[str, str] | None = None,
+    other_slots: Mapping[str, str] | None = None,
     sd: bool = True,
 ) -> None:
     """Refuse, before the work, an object or a key that cannot take the result.
 
-    ``beside`` names what the method also writes to other slots, one name for each slot. With ``sd=False`` the method writes no
+    ``other_slots`` has the names that the method also writes to other slots, one for each slot. With ``sd=False`` the method writes no
     standard deviations, and :func:`write` deletes the standard deviations of an earlier result.
     """
     check_writable(adata, copy)
@@ -40,7 +40,7 @@ def check_target(
         _check.name_of("layer", layer, "a layer")
     # Gene names are written to tables and to model files.
     _check.storable("adata.var_names", adata.var_names)
-    _check_key(adata, key_added, method, layer, suffixes, beside or {}, sd)
+    _check_key(adata, key_added, method, layer, suffixes, other_slots or {}, sd)
 
 
 def check_writable(adata: Any, copy: bool) -> None:
@@ -77,7 +77,7 @@ def check_saveable(adata: ad.AnnData, save: Any) -> None:
 
 
 def _check_key(
-    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], beside: Mapping[str, str], sd: bool
+    adata: ad.AnnData, key: str, method: str, layer: str | None, suffixes: Sequence[str], other_slots: Mapping[str, str], sd: bool
 ) -> None:
     """Refuse a key that would overwrite entries of the user or of another method."""
     _check.key_name("key_added", key)
@@ -87,17 +87,17 @@ def _check_key(
     if written_by(adata, key) == method:
         # These methods write values and standard deviations to layers or to obsm. We cannot know which of the two is the user's.
         both = next((n for n in names if n in layer_names(adata) and n in adata.obsm), None)
-        if both is not None and keys.sd(key) in names and not beside:
+        if both is not None and keys.sd(key) in names and not other_slots:
             raise ValueError(
                 f"key_added={key!r}: layers[{both!r}] and obsm[{both!r}] both exist, and {method} wrote only one of them; choose another "
                 "key or delete them"
             )
         # If the earlier result has no standard deviations, an entry with their name is the user's.
-        names, beside = [] if has_sd(adata, key) else [keys.sd(key)], {}
+        names, other_slots = [] if has_sd(adata, key) else [keys.sd(key)], {}
     names = [n for n in names if sd or n != keys.sd(key)]
     existing = [f"layers[{n!r}]" for n in names if n in layer_names(adata)]
     existing += [f"{slot}[{n!r}]" for slot in ("obsm", "varm") for n in names if n in getattr(adata, slot)]
-    existing += [f"{slot}[{n!r}]" for slot, n in beside.items() if n in getattr(adata, slot)]
+    existing += [f"{slot}[{n!r}]" for slot, n in other_slots.items() if n in getattr(adata, slot)]
     existing += [f"uns[{key!r}]"] if key in adata.uns and written_by(adata, key) != method else []
     if method in METHODS and key not in adata.uns and {f"layers[{key!r}]", f"obsm[{key!r}]"} & set(existing):
         raise ValueError(
@@ -214,8 +214,8 @@ def _outdated(
             outdated[slot] = outdated.get(slot, set()) | {name for name in entries if name not in present}
     if new["uns"][key].get("params", {}).get("sd") is False and has_sd(adata, key):
         # If the method writes values and vectors, `earlier` has the names of the other slot.
-        where = ["layers" if key in layers else "obsm"] if new.get("varm") else ["layers", "obsm"]
-        for slot in where:
+        sd_slots = ["layers" if key in layers else "obsm"] if new.get("varm") else ["layers", "obsm"]
+        for slot in sd_slots:
             outdated[slot] = outdated.get(slot, set()) | {keys.sd(key)}
     return outdated
 

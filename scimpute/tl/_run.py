@@ -148,7 +148,9 @@ def _read(
     rng: np.random.Generator,
 ) -> tuple[Path | None, Inputs, Conditions, Target | None]:
     """Path of the model, counts, conditions and target batch. All refusals and warnings that need no training come here."""
-    check_target(adata, request.method, request.key_added, layer=request.layer, copy=request.copy, beside=request.factors, sd=request.sd)
+    check_target(
+        adata, request.method, request.key_added, layer=request.layer, copy=request.copy, other_slots=request.factors, sd=request.sd
+    )
     check_saveable(adata, request.save)
     path = model_target(request.save)
     inputs = read_inputs(adata, request, rng, unit=reader.unit, min_genes=2 if request.factors else 1)
