@@ -98,6 +98,11 @@ def test_only_one_room_touches_what_an_object_holds(path):
 
 
 @each()
+def test_no_file_is_longer_than_a_sitting(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@each()
 def test_errors_are_raised_not_made(path):
     """``ValueError(...)`` on a line of its own does nothing."""
     for node in ast.walk(ast.parse(path.read_text())):
