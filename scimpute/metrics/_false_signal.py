@@ -27,7 +27,7 @@ MIN_CELLS = 20
 HALF = "random_half"
 """Column of ``obs`` with the random halves."""
 _STEP = 1e-5
-"""Relative difference below which two values are equal: layers are float32, and so is the arithmetic of many imputers."""
+"""Relative difference below which two values are equal: layers are float32, and many imputers compute in float32."""
 _METHODS = [name for name, method in METHODS.items() if method.on_cells is not None]
 
 
@@ -45,65 +45,65 @@ def false_signal(
     alpha: float = 0.05,
     random_state: int | np.random.Generator | None = 0,
 ) -> pd.DataFrame:
-    """Impute data in which there is nothing to be found, and count what is found.
+    """Impute data without any signal, and count false positives.
 
-    Two null experiments :cite:p:`Andrews2018`. *Halves*: cells of one group are dealt at random into two halves; no gene differs between
-    these. *Permuted*: the counts of every gene are dealt anew over the cells, each gene apart; no two genes are correlated. What the
-    imputation makes of either is beside what the counts themselves give. Then both once more with the random half given to the
-    imputation as a label, which shows what conditioning on a label does to a test of this label.
+    There are two null experiments :cite:p:`Andrews2018`. *Halves*: the cells of one group are split at random into two halves. No gene
+    differs between the halves. *Permuted*: the counts of each gene are permuted over the cells, gene by gene. No two genes are correlated.
+    The table compares the imputed values with the counts. If the imputation takes a label, both experiments run once more with the random
+    half as the label. That shows what conditioning on a label does to a test of this label.
 
     Parameters
     ----------
     adata
         Object with counts. It is not changed.
     impute
-        ``"began"`` or ``"nmf"`` for the method of this package at its defaults, or any function that takes an object with counts in
-        ``X`` (a copy of its own) and returns the imputed matrix, ``n_obs`` x ``n_vars``. One that takes a second argument without a
-        default is given ``"random_half"``, the column of ``obs`` to be conditioned on, or None.
+        ``"began"`` or ``"nmf"`` for the method of this package with its defaults. Or a function that takes an object with counts in
+        ``X`` (a copy of its own) and returns the imputed matrix, ``n_obs`` x ``n_vars``. If the function has a second argument without a
+        default, that argument is ``"random_half"``, the column of ``obs`` with the label, or None.
     groups
-        Column of ``obs`` with cell types. The largest is taken, so that halves differ by nothing that is known. None: all cells are
-        one group.
+        Column of ``obs`` with cell types. Only the largest type is used, so that no known type differs between the halves. None: all cells
+        are one group.
     layer
-        Layer with the counts; ``X`` where None.
+        Layer with the counts; ``X`` if None.
     output
-        Scale of what a function returns: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k).
+        Scale of the matrix that a function returns: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k).
     n_splits
-        Number of random deals into halves.
+        Number of random splits into halves.
     n_labelled
-        Number of these that are imputed once more with the half as a label; all where None, and at most all. 0 leaves the label out.
+        Number of these splits that are imputed once more with the half as a label; all if None, and at most all. 0 omits the label.
     n_genes
-        Number of genes between which correlations are looked at: those with the most molecules.
+        Number of genes for the correlations: the genes with the most molecules.
     alpha
         False discovery rate (Benjamini-Hochberg) at which a gene is called different.
     random_state
-        Seed of the deals, generator, or None for a fresh one.
+        Seed of the splits, generator, or None for a fresh one.
 
     Returns
     -------
-    Rows ``"raw"`` (the counts), ``"imputed"`` and, where the imputation takes a label, ``"imputed_with_label"``. The columns:
+    Rows ``"raw"`` (the counts), ``"imputed"`` and, if the imputation takes a label, ``"imputed_with_label"``. The columns:
 
     ``differential_genes``
         Number of genes called different between two random halves, by the Mann-Whitney test of log1p(CP10k), mean over the splits.
         0 is right.
     ``tested_genes``
-        Number of genes tested, those with a molecule in the group.
+        Number of tested genes: the genes with a molecule in the group.
     ``correlation``
-        Mean absolute Spearman correlation between permuted genes. That of the counts is what chance gives; more was made by the imputation.
+        Mean absolute Spearman correlation between permuted genes. The value of the counts is chance; the imputation made any excess.
 
     Raises
     ------
     KeyError
         The layer or the column does not exist.
     TypeError
-        ``impute`` is no function.
+        ``impute`` is not a function.
     ValueError
-        The group has fewer than 20 cells; the matrix that was returned is of another shape or has NaN, infinite or negative values.
+        The group has fewer than 20 cells; the returned matrix has another shape or NaN, infinite or negative values.
     RuntimeError
-        ``impute`` has changed the object it was given.
+        ``impute`` changed its input object.
 
     Notes
     -----
-    The imputation is called ``2 + n_labelled + 1`` times where it takes a label, else twice. Tests work through chunks of genes.
+    An imputation with a label runs ``2 + n_labelled + 1`` times, any other twice. Tests work through chunks of genes.
 
     Examples
     --------
@@ -131,14 +131,14 @@ def false_signal(
     def run(matrix: sp.csr_matrix, half: np.ndarray, *, label: bool) -> np.ndarray:
         return _run(call, matrix, names, half, label=label)
 
-    def row(whole: Callable[[np.ndarray], Any], of_permuted: Any, scale: str, n_deals: int = n_splits) -> dict[str, float]:
-        found = [_differential(whole(half), half, tested, alpha, scale) for half in halves[:n_deals]]
+    def row(whole: Callable[[np.ndarray], Any], of_permuted: Any, scale: str, n_halves: int = n_splits) -> dict[str, float]:
+        n_different = [_differential(whole(half), half, tested, alpha, scale) for half in halves[:n_halves]]
         correlation = _correlation(_logged(of_permuted, most, _totals(of_permuted, scale)))
-        return {"differential_genes": float(np.mean(found)), "tested_genes": len(tested), "correlation": correlation}
+        return {"differential_genes": float(np.mean(n_different)), "tested_genes": len(tested), "correlation": correlation}
 
     rows = {"raw": row(lambda half: counts, permuted, "counts")}
-    once = run(counts, halves[0], label=False)
-    rows["imputed"] = row(lambda half: once, run(permuted, halves[0], label=False), output)
+    imputed = run(counts, halves[0], label=False)
+    rows["imputed"] = row(lambda half: imputed, run(permuted, halves[0], label=False), output)
     if labelled and n_labelled:
         of_permuted = run(permuted, halves[0], label=True)
         rows["imputed_with_label"] = row(lambda half: run(counts, half, label=True), of_permuted, output, n_labelled)
@@ -146,24 +146,24 @@ def false_signal(
 
 
 def _imputer(impute: str | Callable[..., Any], output: str) -> tuple[Callable[[AnnData, str | None], Any], str, bool]:
-    """A function of the object and the label, the scale it writes, and whether it takes a label."""
+    """A function of an object and a label, the scale of its result, and whether it takes a label."""
     _check.option("output", output, OUTPUTS)
     if isinstance(impute, str):
         from .. import tl
 
         method = METHODS[_check.option("impute", impute, _METHODS)]
 
-        def of_ours(given: AnnData, label: str | None) -> Any:
+        def impute_with_method(work: AnnData, label: str | None) -> Any:
             arguments = {**(method.on_cells or {}), **({"celltype_key": label} if method.takes_label else {})}
-            getattr(tl, method.name)(given, **arguments)
-            return result_of(given, method.key)
+            getattr(tl, method.name)(work, **arguments)
+            return result_of(work, method.key)
 
-        return of_ours, "counts", method.takes_label
+        return impute_with_method, "counts", method.takes_label
     if not callable(impute):
         raise TypeError(f"impute must be a function or one of {_check.listing(_METHODS)}, got {impute!r}")
     try:
         parameters = list(inspect.signature(impute).parameters.values())
-    except (TypeError, ValueError):  # some functions written in C do not say
+    except (TypeError, ValueError):  # some functions written in C have no signature
         parameters = []
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     labelled = sum(p.kind in places and p.default is p.empty for p in parameters) > 1
@@ -184,37 +184,37 @@ def _group(adata: AnnData, groups: str | None, counts: sp.csr_matrix) -> sp.csr_
 
 
 def _permuted(counts: sp.csr_matrix, rng: np.random.Generator) -> sp.csr_matrix:
-    """Every gene's counts dealt anew over the cells."""
+    """The counts of each gene, permuted over the cells."""
     columns = counts.tocsc().copy()
     for gene in range(columns.shape[1]):
         first, last = columns.indptr[gene : gene + 2]
         columns.indices[first:last] = rng.choice(columns.shape[0], last - first, replace=False)
-    found = columns.tocsr()
-    found.sort_indices()
-    return found
+    permuted = columns.tocsr()
+    permuted.sort_indices()
+    return permuted
 
 
 def _run(
     call: Callable[[AnnData, str | None], Any], counts: sp.csr_matrix, names: pd.Index, half: np.ndarray, *, label: bool
 ) -> np.ndarray:
-    """What the imputation makes of these counts, checked."""
+    """The imputed matrix of these counts, checked."""
     obs = pd.DataFrame({HALF: pd.Categorical(np.where(half == 0, "first", "second"))}, index=[f"cell{i}" for i in range(len(half))])
-    given = of_counts(counts.copy(), names, obs if label else obs[[]])
-    found = call(given, HALF if label else None)
-    if not holds_only(given, counts):
-        raise RuntimeError("impute has changed the object it was given; let it work on a copy and return the imputed matrix")
-    if sp.issparse(found) or isinstance(found, np.matrix):
-        found = found.toarray() if sp.issparse(found) else np.asarray(found)
-    if not isinstance(found, np.ndarray) or found.shape != counts.shape:
-        what = f"shape {found.shape}" if isinstance(found, np.ndarray) else f"type {type(found).__name__}"
-        raise ValueError(f"impute returned {what}; a matrix of shape {counts.shape} is needed")
-    if found.dtype.kind not in "biuf" or not np.isfinite(found).all() or found.min() < 0:
-        raise ValueError("impute returned NaN, infinite or negative values; expected counts, rates or log1p(CP10k) are needed")
-    return found
+    work = of_counts(counts.copy(), names, obs if label else obs[[]])
+    imputed = call(work, HALF if label else None)
+    if not holds_only(work, counts):
+        raise RuntimeError("impute has changed its input object; let it work on a copy and return the imputed matrix")
+    if sp.issparse(imputed) or isinstance(imputed, np.matrix):
+        imputed = imputed.toarray() if sp.issparse(imputed) else np.asarray(imputed)
+    if not isinstance(imputed, np.ndarray) or imputed.shape != counts.shape:
+        what = f"shape {imputed.shape}" if isinstance(imputed, np.ndarray) else f"type {type(imputed).__name__}"
+        raise ValueError(f"impute returned {what}; it must return a matrix of shape {counts.shape}")
+    if imputed.dtype.kind not in "biuf" or not np.isfinite(imputed).all() or imputed.min() < 0:
+        raise ValueError("impute returned NaN, infinite or negative values; it must return expected counts, rates or log1p(CP10k)")
+    return imputed
 
 
 def _totals(matrix: Any, scale: str) -> np.ndarray | None:
-    """Sum of every row, ``(n,)``; None where the matrix is log1p(CP10k) already."""
+    """Sum of each row, ``(n,)``; None if the matrix is log1p(CP10k) already."""
     return None if scale == "log1p" else np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
 
 
@@ -229,26 +229,26 @@ def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float
     """Number of genes that are called different between the halves."""
     p, totals = np.ones(len(genes)), _totals(matrix, scale)
     matrix = matrix.tocsc() if sp.issparse(matrix) else matrix
-    for some in chunks(len(genes), len(half)):
-        values = _levels(_logged(matrix, genes[some], totals))
+    for part in chunks(len(genes), len(half)):
+        values = _levels(_logged(matrix, genes[part], totals))
         varies = np.ptp(values, axis=0) > 0
         if varies.any():
             values = values[:, varies]
-            p[np.flatnonzero(varies) + some.start] = stats.mannwhitneyu(values[half == 0], values[half == 1], method="asymptotic").pvalue
+            p[np.flatnonzero(varies) + part.start] = stats.mannwhitneyu(values[half == 0], values[half == 1], method="asymptotic").pvalue
     return int((stats.false_discovery_control(p) < alpha).sum()) if len(p) else 0
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """Whole numbers in the order of the values of each column, ``(n, genes)``; equal where these differ by rounding alone.
+    """Whole numbers in the order of the values of each column, ``(n, genes)``. Values that differ only by rounding get the same number.
 
-    Steps are counted from the highest value, so that those of a constant column are all 0, wherever it lies.
+    Steps are counted from the highest value. A constant column is therefore 0 everywhere, whatever its value.
     """
     logs = np.log(np.maximum(values, np.finfo(np.float32).tiny))
     return np.round((logs - logs.max(axis=0)) / _STEP)
 
 
 def _correlation(values: np.ndarray) -> float:
-    """Mean absolute Spearman correlation between columns; one that is constant is correlated with none."""
+    """Mean absolute Spearman correlation between columns; 0 for a constant column."""
     ranks = centred_ranks(_levels(values))
     norm = np.sqrt(np.square(ranks).sum(axis=0))
     ranks /= np.where(norm > 0, norm, 1)

@@ -32,59 +32,60 @@ def gene_trust(
     device: str = "auto",
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    r"""Say of every gene how much of its held-out molecules an imputation explains, so that genes can be chosen by it.
+    r"""Score each gene: how much of its held-out molecules an imputation explains. Use the score to select genes.
 
-    Below, :math:`y` are the gene's molecules held out by :func:`scimpute.pp.thin`, :math:`q` the prediction and :math:`m` that of the
-    gene's mean (its share of all training molecules times the cell's depth), both at the depth of the test part.
+    Below, :math:`y` are the gene's molecules held out by :func:`scimpute.pp.thin` and :math:`q` is the prediction. :math:`m` is the
+    prediction by the gene's mean: its share of all training molecules times the cell's depth. Both are at the depth of the test part.
 
     Parameters
     ----------
     adata
         Object thinned with :func:`scimpute.pp.thin`; with ``run=True``, any object with an imputation of ``scimpute.tl``.
     key
-        Layer to be judged: expected counts (``output="counts"``), made from ``layers[f"{thin}_train"]`` alone. With ``run=True``, the
+        Layer to score: expected counts (``output="counts"``), made from ``layers[f"{thin}_train"]`` alone. With ``run=True``, the
         ``key_added`` of an imputation of all counts, on any scale.
     thin
         ``key_added`` of :func:`scimpute.pp.thin`. Not read with ``run=True``.
     rescale
-        Bring every cell of the layer to the total of its training part, as in :func:`heldout`.
+        Bring each cell of the layer to the total of its training part, as in :func:`heldout`.
     run
-        Hide molecules of what was imputed, and impute the others once more in the same way, on a copy: what is found of this second run
-        is taken to hold for ``key``. It takes as long as the imputation did. Without, a result that was made from all counts cannot be
-        judged, as it has seen the molecules that it would be scored on.
+        Hide some molecules and repeat the imputation on the others, on a copy. The scores of this second run stand for ``key``. The run
+        takes as long as the imputation did. Without ``run=True``, a result made from all counts has no valid score: it has seen the
+        molecules that would be predicted.
     frac, random_state, device, progress
-        Of the second run: fraction of the molecules that it is given, seed (or generator, or None) of which these are, where it runs, and
-        whether a progress bar is shown, as of :func:`report`.
+        For the second run: the fraction of the molecules it sees, the seed (or generator, or None) of their selection, its device, and
+        whether to show a progress bar. As for :func:`report`.
 
     Returns
     -------
-    A row for each gene. ``adata.var[f"{key}_trust"]`` is written with the column ``trust``, whatever was there. The columns:
+    A row for each gene. The column ``trust`` is also written to ``adata.var[f"{key}_trust"]`` and replaces any earlier content. The
+    columns:
 
     ``trust``
         :math:`1 - D(y, q) / D(y, m)` with the Poisson deviance :math:`D(y, q) = 2 \sum_i y_i \log(y_i / q_i) - y_i + q_i`. 0 is the gene's
-        mean, 1 would be the very molecules, and below 0 the gene was made worse. The molecules are random themselves, so that even
-        the truth is far from 1 in a gene with few; NaN where the gene has none in the training or in the test part.
+        mean, 1 would predict every molecule, and below 0 the imputation made the gene worse. Molecules are random, so even the true rates
+        are far from 1 in a gene with few molecules. NaN if the gene has no molecule in the training or the test part.
     ``z``
         Gain over the gene's mean, summed over cells, in its standard errors. A gene with ``trust`` near 0 and a small ``z`` is filled
-        with little more than its mean; one with a large negative ``z`` should not be used.
+        with little more than its mean. Do not use a gene with a large negative ``z``.
     ``molecules``
-        Number of molecules held out, also of genes of which none was kept.
+        Number of held-out molecules, also for genes without a training molecule.
 
     Raises
     ------
     KeyError
-        The layer, or the thinned layers, do not exist; with ``run=True``, there is no such imputation, or what it was told is not in the
-        object any more.
+        The layer or the thinned layers do not exist; with ``run=True``, the imputation does not exist, or the object has lost a column
+        or table that the imputation used.
     ValueError
-        The layer is on another scale than counts, or holds NaN, infinite or negative values; with ``run=True``, it was not imputed by
+        The layer is not on the scale of counts, or has NaN, infinite or negative values; with ``run=True``, the key was not imputed by
         :func:`scimpute.tl.began`, :func:`scimpute.tl.spatial`, :func:`scimpute.tl.nmf` or a model of these.
     FileNotFoundError
-        The model that was applied is not where it was.
+        The applied model was moved or deleted.
 
     Notes
     -----
-    Warns of a layer of this package that was made from another matrix than the training part, and of one whose cells have other totals
-    than there.
+    Warns if a layer of this package was not made from the training part, or if the totals of its cells differ from those of the training
+    part.
 
     Works through chunks of rows; no dense copy of the matrix is made.
 
@@ -116,7 +117,7 @@ def gene_trust(
 def _of_second_run(
     adata: AnnData, key: str, frac: float, random_state: int | np.random.Generator | None, device: str, progress: bool | None
 ) -> pd.DataFrame:
-    """The table of an imputation made again; what was not imputed has no trust."""
+    """The table of a second run. ``trust`` and ``z`` are NaN for genes that were not imputed."""
     (second,) = _second_run.second_runs(adata, [key], "metrics.gene_trust", frac, random_state, device, progress)
     table = of_layer(second.work, _replay.RESULT, _second_run.THIN, own=True).set_axis(adata.var_names)
     others = np.setdiff1d(np.arange(adata.n_vars), second.genes)
@@ -125,7 +126,7 @@ def _of_second_run(
 
 
 def of_layer(adata: AnnData, name: str, thin: str, *, rescale: bool = False, own: bool = False) -> pd.DataFrame:
-    """The table of a layer that was made from the training part; nothing is written. ``own``: it is of a second run."""
+    """The table of a layer made from the training part; nothing is written. ``own`` marks the layer of a second run."""
     parts = _thinned.read(adata, thin, name)
     read = parts.of_layer(adata, name, rescale=rescale, own=own)
     null, gain, squares = np.zeros((3, len(parts.kept)))
@@ -133,10 +134,10 @@ def of_layer(adata: AnnData, name: str, thin: str, *, rescale: bool = False, own
         y = parts.test[rows].toarray().astype(np.float64)
         m, q = (np.maximum(part(rows) * parts.ratio, EPSILON) for part in (parts.gene_mean, read))
         null += 2 * (xlogy(y, y / m) - y + m).sum(axis=0)
-        # Half the difference of the deviances, of every cell.
-        gained = y * np.log(q / m) - q + m
-        gain += gained.sum(axis=0)
-        squares += np.square(gained).sum(axis=0)
+        # Half the difference of the deviances, for each cell.
+        per_cell = y * np.log(q / m) - q + m
+        gain += per_cell.sum(axis=0)
+        squares += np.square(per_cell).sum(axis=0)
     n = parts.test.shape[0]
     error = np.sqrt(np.maximum(squares - np.square(gain) / n, 0) * n / max(n - 1, 1))
     molecules = column_sums(read_counts(adata, keys.test(thin))).astype(np.int64)

@@ -49,53 +49,52 @@ def heldout(
     key
         ``key_added`` of :func:`scimpute.pp.thin`. Not read with ``run=True``.
     rescale
-        Bring every cell of a layer to the total of its training part, for a layer on another scale, such as CP10k (not its logarithm).
-        Second runs are on the right one.
+        Bring each cell of a layer to the total of its training part, for a layer on another scale, such as CP10k (not its logarithm).
+        Second runs have the right scale.
     run
-        Hide molecules of what was imputed, impute the others once more in the same way, on copies, and score this. It takes as long as
-        the imputations did. Without, a result that was made from all counts cannot be scored, as it has seen the answers.
+        Hide some molecules, repeat the imputations on the others, on copies, and score these second runs. They take as long as the
+        imputations did. Without ``run=True``, a result made from all counts has no valid score: it has seen the held-out molecules.
     frac, random_state, device, progress
-        Of the second runs: fraction of the molecules that they are given, seed (or generator, or None) of which these are, where they
-        run, and whether a progress bar is shown, as of :func:`report`.
+        For the second runs: the fraction of the molecules they see, the seed (or generator, or None) of their selection, their device,
+        and whether to show a progress bar. As for :func:`report`.
 
     Returns
     -------
     A row for each layer, after one for ``"raw"`` (the training part itself) and one for ``"gene_mean"`` (every cell is the
-    average cell at its own depth). Genes with no molecule in the training part are left out: nothing can be said of them.
-    Lower is better in every column:
+    average cell at its own depth). Genes without a molecule in the training part are left out. Lower is better in every column:
 
     ``poisson``
-        :math:`\mathrm{mean}(q - y \log(q + 10^{-6}))`, the Poisson deviance of the held-out molecules up to a constant. The one to trust.
+        :math:`\mathrm{mean}(q - y \log(q + 10^{-6}))`, the Poisson deviance of the held-out molecules up to a constant. Trust this score.
     ``poisson_openproblems``
         :math:`\mathrm{mean}(y - q \log(y + 10^{-6}))`: the score of the Open Problems leaderboard, whose call has its arguments
-        swapped. Given for comparison only: an output multiplied by a millionth scores close to the best there.
+        swapped. For comparison only: an output multiplied by a millionth scores close to the best there.
     ``mse_log``
         Mean squared difference of log1p(CP10k) of the test part and its expectation under the prediction,
         :math:`E[\log(1 + 10^4 N / \sum_j y_{ij})]` with :math:`N \sim \mathrm{Poisson}(q_{ij})`. Not renormalised.
     ``mse_log_renormalized``
-        Mean squared difference of log1p(CP10k) of the test part and log1p of the prediction normalised to CP10k: the MSE of that
-        leaderboard. It rewards averages of square roots and misplaced mass.
+        Mean squared difference of log1p(CP10k) of the test part and log1p of the prediction normalised to CP10k: the MSE of the Open
+        Problems leaderboard. It rewards averages of square roots and misplaced mass.
 
     Raises
     ------
     KeyError
-        A layer, or the thinned layers, do not exist; with ``run=True``, there is no such imputation, or what it was told is not in the
-        object any more.
+        A layer or the thinned layers do not exist; with ``run=True``, an imputation does not exist, or the object has lost a column or
+        table that it used.
     ValueError
-        A layer is on another scale than counts, or holds NaN, infinite or negative values; a layer is named twice, or as a baseline is;
-        with ``run=True``, one is of some genes only, was imputed from other counts than the others, or not by
+        A layer is not on the scale of counts, or has NaN, infinite or negative values; a layer is named twice or like a baseline;
+        with ``run=True``, an imputation has some genes only, was made from other counts than the others, or was not made by
         :func:`scimpute.tl.began`, :func:`scimpute.tl.spatial`, :func:`scimpute.tl.nmf` or a model of these.
     FileNotFoundError
-        The model that was applied is not where it was.
+        The applied model was moved or deleted.
 
     Notes
     -----
-    To beat ``"gene_mean"`` does not show that genes inform each other: a cell's own count of a gene tells of its held-out molecules, too,
-    also where all genes were permuted over the cells. Score ``posterior=False`` beside it, which leans less on the own count.
+    Beating ``"gene_mean"`` is not proof that genes inform each other. A cell's own count predicts its held-out molecules, even if all
+    genes were permuted over the cells. Compare ``posterior=False``, which depends less on the own count.
 
-    Warns of a layer of this package that was made from another matrix than the training part, and of one whose cells have other totals
-    than there. A ``size_key`` tells of the held-out
-    molecules, too: give it a column that is less by ``layers[f"{key}_test"].sum(axis=1)``.
+    Warns if a layer of this package was not made from the training part, or if the totals of its cells differ from those of the training
+    part. A ``size_key`` leaks the number of held-out molecules: pass a column from which ``layers[f"{key}_test"].sum(axis=1)`` is
+    subtracted.
 
     Works through chunks of rows; no dense copy of the matrix is made. Source: molecular cross-validation :cite:p:`Batson2019`.
 
@@ -125,12 +124,12 @@ def _of_second_runs(
     device: str,
     progress: bool | None,
 ) -> pd.DataFrame:
-    """The table of imputations made again."""
+    """The table of second runs."""
     if not names:
         raise ValueError("layers is empty, and run=True is for imputations; name one")
-    some = [name for name in names if is_table(adata, name)]
-    if some:
-        raise ValueError(f"{_check.listing(some)} are of some genes only; score these with metrics.gene_trust(run=True) or metrics.report")
+    tables = [name for name in names if is_table(adata, name)]
+    if tables:
+        raise ValueError(f"{_check.listing(tables)} have some genes only; score these with metrics.gene_trust(run=True) or metrics.report")
     rows: dict[str, dict[str, float]] = {}
     runs = _second_run.second_runs(adata, names, "metrics.heldout", frac, random_state, device, progress)
     for name, second in zip(names, runs, strict=True):
@@ -142,15 +141,15 @@ def _of_second_runs(
 
 
 def of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> pd.DataFrame:
-    """What one prediction scores in every cell, summed over the genes."""
-    found = []
+    """Scores of one prediction in each cell, summed over the genes, ``(n, scores)``."""
+    tables = []
     scale = TARGET / np.maximum(parts.depth_test, 1)
     for rows in chunks(*parts.test.shape):
         y, p = parts.test[rows].toarray(), read(rows)
         q = p * np.float32(parts.ratio)
         truth = log1p_cp10k(y, parts.depth_test[rows])
         total = p.sum(axis=1, keepdims=True)
-        # As the leaderboard does it: a share first, which differs in the last digit.
+        # The share comes first, as in the leaderboard: another order differs in the last digit.
         renormalized = np.log1p(p / np.where(total > 0, total, 1) * np.float32(TARGET))
         sums = {
             "poisson": _per_cell(q - y * np.log(q + EPSILON)),
@@ -158,8 +157,8 @@ def of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> pd.DataFrame:
             "mse_log": _per_cell(np.square(truth - expected_log1p(q, scale[rows]))),
             "mse_log_renormalized": _per_cell(np.square(truth - renormalized)),
         }
-        found.append(pd.DataFrame(sums))
-    return pd.concat(found, ignore_index=True)
+        tables.append(pd.DataFrame(sums))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _per_cell(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a layer was made from a matrix in which what it is scored on was still there."""
+"""Leak check: warn if a layer was imputed from a matrix that still has the values on which the layer is scored."""
 
 from __future__ import annotations
 
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
 
 def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool = False) -> None:
-    """Say so where one of our functions made the layer ``name`` from more than the layer ``kept``; ``hidden`` is what it has seen.
+    """Warn if a function of this package made a layer from more than the kept values.
 
-    ``run`` says whether the score takes ``run=True``.
+    Parameters
+    ----------
+    name, kept
+        The layer that is scored, and the layer with the kept values.
+    hidden
+        Name of the hidden values in the warning.
+    run
+        Whether the score takes ``run=True``.
     """
     method = written_by(adata, name)
     if method not in METHODS:
@@ -36,43 +43,43 @@ def warn_of_leak(adata: AnnData, name: str, kept: str, hidden: str, *, run: bool
         return
     function = "apply" if params.get("applied") else method
     _check.warn(
-        f"layer {name!r} was made from {source_name(adata, source)} and has seen {hidden}, so that its score is too good; "
-        f"make it again, from what was kept: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
+        f"layer {name!r} was made from {source_name(adata, source)} and has seen {hidden}. Its score is too good. "
+        f"Impute again from the kept values: scimpute.tl.{function}(adata, ..., layer={kept!r}, key_added={name!r})"
         + (", or pass run=True" if run and name in _replay.find(adata) else "")
     )
 
 
 def _made_from_more(adata: AnnData, name: str, source: str | None, kept: str) -> bool:
-    """Whether what a layer was made from, wherever that lies now, is anywhere above what was kept."""
-    known = fingerprint_of(adata, name)
-    if known is None:
+    """Whether the source of a layer has any value above the kept one. The source may have moved to another layer."""
+    print_of_source = fingerprint_of(adata, name)
+    if print_of_source is None:
         try:
             whole = read_matrix(adata, source)
         except (KeyError, TypeError, ValueError):
-            return True  # it is gone, and was another
+            return True  # the source is gone, and it was not the kept layer
         return _has_more(adata, whole, params_of(adata, name).get("mask_layer"), kept)
-    if is_same(read_finite(adata, kept), known):
+    if is_same(read_finite(adata, kept), print_of_source):
         return False
-    found = find_counts(adata, name)
-    return found is None or _has_more(adata, found[1], None, kept)
+    place = find_counts(adata, name)
+    return place is None or _has_more(adata, place[1], None, kept)
 
 
 def _has_more(adata: AnnData, whole: Any, mask: str | None, kept: str) -> bool:
-    """Whether a matrix, where its mask shows it, is anywhere above what was kept: the same may lie in another place."""
+    """Whether a matrix has any value above the kept one, at the entries that its mask shows. The kept values may be a copy of it."""
     part = read_matrix(adata, kept)
-    shown = read_matrix(adata, mask) if mask in layer_names(adata) else None
+    visible = read_matrix(adata, mask) if mask in layer_names(adata) else None
     whole, part = (matrix.tocsr() if sp.issparse(matrix) else matrix for matrix in (whole, part))
     for rows in chunks(*adata.shape):
-        seen = _size(whole, rows)
-        if shown is not None:
-            seen = seen * _size(shown, rows)
-        if (seen > _size(part, rows)).any():
+        values = _magnitudes(whole, rows)
+        if visible is not None:
+            values = values * _magnitudes(visible, rows)
+        if (values > _magnitudes(part, rows)).any():
             return True
     return False
 
 
-def _size(matrix: Any, rows: slice) -> np.ndarray:
-    """Absolute values of some rows in float32, as our functions write what they keep; what is missing is 0."""
+def _magnitudes(matrix: Any, rows: slice) -> np.ndarray:
+    """Absolute values of some rows in float32, the type of the kept values; 0 for NaN."""
     part = rows_in_memory(matrix, rows)
     part = part.toarray() if sp.issparse(part) else np.asarray(part)
     return np.abs(np.nan_to_num(part.astype(np.float32)))

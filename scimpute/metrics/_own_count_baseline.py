@@ -1,4 +1,4 @@
-"""The gene mean drawn to the cell's own count: what can be predicted of a gene without a look at any other."""
+"""The baseline ``"own_count"``: the gene mean shrunk towards the cell's own count. It uses no other gene."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import torch
 
 from .. import _device
 from .._sparse import CACHED, chunks, row_sums, split
-from ..models import dispersion as sizes
-from ..models import posterior
+from ..models import dispersion, posterior
 from . import _thinned
 
 _KEEP = 0.9
 
 
 def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Read:
-    """The posterior mean (:mod:`scimpute.models.posterior`) where the prior mean is the gene's mean.
+    """The posterior mean (:mod:`scimpute.models.posterior`) with the gene's mean as prior mean.
 
-    How far counts are drawn from it is found as in `tl.began`, on a tenth of the training molecules.
+    The dispersion is estimated as in `tl.began`, on a tenth of the training molecules.
     """
     train, target = split(parts.train, _KEEP, rng)
     inner = replace(parts, train=train, test=target, depth=row_sums(train), depth_test=row_sums(target))
@@ -29,16 +28,16 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
 
     def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
         for rows in chunks(len(ratio), len(share), CACHED):
-            seen, mean, hidden = map(torch.from_numpy, (inner.raw(rows), inner.gene_mean(rows), target[rows].toarray()))
-            yield seen, mean, hidden, torch.from_numpy(ratio[rows]), torch.ones(len(seen), dtype=torch.float32)
+            counts, mean, hidden = map(torch.from_numpy, (inner.raw(rows), inner.gene_mean(rows), target[rows].toarray()))
+            yield counts, mean, hidden, torch.from_numpy(ratio[rows]), torch.ones(len(counts), dtype=torch.float32)
 
     reference = share * max(float(np.median(inner.depth)), 1.0)
     with _device.session(torch.device("cpu")):
-        prior = sizes.estimate(pieces(), len(ratio), share, reference)
+        prior = dispersion.estimate(pieces(), len(ratio), share, reference)
 
     def read(rows: slice) -> np.ndarray:
-        seen, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))
+        counts, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))
         with _device.session(torch.device("cpu")):
-            return posterior.mean_and_variance(seen, mean, prior, torch.zeros((), dtype=torch.float32))[0].numpy()
+            return posterior.mean_and_variance(counts, mean, prior, torch.zeros((), dtype=torch.float32))[0].numpy()
 
     return read

@@ -1,4 +1,4 @@
-"""What :func:`scimpute.pp.thin` kept and held out, and what layers predict of it: chunks of rows, genes that were seen."""
+"""Both parts of :func:`scimpute.pp.thin`, and predictions of the test part, in chunks of rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Read = Callable[[slice], np.ndarray]
 
 @dataclass(frozen=True)
 class Thinned:
-    """Training and test part, of the ``kept`` genes that have a molecule in the former: of others nothing can be said.
+    """Training and test part of the ``kept`` genes. A gene without a molecule in the training part is left out: no one can predict it.
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class Thinned:
     kept
         Places of the genes in the object, ``(k,)``.
     share
-        Share of each gene of the molecules of the training part, ``(k,)``.
+        Each gene's share of the training molecules, ``(k,)``.
     depth, depth_test
-        Molecules of every cell in each part, ``(n,)``.
+        Molecules of each cell in the two parts, ``(n,)``.
     key
-        What the object was thinned under.
+        ``key_added`` of :func:`scimpute.pp.thin`.
     """
 
     train: sp.csr_matrix
@@ -53,11 +53,11 @@ class Thinned:
 
     @property
     def ratio(self) -> float:
-        """Molecules of the test part for one of the training part."""
+        """Molecules of the test part divided by molecules of the training part."""
         return float(self.depth_test.sum() / self.depth.sum())
 
     def only(self, columns: np.ndarray) -> Thinned:
-        """Some of the genes; shares and depths stay those among all."""
+        """The same for some genes. Shares and depths still refer to all genes."""
         return replace(self, train=self.train[:, columns], test=self.test[:, columns], kept=self.kept[columns], share=self.share[columns])
 
     def raw(self, rows: slice) -> np.ndarray:
@@ -67,14 +67,13 @@ class Thinned:
         return (self.depth[rows, None] * self.share).astype(np.float32)
 
     def of_layer(self, adata: AnnData, name: str, *, rescale: bool = False, own: bool = False) -> Read:
-        """A layer with expected counts, checked as it is read.
+        """A layer with expected counts. Values are checked while they are read.
 
-        ``rescale`` brings every cell to its depth. With ``own`` the layer is of a second run made here, and on the right scale, though
-        it may have some genes only.
+        ``rescale`` brings each cell to its depth. ``own`` marks the layer of a second run: its scale is right, but it may lack genes.
         """
         if is_table(adata, name):
             raise KeyError(
-                f"{name!r} is a table of some genes in adata.obsm, and no layer; score it with "
+                f"{name!r} is a table of some genes in adata.obsm, not a layer; score it with "
                 f"scimpute.metrics.gene_trust(adata, {name!r}, run=True), or impute all genes"
             )
         matrix = read_layer(adata, name, require_output="counts")
@@ -84,7 +83,7 @@ class Thinned:
             part = rows_in_memory(matrix, rows)
             part = np.asarray(part.toarray() if sp.issparse(part) else part, dtype=np.float32)[:, self.kept]
             if not np.isfinite(part).all() or part.min(initial=0) < 0:
-                raise ValueError(f"layer {name!r} has NaN, infinite or negative values; expected counts are needed")
+                raise ValueError(f"layer {name!r} has NaN, infinite or negative values; pass expected counts")
             return part
 
         if own:
@@ -103,7 +102,7 @@ class Thinned:
 
 
 def read(adata: AnnData, key: str, *names: str) -> Thinned:
-    """Both parts; KeyError where the object was not thinned under this key, which says what to do for the layers of these names."""
+    """Both parts. The KeyError for an object that was not thinned under this key says what to do for the named layers."""
     train, test = (read_counts(adata, _require(adata, part, key, names)) for part in (keys.train(key), keys.test(key)))
     totals = column_sums(train)
     kept = np.flatnonzero(totals > 0)
@@ -113,11 +112,11 @@ def read(adata: AnnData, key: str, *names: str) -> Thinned:
 
 def _require(adata: AnnData, layer: str, key: str, names: Sequence[str]) -> str:
     if layer not in layer_names(adata):
-        found = _check.listing(layer_names(adata))
+        choices = _check.listing(layer_names(adata))
         ours = names and set(names) <= set(_replay.find(adata))
-        run = f"pass run=True to impute {_check.listing(names)} again of some molecules and score it on the others, or " if ours else ""
+        run = f"pass run=True to impute {_check.listing(names)} again from some molecules and score the others, or " if ours else ""
         raise KeyError(
             f"layer {layer!r} not found; {run}call scimpute.pp.thin(adata, key_added={key!r}) first and impute "
-            f"layer={keys.train(key)!r}. Layers: {found}"
+            f"layer={keys.train(key)!r}. Layers: {choices}"
         )
     return layer

@@ -168,9 +168,9 @@ def with_nan(given: ad.AnnData) -> np.ndarray:
     [
         ("magic", {}, ValueError, "impute must be one of"),
         (3, {}, TypeError, "must be a function"),
-        (changing, {}, RuntimeError, "has changed the object"),
+        (changing, {}, RuntimeError, "has changed its input object"),
         (with_nan, {}, ValueError, "returned NaN"),
-        (lambda a: a.X[:, :5], {}, ValueError, r"shape \(120, 5\); a matrix of shape \(120, 40\)"),
+        (lambda a: a.X[:, :5], {}, ValueError, r"shape \(120, 5\); it must return a matrix of shape \(120, 40\)"),
         (lambda a: a.to_df(), {}, ValueError, "type DataFrame"),
         (lambda a: None, {}, ValueError, "type NoneType"),
         (lambda a: -a.X, {}, ValueError, "negative"),

@@ -186,5 +186,5 @@ def test_a_table_of_some_genes_is_called_one():
     scimpute.pp.thin(adata)
     adata.obsm["mine"] = pd.DataFrame(adata.X.toarray()[:, :2], index=adata.obs_names)
     for score in (scimpute.metrics.gene_trust, scimpute.metrics.heldout):
-        with pytest.raises(KeyError, match="'mine' is a table of some genes in adata.obsm, and no layer"):
+        with pytest.raises(KeyError, match="'mine' is a table of some genes in adata.obsm, not a layer"):
             score(adata, "mine")

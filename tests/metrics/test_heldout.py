@@ -177,7 +177,7 @@ def test_second_runs_of_different_counts_are_refused(adata, refused):
     tl.began(adata, layer="more", key_added="doubled", **QUICK)
     tl.began(adata, genes=["gene1", "gene2"], key_added="some", **QUICK)
     refused(adata, lambda a: metrics.heldout(a, ["began", "doubled"], run=True), ValueError, "imputed from different counts")
-    refused(adata, lambda a: metrics.heldout(a, "some", run=True), ValueError, r"\['some'\] are of some genes only")
+    refused(adata, lambda a: metrics.heldout(a, "some", run=True), ValueError, r"\['some'\] have some genes only")
     refused(adata, lambda a: metrics.heldout(a, ["began", "rate"], run=True), ValueError, "does not say how this layer was imputed")
     refused(adata, lambda a: metrics.heldout(a, [], run=True), ValueError, "layers is empty")
 
