@@ -78,7 +78,9 @@ def ridge(adata: ad.AnnData) -> np.ndarray:
     coordinates = np.asarray(adata.obsm["spatial"], float)
     places = of_space.positions(coordinates, of_space.extents(coordinates, codes)[codes], codes, int(codes.max()) + 1)
     depth = np.log(size_of(adata) / np.median(size_of(adata)))
-    features = np.column_stack([np.ones(adata.n_obs), of_space.standardised(tiles, of_space.moments(tiles)), places, depth]).astype(float)
+    features = np.column_stack([np.ones(adata.n_obs), of_space.standardise(tiles, of_space.column_moments(tiles)), places, depth]).astype(
+        float
+    )
 
     def fit(visible: np.ndarray, strength: float) -> np.ndarray:
         seen, logs = (visible > 0).astype(float), np.log(np.maximum(visible, 1))

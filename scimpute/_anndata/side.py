@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._space.features import colours, edge_scale, extents, moments, positions, standardised, weighted
+from .._space.features import colours, column_moments, edge_scale, extents, neighbour_weights, positions, standardise
 from .._space.side import SPOT, SideInformation
 from .obs import Categorical
 from .positions import read_coordinates, read_features
@@ -108,9 +108,9 @@ def read_side(
     if params.get("edge_weight") and tile_features is not None:
         scales = [edge_scale(graphs[number], tile_features) for number in ring_numbers] if saved is None else saved["edge_scales"].tolist()
         model_arrays["edge_scales"] = np.array(scales, dtype=np.float64)
-        rings = [weighted(graphs[number], tile_features, scale) for number, scale in zip(ring_numbers, scales, strict=True)]
+        rings = [neighbour_weights(graphs[number], tile_features, scale) for number, scale in zip(ring_numbers, scales, strict=True)]
     else:
-        rings = [weighted(graphs[number], None) for number in ring_numbers]
+        rings = [neighbour_weights(graphs[number], None) for number in ring_numbers]
     side = SideInformation(modalities, features, rings, tuple(weights[number] for number in ring_numbers), spatial_weight)
     return side, model_arrays | image_arrays
 
@@ -176,13 +176,13 @@ def _read_image(
     tile_features, image_key = params.get("tile_features"), params.get("image_key")
     if tile_features is not None:
         values = read_features(adata, tile_features)
-        feature_moments = moments(values) if saved is None else saved["tile_moments"]
+        feature_moments = column_moments(values) if saved is None else saved["tile_moments"]
         if feature_moments.shape[1] != values.shape[1]:
             raise ValueError(
                 f"adata.obsm[{tile_features!r}] has {values.shape[1]} features, the model was trained on {feature_moments.shape[1]}; "
                 "make them in the same way"
             )
-        scaled = standardised(values, feature_moments)
+        scaled = standardise(values, feature_moments)
         return scaled, scaled, {"tile_moments": feature_moments}
     if image_key is None:
         return None, None, {}
@@ -193,6 +193,6 @@ def _read_image(
     tile_colours = None
     if params.get("edge_weight"):
         colour_features = colours(tiles)
-        model_arrays["colour_moments"] = moments(colour_features) if saved is None else saved["colour_moments"]
-        tile_colours = standardised(colour_features, model_arrays["colour_moments"])
+        model_arrays["colour_moments"] = column_moments(colour_features) if saved is None else saved["colour_moments"]
+        tile_colours = standardise(colour_features, model_arrays["colour_moments"])
     return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)), tile_colours, model_arrays

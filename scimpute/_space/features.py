@@ -1,4 +1,4 @@
-"""Features of positions and images, and weights of neighbours, as plain arrays."""
+"""Features of positions and images, and weights of neighbours."""
 
 from __future__ import annotations
 
@@ -12,71 +12,84 @@ FREQUENCIES = (1, 2, 4)
 
 def extents(coordinates: np.ndarray, sections: np.ndarray) -> np.ndarray:
     """Lowest and highest coordinates of every section, ``(sections, 2, d)``."""
-    rows = [sections == section for section in range(int(sections.max()) + 1)]
-    return np.array([[coordinates[some].min(axis=0), coordinates[some].max(axis=0)] for some in rows])
+    masks = [sections == section for section in range(int(sections.max()) + 1)]
+    return np.array([[coordinates[mask].min(axis=0), coordinates[mask].max(axis=0)] for mask in masks])
 
 
-def positions(coordinates: np.ndarray, extent: np.ndarray, known: np.ndarray, n_known: int) -> np.ndarray:
-    """Coordinates in units of half the section's larger side around its middle, their sines and cosines, and the section: ``(n, p)``.
+def positions(coordinates: np.ndarray, extent: np.ndarray, codes: np.ndarray, n_sections: int) -> np.ndarray:
+    """Scaled coordinates, their sines and cosines, and indicators of the section, ``(n, p)``.
 
-    ``extent`` is that of each spot's section, ``(n, 2, d)``; ``known`` are codes of the ``n_known`` sections of the training, -1 for one
-    that was not among them.
+    Coordinates are relative to the middle of the section, in units of half its larger side.
+
+    Parameters
+    ----------
+    coordinates
+        Position of each spot, ``(n, d)``.
+    extent
+        Lowest and highest coordinates of each spot's section, ``(n, 2, d)``.
+    codes
+        Code of each spot's section among the ``n_sections`` sections of the training; -1 for a new section.
     """
     low, high = extent[:, 0], extent[:, 1]
     side = np.maximum((high - low).max(axis=1, keepdims=True) / 2, 1e-12)
     scaled = (coordinates - (low + high) / 2) / side
     waves = [wave(np.pi / 2 * frequency * scaled) for frequency in FREQUENCIES for wave in (np.sin, np.cos)]
-    which = [] if n_known < 2 else [known[:, None] == np.arange(n_known)]
-    return np.concatenate([scaled, *waves, *which], axis=1).astype(np.float32)
+    indicators = [] if n_sections < 2 else [codes[:, None] == np.arange(n_sections)]
+    return np.concatenate([scaled, *waves, *indicators], axis=1).astype(np.float32)
 
 
 def colours(tiles: np.ndarray) -> np.ndarray:
-    """Mean and spread of the colours of every tile: ``(n, 6)`` of uint8 ``(n, h, w, 3)``."""
-    found = np.empty((len(tiles), 6))
+    """Mean and standard deviation of each colour in every tile, ``(n, 6)``; tiles are uint8 ``(n, h, w, 3)``."""
+    features = np.empty((len(tiles), 6))
     for rows in chunks(len(tiles), tiles[0].size):
         part = tiles[rows].astype(np.float32)
-        found[rows] = np.concatenate([part.mean(axis=(1, 2)), part.std(axis=(1, 2))], axis=1)
-    return found
+        features[rows] = np.concatenate([part.mean(axis=(1, 2)), part.std(axis=(1, 2))], axis=1)
+    return features
 
 
-def moments(features: np.ndarray) -> np.ndarray:
+def column_moments(features: np.ndarray) -> np.ndarray:
     """Mean and standard deviation of every column, ``(2, q)``."""
     return np.stack([features.mean(axis=0), features.std(axis=0)])
 
 
-def standardised(features: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Every column less its mean over its standard deviation, cut off at 5; 0 where it is constant."""
-    mean, spread = of
-    return np.clip((features - mean) / np.where(spread > 1e-9, spread, np.inf), -5, 5).astype(np.float32)
+def standardise(features: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Every column minus its mean, divided by its standard deviation, and clipped to [-5, 5]. Constant columns become 0.
+
+    ``moments`` are the means and standard deviations, ``(2, q)``; see :func:`column_moments`.
+    """
+    mean, sd = moments
+    return np.clip((features - mean) / np.where(sd > 1e-9, sd, np.inf), -5, 5).astype(np.float32)
 
 
-def edge_scale(ring: sp.csr_matrix, likeness: np.ndarray) -> float:
-    """How far the tiles of two neighbours are apart by the median, of those that are not the same."""
-    apart = _apart(ring, likeness)
-    positive = apart[apart > 0]
+def edge_scale(ring: sp.csr_matrix, tile_features: np.ndarray) -> float:
+    """Median distance between the tiles of two neighbours, without equal tiles; 1 if all tiles are equal."""
+    distance = _tile_distance(ring, tile_features)
+    positive = distance[distance > 0]
     return float(np.median(positive)) if positive.size else 1.0
 
 
-def weighted(ring: sp.csr_matrix, likeness: np.ndarray | None, scale: float = 1.0) -> sp.csr_matrix:
-    """Rows that sum to 1; neighbours count by how alike their tiles are, where ``likeness`` has features of these, ``(n, q)``.
+def neighbour_weights(ring: sp.csr_matrix, tile_features: np.ndarray | None, scale: float = 1.0) -> sp.csr_matrix:
+    """The ring with weights: every row with neighbours sums to 1.
 
-    One counts 1/e as much as the likest of the spot where its tile is further by ``scale``; see :func:`edge_scale`.
+    Without tiles all neighbours of a spot have equal weights. With ``tile_features``, ``(n, q)``, neighbours with a similar tile weigh
+    more. If the tile of a neighbour is further away than the most similar tile by ``scale``, its weight is 1/e of the highest weight (see
+    :func:`edge_scale`).
     """
     ring = ring.astype(np.float32).tocsr().copy()
-    if likeness is not None and ring.nnz:
-        apart = _apart(ring, likeness)
-        # From the likest of each spot: one that is like none of its neighbours keeps them.
-        some = np.flatnonzero(np.diff(ring.indptr))
-        likest = np.minimum.reduceat(apart, ring.indptr[some])
-        ring.data = np.exp(-(apart - np.repeat(likest, np.diff(ring.indptr)[some])) / scale)
+    if tile_features is not None and ring.nnz:
+        distance = _tile_distance(ring, tile_features)
+        # Distances are relative to the most similar neighbour. A spot unlike all its neighbours keeps them.
+        spots = np.flatnonzero(np.diff(ring.indptr))
+        smallest = np.minimum.reduceat(distance, ring.indptr[spots])
+        ring.data = np.exp(-(distance - np.repeat(smallest, np.diff(ring.indptr)[spots])) / scale)
     total = np.asarray(ring.sum(axis=1)).ravel()
     return (sp.diags((1 / np.where(total > 0, total, 1)).astype(np.float32)) @ ring).tocsr()
 
 
-def _apart(ring: sp.csr_matrix, likeness: np.ndarray) -> np.ndarray:
-    """Mean squared difference of the features of the two spots of every entry, in the order of the entries."""
+def _tile_distance(ring: sp.csr_matrix, tile_features: np.ndarray) -> np.ndarray:
+    """Mean squared difference between the features of the two spots of every entry, in the order of the entries."""
     row = np.repeat(np.arange(ring.shape[0]), np.diff(ring.indptr))
-    found = np.empty(ring.nnz)
-    for part in chunks(ring.nnz, likeness.shape[1]):
-        found[part] = np.square(likeness[row[part]] - likeness[ring.indices[part]]).mean(axis=1)
-    return found
+    distance = np.empty(ring.nnz)
+    for part in chunks(ring.nnz, tile_features.shape[1]):
+        distance[part] = np.square(tile_features[row[part]] - tile_features[ring.indices[part]]).mean(axis=1)
+    return distance

@@ -1,4 +1,4 @@
-"""Who is next to whom in space, ring by ring. Arrays and sparse matrices only; nothing is ever made n x n and dense."""
+"""Neighbours in space, ring by ring. All graphs are sparse; no dense n x n array is made."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-# Neighbours on a lattice lie within this many times the distance that they should lie at: spots are never quite in their place. The next
-# nearest are at sqrt(2) = 1.41 times of it in a square, at 1.73 times among hexagons.
+# Spots are never exactly in their place, so neighbours on a lattice may lie at up to 1.3 times the nominal distance. The next nearest spots
+# lie at sqrt(2) = 1.41 times this distance on a square lattice and at 1.73 times on a hexagonal one.
 _SLACK = 1.3
-# Of the distances to the nearest spot in units of their median, the 90% quantile less the 10% quantile: below 0.2 for spots printed on
-# a lattice and found again in the image, above 1 for spots at random.
+# 90% quantile minus 10% quantile of the distances to the nearest spot, in units of their median. It is below 0.2 for spots that were
+# printed on a lattice and located in the image, and above 1 for random spots.
 _IRREGULAR = 0.4
 
 
@@ -22,39 +22,40 @@ def neighbours(
     lattice: str | None = None,
     spacing: float | None = None,
 ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """The first ring: connectivities (ones) and distances, both symmetric and without a diagonal.
+    """The first ring: connectivities (ones) and distances. Both are symmetric and have no diagonal.
 
     Parameters
     ----------
     coordinates
-        Position of every spot, ``(n, 2)`` or ``(n, 3)``; for the hexagonal lattice its row and its column in Visium's array, where
-        a column is half as far from the next as spots in the same row are from each other.
+        Position of every spot, ``(n, 2)`` or ``(n, 3)``. For the hexagonal lattice: row and column in Visium's array. There, neighbouring
+        spots in a row are two columns apart.
     sections
-        Code of every spot's section ``(n,)``; no edge joins two sections.
+        Code of every spot's section, ``(n,)``. No edge joins two sections.
     n_neighs
-        Neighbours of a spot: those that are nearest, and those whose nearest it is. Capped at the section's other spots. On a lattice: 6
-        for the hexagonal one; 4, or 8 with the diagonals, for a square one (6 is taken as 4).
+        Number of nearest spots that become neighbours of a spot. The graph is symmetric, so a spot can have more neighbours. A section with
+        fewer spots has fewer neighbours. On a lattice: 6 if it is hexagonal; 4, or 8 with the diagonals, if it is square (6 means 4).
     lattice
-        ``"hexagonal"``, ``"square"``, or None for spots anywhere. On a lattice, a spot that is missing has no substitute. Hexagons in
-        other coordinates than those of the array go as ``"square"`` with ``n_neighs=6``: what is one spacing away is a neighbour in both.
+        ``"hexagonal"``, ``"square"``, or None for spots anywhere. On a lattice, no other spot replaces a missing one. For a hexagonal
+        lattice in other coordinates than those of the array, use ``"square"`` with ``n_neighs=6``: on both lattices, all spots at a
+        distance of one spacing are neighbours.
     spacing
-        From a spot of a square lattice to the next; measured in every section where None.
+        Distance of neighbouring spots on a square lattice; None measures it in every section.
 
     Returns
     -------
-    Both float32 on a lattice, where a distance is a number of steps, 1; otherwise the distances are Euclidean and float64, and those
-    that are 0 (at the very same place) are not stored. So does squidpy.
+    On a lattice both are float32, and a distance is 1 step. Otherwise distances are Euclidean and float64; distances of 0 (spots at the
+    same position) are not stored. squidpy does the same.
     """
     points = np.asarray(coordinates, dtype=np.float64)
     if lattice == "hexagonal":
         points = points * [np.sqrt(3), 1]
     parts = []
     for members in _members(sections, len(points)):
-        here, there, distance = _nearest(points[members], n_neighs)
+        source, target, distance = _nearest(points[members], n_neighs)
         if lattice is not None:
-            near = distance <= _cut(distance, here, n_neighs, 2.0 if lattice == "hexagonal" else spacing)
-            here, there, distance = here[near], there[near], np.ones(near.sum())
-        parts.append((members[here], members[there], distance))
+            near = distance <= _cutoff(distance, source, n_neighs, 2.0 if lattice == "hexagonal" else spacing)
+            source, target, distance = source[near], target[near], np.ones(near.sum())
+        parts.append((members[source], members[target], distance))
     rows, columns, values = (np.concatenate([part[i] for part in parts]) for i in range(3))
     shape = (len(points), len(points))
     connectivities = symmetric(sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape))
@@ -67,25 +68,25 @@ def neighbours(
 
 
 def further_rings(first: sp.csr_matrix, n_rings: int) -> list[sp.csr_matrix]:
-    """Rings 2 to ``n_rings`` of a symmetric graph without a diagonal: spots that are reached in so many steps and not in fewer."""
+    """Rings 2 to ``n_rings`` of a symmetric graph without a diagonal. Ring r holds the spots that need r steps and not fewer."""
     step = _ones(first)
-    reached = (step + sp.identity(step.shape[0], dtype=np.float32, format="csr")).tocsr()
-    rings, last = [], step
+    inner = (step + sp.identity(step.shape[0], dtype=np.float32, format="csr")).tocsr()
+    rings, ring = [], step
     for _ in range(2, n_rings + 1):
-        last = _ones(last @ step)
-        last = (last - last.multiply(reached)).tocsr()
-        last.eliminate_zeros()
-        last.sort_indices()
-        reached = reached + last
-        rings.append(last)
+        ring = _ones(ring @ step)
+        ring = (ring - ring.multiply(inner)).tocsr()
+        ring.eliminate_zeros()
+        ring.sort_indices()
+        inner = inner + ring
+        rings.append(ring)
     return rings
 
 
 def symmetric(graph: sp.csr_matrix) -> sp.csr_matrix:
-    """Ones, in canonical CSR float32, where either of two spots has an edge to the other; no diagonal."""
+    """Ones for all pairs of spots with an edge in at least one direction, without a diagonal, in canonical CSR float32."""
     graph = graph.tocoo()
-    other = (graph.row != graph.col) & (graph.data != 0)
-    rows, columns = graph.row[other], graph.col[other]
+    edges = (graph.row != graph.col) & (graph.data != 0)
+    rows, columns = graph.row[edges], graph.col[edges]
     both = (np.concatenate([rows, columns]), np.concatenate([columns, rows]))
     result = sp.csr_matrix((np.ones(2 * len(rows), np.float32), both), shape=graph.shape)
     result.sum_duplicates()
@@ -100,7 +101,7 @@ def within(graph: sp.csr_matrix, sections: np.ndarray) -> sp.csr_matrix:
 
 
 def is_regular(coordinates: np.ndarray, sections: np.ndarray | None = None) -> bool:
-    """Whether the spots lie on a lattice: all are about as far from their nearest spot as the others of their section are."""
+    """Whether the spots lie on a lattice, that is, whether all distances to the nearest spot in a section are nearly equal."""
     points = np.asarray(coordinates, dtype=np.float64)
     relative = []
     for members in _members(sections, len(points)):
@@ -120,7 +121,7 @@ def _ones(graph: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def _members(sections: np.ndarray | None, n_obs: int) -> list[np.ndarray]:
-    """Places of the spots of each section."""
+    """Indices of the spots of each section."""
     if sections is None:
         return [np.arange(n_obs)]
     order = np.argsort(sections, kind="stable")
@@ -128,23 +129,23 @@ def _members(sections: np.ndarray | None, n_obs: int) -> list[np.ndarray]:
 
 
 def _nearest(points: np.ndarray, n_neighs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The edges from every spot to those nearest to it: from, to, distance."""
+    """The edges from every spot to its nearest spots: source, target, distance."""
     n_neighs = min(n_neighs, len(points) - 1)
     if n_neighs < 1:
-        none = np.zeros(0, dtype=np.int64)
-        return none, none, np.zeros(0)
-    distance, there = cKDTree(points).query(points, n_neighs + 1)
-    # One too many: the spot itself, or, where that is crowded out by others at the very same place, the last of those.
-    spare = there == np.arange(len(points))[:, None]
-    spare[~spare.any(axis=1), -1] = True
-    return np.repeat(np.arange(len(points)), n_neighs), there[~spare], distance[~spare]
+        no_edges = np.zeros(0, dtype=np.int64)
+        return no_edges, no_edges, np.zeros(0)
+    distance, target = cKDTree(points).query(points, n_neighs + 1)
+    # Remove the spot itself. With many spots at the same position it may not be among the nearest; then remove the last of them.
+    extra = target == np.arange(len(points))[:, None]
+    extra[~extra.any(axis=1), -1] = True
+    return np.repeat(np.arange(len(points)), n_neighs), target[~extra], distance[~extra]
 
 
-def _cut(distance: np.ndarray, here: np.ndarray, n_neighs: int, spacing: float | None) -> float:
-    """Distance within which spots are neighbours on a lattice."""
+def _cutoff(distance: np.ndarray, source: np.ndarray, n_neighs: int, spacing: float | None) -> float:
+    """Largest distance of neighbours on a lattice."""
     if spacing is None:
-        # From the nearest spot of each, for where the tissue is narrow most others are missing; not at the very same place, though.
-        apart = distance > 0
-        first = np.flatnonzero(np.diff(here[apart], prepend=-1))
-        spacing = float(np.median(distance[apart][first])) if len(first) else 0.0
+        # Use only the nearest spot of each spot, because in narrow tissue most others are missing. Ignore spots at the same position.
+        positive = distance > 0
+        first = np.flatnonzero(np.diff(source[positive], prepend=-1))
+        spacing = float(np.median(distance[positive][first])) if len(first) else 0.0
     return _SLACK * spacing * (np.sqrt(2) if n_neighs == 8 else 1)

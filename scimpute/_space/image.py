@@ -1,6 +1,6 @@
-"""Images: any array or file becomes a source of 8-bit RGB pixels, and tiles are cut from a source.
+"""Images. Any array or file becomes a source of 8-bit RGB pixels, and tiles are cut from a source.
 
-A source is read region by region, so that a slide of any size is never in memory whole.
+A source is read region by region. Therefore a slide of any size never has to fit into memory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from .. import _check
 
 _SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu"}
-"""Endings of whole-slide files that only openslide reads."""
+"""Endings of whole-slide files that only openslide can read."""
 _TIFF = {".tif", ".tiff"}
 _SLACK = 0.01
-"""By how much, as a share of the full scale, numbers may lie outside it: interpolation overshoots."""
+"""Values may lie outside the scale by this share of it, because interpolation overshoots."""
 
 
 class Source(Protocol):
@@ -28,12 +28,12 @@ class Source(Protocol):
     shape: tuple[int, int]
 
     def region(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Rows ``y0`` to ``y1`` and columns ``x0`` to ``x1``, all inside the image: uint8 ``(y1 - y0, x1 - x0, 3)``."""
+        """Rows ``y0`` to ``y1`` and columns ``x0`` to ``x1`` as uint8 ``(y1 - y0, x1 - x0, 3)``. All must lie inside the image."""
         ...
 
 
 class _Array:
-    """An image in memory, or mapped to it, converted only where it is read."""
+    """An image in memory, or mapped to memory. A region is converted when it is read."""
 
     def __init__(self, array: np.ndarray, name: str) -> None:
         self._array = _three_axes(array, name)
@@ -48,7 +48,7 @@ class _Array:
 
 
 def _three_axes(array: np.ndarray, name: str) -> np.ndarray:
-    """A view ``(height, width, 1 or 3)``: grey gets a third axis, alpha goes."""
+    """A view ``(height, width, 1 or 3)``. A grey image gets a third axis; alpha is dropped."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
@@ -64,10 +64,10 @@ def _three_axes(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _full_scale(array: np.ndarray, name: str) -> float:
-    """The number that stands for white.
+    """The value of white.
 
-    The dtype decides for whole numbers, so that a dark image stays dark. Numbers with a point are in 0..1 where none is
-    above 1, else in 0..255.
+    For integers the dtype decides, so that a dark image stays dark. Floats are on the scale 0 to 1 if none is above 1, otherwise on the
+    scale 0 to 255.
     """
     if array.dtype == np.uint8:
         return 255.0
@@ -75,7 +75,7 @@ def _full_scale(array: np.ndarray, name: str) -> float:
         return 65535.0
     if array.dtype.kind != "f":
         raise TypeError(f"{name} is of dtype {array.dtype}; uint8, uint16 or float (0 to 1, or 0 to 255) is needed")
-    low, high = float(array.min()), float(array.max())  # both NaN where any number is
+    low, high = float(array.min()), float(array.max())  # both are NaN if any value is NaN
     top = 1.0 if high <= 1 + _SLACK else 255.0
     if not (low >= -_SLACK * top and high <= (1 + _SLACK) * top):
         raise ValueError(f"{name} is of dtype {array.dtype} with numbers from {low:g} to {high:g}; 0 to 1 or 0 to 255 is needed")
@@ -88,40 +88,33 @@ def from_array(array: Any, name: str = "the image") -> Source:
     Parameters
     ----------
     array
-        Grey ``(height, width)`` or ``(height, width, 1)``, RGB, or RGBA, of which alpha is dropped. uint8 and uint16 are scaled
-        by their type; floats are taken for 0 to 1 where none is above 1, else for 0 to 255.
+        Grey ``(height, width)`` or ``(height, width, 1)``, RGB, or RGBA; alpha is dropped. uint8 and uint16 are scaled by their dtype.
+        Floats are on the scale 0 to 1 if none is above 1, otherwise on the scale 0 to 255.
     name
-        How messages call it.
+        Name of the image in messages.
 
     Raises
     ------
     TypeError, ValueError
-        The dtype is another; the shape is another, as with the channels first; floats are NaN or outside 0 to 255.
+        The dtype or the shape is not supported, such as channels on the first axis; floats are NaN or outside 0 to 255.
     """
     return _Array(np.asarray(array), name)
 
 
-def as_rgb(array: Any) -> np.ndarray:
-    """Any image array (see :func:`from_array`) as uint8 ``(height, width, 3)``."""
-    source = from_array(array)
-    height, width = source.shape
-    return source.region(0, height, 0, width)
-
-
 def open_image(path: str | os.PathLike[str]) -> Source:
-    """A file as a source, by the ending of its name.
+    """A file as a source. The ending of its name decides how it is read.
 
-    PNG, JPEG and what else Pillow knows are decoded whole. Whole-slide files, and tiled TIFF that openslide can read, are
-    read region by region. Other TIFF is read by tifffile: mapped to memory where it is not compressed, else decoded whole.
+    Pillow decodes PNG, JPEG and its other formats whole. openslide reads whole-slide files and tiled TIFF region by region. tifffile reads
+    other TIFF: it maps uncompressed files to memory and decodes compressed files whole.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError
-        There is no such file.
+        The file does not exist.
     ImportError
-        The package that reads it is not installed.
+        The package for this format is not installed.
     ValueError
-        It is damaged, no image, or too large to be decoded whole.
+        The file is damaged, is not an image, or is too large to be decoded whole.
     """
     path = Path(path)
     if path.is_dir():
@@ -148,7 +141,7 @@ def _unreadable(path: Path, reader: str, why: Any) -> ValueError:
 def _read_picture(path: Path) -> Source:
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits, which older versions of Pillow open as 32
+            if image.mode.startswith("I"):  # 16 bits; older versions of Pillow open them as 32
                 return from_array(np.asarray(image).astype(np.uint16), path.name)
             return from_array(np.asarray(image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")), path.name)
     except Image.DecompressionBombError as error:
@@ -161,7 +154,7 @@ def _read_picture(path: Path) -> Source:
         raise _unreadable(path, "Pillow", "it is not an image of a known format") from error
     except PermissionError:
         raise
-    except (OSError, SyntaxError) as error:  # what Pillow raises for a damaged file
+    except (OSError, SyntaxError) as error:  # Pillow raises these for a damaged file
         raise _unreadable(path, "Pillow", f"it is damaged ({error})") from error
 
 
@@ -178,7 +171,7 @@ def _read_tiff(path: Path) -> Source:
                 array = np.moveaxis(array, 0, -1)
     except (PermissionError, MemoryError):
         raise
-    except Exception as error:  # a damaged file raises anything: struct.error, zlib.error, IndexError
+    except Exception as error:  # a damaged file can raise any error: struct.error, zlib.error, IndexError
         raise _unreadable(path, "tifffile", error) from error
     if colours not in ("MINISBLACK", "RGB", "YCBCR"):
         raise _unreadable(path, "tifffile", f"its colours are stored as {colours}; save it as RGB")
@@ -186,7 +179,7 @@ def _read_tiff(path: Path) -> Source:
 
 
 def _openslide_reads(path: Path) -> bool:
-    """Whether openslide is there and knows the file: of plain TIFF, only tiled."""
+    """Whether openslide is installed and can read the file. Of plain TIFF it reads only tiled files."""
     try:
         openslide = importlib.import_module("openslide")
     except ImportError:
@@ -195,9 +188,9 @@ def _openslide_reads(path: Path) -> bool:
 
 
 def _is_stack(path: Path) -> bool:
-    """Whether there are several planes (channels, depths), of which openslide would show the first and not say so.
+    """Whether the file has several planes (channels, depths). openslide would read only the first one, without a warning.
 
-    Only tifffile tells; where it is not installed, or cannot read the file, the answer is no.
+    Only tifffile reports the planes. If it is not installed or cannot read the file, the answer is False.
     """
     try:
         with importlib.import_module("tifffile").TiffFile(path) as file:
@@ -221,21 +214,21 @@ class _Slide:
 
     def region(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         try:
-            read = self._slide.read_region((x0, y0), 0, (x1 - x0, y1 - y0))
+            pixels = self._slide.read_region((x0, y0), 0, (x1 - x0, y1 - y0))
         except self._error as error:
             raise _unreadable(self._path, "openslide", error) from error
-        # What was not scanned is transparent black: it becomes white, as the glass around the tissue is.
-        white = Image.new("RGB", read.size, (255, 255, 255))
-        white.paste(read, mask=read.getchannel("A"))
+        # Areas that were not scanned are transparent black. They become white, like the glass around the tissue.
+        white = Image.new("RGB", pixels.size, (255, 255, 255))
+        white.paste(pixels, mask=pixels.getchannel("A"))
         return np.asarray(white)
 
 
 def cut(source: Source, centres: np.ndarray, size: int, pixels: int | None = None) -> np.ndarray:
     """Square tiles around points of an image.
 
-    Column ``c`` of the image covers ``c <= x < c + 1``, so that a tile of one pixel is the pixel the point lies in. Beyond the
-    border the image is mirrored; a tile larger than the image repeats its border instead. A point outside the image gets
-    the tile of the nearest point inside.
+    Column ``c`` of the image covers ``c <= x < c + 1``. A tile of one pixel is therefore the pixel that contains the point. Beyond the
+    border the image is mirrored. A tile that is larger than the image repeats the border instead. A point outside the image gets the tile
+    of the nearest point inside.
 
     Parameters
     ----------
@@ -246,15 +239,15 @@ def cut(source: Source, centres: np.ndarray, size: int, pixels: int | None = Non
     size
         Side of a tile in pixels of this image.
     pixels
-        Side of the tiles returned, where another: each of their pixels is the mean of the area that it covers.
+        Side of the returned tiles; None keeps ``size``. Each new pixel is the mean of the area that it covers.
 
     Returns
     -------
-    uint8 ``(n, pixels, pixels, 3)``. Besides it, one tile is in memory at a time.
+    uint8 ``(n, pixels, pixels, 3)``. Beside this array, one tile at a time is in memory.
     """
     pixels = size if pixels is None else pixels
     height, width = source.shape
-    # In the middle of a tile is a pixel where its side is odd, and a line between pixels where it is even.
+    # The middle of a tile is a pixel if the side is odd, and a line between pixels if the side is even.
     odd = size % 2
     middles = np.floor(np.asarray(centres, dtype=np.float64) + (1 - odd) / 2)
     starts = np.clip(middles, 0, (width - odd, height - odd)).astype(np.int64) - size // 2
@@ -277,7 +270,7 @@ def _window(source: Source, y: int, x: int, size: int) -> np.ndarray:
 
 
 def _mirrored(start: int, size: int, length: int) -> np.ndarray:
-    """Places in the image for ``size`` places from ``start`` on, some of them outside."""
+    """Indices into an axis of the image for ``size`` indices from ``start`` on. Indices outside the image are mirrored."""
     places, last = np.arange(start, start + size), length - 1
     if size <= length:
         places = last - np.abs(last - np.abs(places))
@@ -285,7 +278,7 @@ def _mirrored(start: int, size: int, length: int) -> np.ndarray:
 
 
 def _area_weights(size: int, pixels: int) -> np.ndarray:
-    """Share ``(pixels, size)`` of each old pixel in each new one, along one side."""
+    """Weight of each old pixel in each new pixel along one side, ``(pixels, size)``."""
     edges, old = np.linspace(0, size, pixels + 1), np.arange(size)
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
     return (np.maximum(overlap, 0) * (pixels / size)).astype(np.float32)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scimpute._space import image as _image
-from scimpute._space.image import as_rgb, cut, from_array, open_image
+from scimpute._space.image import cut, from_array, open_image
 
 
 def noise(height: int = 30, width: int = 40, channels: int = 3) -> np.ndarray:
@@ -70,19 +70,19 @@ GREY_RGB = np.repeat(GREY[:, :, None], 3, axis=2)
     ],
 )
 def test_every_kind_of_array(array, expected):
-    found = as_rgb(array)
+    found = whole(from_array(array))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_dark_image_stays_dark(dtype):
-    assert as_rgb(np.full((4, 5), 1, dtype)).max() <= 1
+    assert whole(from_array(np.full((4, 5), 1, dtype))).max() <= 1
 
 
 def test_floats_are_from_0_to_1_where_none_is_above_1():
-    np.testing.assert_array_equal(as_rgb(np.array([[0.0, 1.0]]))[:, :, 0], [[0, 255]])
-    np.testing.assert_array_equal(as_rgb(np.array([[0.0, 1.0, 2.0]]))[:, :, 0], [[0, 1, 2]])
+    np.testing.assert_array_equal(whole(from_array(np.array([[0.0, 1.0]])))[:, :, 0], [[0, 255]])
+    np.testing.assert_array_equal(whole(from_array(np.array([[0.0, 1.0, 2.0]])))[:, :, 0], [[0, 1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_floats_are_from_0_to_1_where_none_is_above_1():
 )
 def test_errors_of_arrays(array, error, message):
     with pytest.raises(error, match=message):
-        as_rgb(array)
+        whole(from_array(array))
 
 
 def test_an_image_is_not_converted_whole():

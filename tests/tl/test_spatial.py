@@ -16,7 +16,7 @@ from scimpute._counts.batches import CellBatches, Context
 from scimpute._counts.molecules import MoleculeSplit
 from scimpute._counts.partition import Partition
 from scimpute._save import load_model, save_model
-from scimpute._space.features import edge_scale, extents, positions, weighted
+from scimpute._space.features import edge_scale, extents, neighbour_weights, positions
 from scimpute._space.side import SideInformation
 from scimpute.models.batch import Batch
 from scimpute.models.likelihood import Poisson
@@ -117,7 +117,7 @@ def test_the_spatial_contribution_smooths(tissue):
     for weight in (0.0, 30.0):
         run(tissue, spatial_weight=weight, posterior=False, output="rate", max_epochs=30)
         rate = np.log(tissue.layers[KEY])
-        ring = weighted(tissue.obsp["spatial_connectivities"], None)
+        ring = neighbour_weights(tissue.obsp["spatial_connectivities"], None)
         apart.append(np.square(rate - ring @ rate).mean() / rate.var(axis=0).mean())
         assert ("spatial" in tissue.uns[KEY]["history"]) == (weight > 0)
     assert apart[1] < 0.9 * apart[0]
@@ -128,7 +128,7 @@ def test_the_spatial_contribution_smooths(tissue):
 
 def test_two_draws_estimate_the_distance_from_the_mean():
     rng = np.random.default_rng(0)
-    ring = weighted(sp.random(30, 30, 0.2, random_state=0, format="csr"), None)
+    ring = neighbour_weights(sp.random(30, 30, 0.2, random_state=0, format="csr"), None)
     ring.data = rng.random(ring.nnz)
     ring = (sp.diags(1 / np.maximum(np.asarray(ring.sum(1)).ravel(), 1e-12)) @ ring).tocsr()
     side = SideInformation(("counts",), {}, [ring], (1.0,), 1.0)
@@ -152,7 +152,7 @@ def test_scores_of_a_ring_are_of_its_molecules_together():
     rng = np.random.default_rng(1)
     counts = sp.csr_matrix(rng.poisson(2.0, (5, 7)).astype(np.float32))
     size = np.asarray(counts.sum(1)).ravel()
-    ring = weighted(sp.csr_matrix(np.array([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5], float)), None)
+    ring = neighbour_weights(sp.csr_matrix(np.array([[0, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0] * 5, [0] * 5], float)), None)
     loadings = rng.normal(size=(7, 3)).astype(np.float32)
     found = SideInformation(("counts",), {}, [ring], (1.0,), 0.0).neighbour_scores(counts, size, loadings)
     pooled = (counts.toarray()[1] + counts.toarray()[2]) / (size[1] + size[2]) * 1e4
@@ -178,7 +178,7 @@ def test_positions_are_of_the_section_and_know_no_unit():
 
 def test_neighbours_that_look_alike_count_more():
     ring = sp.csr_matrix(np.array([[0, 1, 1], [1, 0, 0], [1, 0, 0]], float))
-    weights = weighted(ring, np.array([[0.0], [0.1], [3.0]]))
+    weights = neighbour_weights(ring, np.array([[0.0], [0.1], [3.0]]))
     assert weights[0, 1] > 0.8
     np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1)
 
@@ -187,24 +187,24 @@ def test_how_far_neighbours_are_apart_may_be_that_of_other_spots():
     ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
     likeness = np.array([[0.0], [1.0], [2.0], [5.0]])
     assert edge_scale(ring, likeness) == np.median([1, 4, 1, 4, 9, 9])
-    weights = weighted(ring, likeness, 3.0).toarray()
+    weights = neighbour_weights(ring, likeness, 3.0).toarray()
     np.testing.assert_allclose(weights[0, 2] / weights[0, 1], np.exp(-(4 - 1) / 3), rtol=1e-6)
-    np.testing.assert_allclose(weighted(ring[:3, :3], likeness[:3], 3.0).toarray()[0], weights[0, :3], rtol=1e-6)
+    np.testing.assert_allclose(neighbour_weights(ring[:3, :3], likeness[:3], 3.0).toarray()[0], weights[0, :3], rtol=1e-6)
     assert edge_scale(ring, np.zeros((4, 1))) == edge_scale(sp.csr_matrix((4, 4)), likeness) == 1
 
 
 def test_a_spot_like_none_of_its_neighbours_keeps_them():
     ring = sp.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], float))
-    weights = weighted(ring, np.array([[1e4], [0.0], [0.1], [0.2]]))
+    weights = neighbour_weights(ring, np.array([[1e4], [0.0], [0.1], [0.2]]))
     np.testing.assert_allclose(np.asarray(weights.sum(1)).ravel(), 1, rtol=1e-6)
-    alike = weighted(ring, np.zeros((4, 3)))
+    alike = neighbour_weights(ring, np.zeros((4, 3)))
     np.testing.assert_allclose(alike.toarray()[0], [0, 0.5, 0.5, 0])
 
 
 def test_scores_do_not_depend_on_the_chunks(replace_everywhere):
     rng = np.random.default_rng(4)
     counts = sp.csr_matrix(rng.poisson(0.5, (23, 9)).astype(np.float32))
-    ring = weighted(sp.random(23, 23, 0.2, random_state=1, format="csr"), None)
+    ring = neighbour_weights(sp.random(23, 23, 0.2, random_state=1, format="csr"), None)
     side = SideInformation(("counts",), {}, [ring, ring @ ring], (1.0, 0.5), 0.0)
     arguments = counts, np.asarray(counts.sum(1)).ravel(), rng.normal(size=(9, 2)).astype(np.float32)
     whole = side.neighbour_scores(*arguments)
