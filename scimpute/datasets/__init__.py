@@ -1,4 +1,4 @@
-"""Data to try things on; nothing is downloaded."""
+"""Example data. Nothing is downloaded."""
 
 from ._pbmc68k import pbmc68k
 from ._toy import toy_counts

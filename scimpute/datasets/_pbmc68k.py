@@ -11,18 +11,17 @@ from .._anndata.matrix import to_csr
 from .._keywords import helpful
 from .._sparse import TARGET
 
-# The bundled values are float32 logarithms: the largest count, 259, comes back to within 0.08, small ones to within 0.001.
+# The bundled values are float32 logarithms. The error of the largest count, 259, is at most 0.08; the error of small counts is 0.001.
 _TOLERANCE = 0.2
 
 
 @helpful
 def pbmc68k() -> ad.AnnData:
-    """700 peripheral blood cells with their UMI counts: real data without a download.
+    """700 peripheral blood cells with UMI counts: real data without a download.
 
-    scanpy's wheel contains :func:`scanpy.datasets.pbmc68k_reduced`, a subset of the cells and genes of
-    :cite:t:`Zheng2017`, whose ``raw.X`` is log1p(CP10k). With the library size of each cell before the genes were cut,
-    ``obs["n_counts"]``, the counts come back as ``round(expm1(raw.X) * n_counts / 1e4)``; that every value is
-    close to a whole number before it is rounded is checked.
+    scanpy contains :func:`scanpy.datasets.pbmc68k_reduced`, a subset of the cells and genes of :cite:t:`Zheng2017`. Its ``raw.X`` is
+    log1p(CP10k), and ``obs["n_counts"]`` is the library size of each cell over all genes. The counts are therefore
+    ``round(expm1(raw.X) * n_counts / 1e4)``. A check makes sure that every value is close to a whole number before it is rounded.
 
     Returns
     -------
@@ -33,14 +32,14 @@ def pbmc68k() -> ad.AnnData:
     ``obs["bulk_labels"]``
         Cell type (10), by correlation with purified populations.
     ``obs["n_counts"]``
-        Library size over all genes, in UMIs. The 765 genes hold 11% to 28% of it: give it as ``size_key``.
+        Library size over all genes, in UMIs. The 765 genes hold 11% to 28% of it. Pass it as ``size_key="n_counts"``.
     ``obsm["X_pca"]``, ``obsm["X_umap"]``, ``uns["bulk_labels_colors"]``
-        As bundled: made from the observed counts, before any imputation.
+        As in scanpy: made from the observed counts, before any imputation.
 
     Raises
     ------
     RuntimeError
-        The data of the installed scanpy are not those described here.
+        The installed version of scanpy contains other data.
 
     Notes
     -----
@@ -54,7 +53,7 @@ def pbmc68k() -> ad.AnnData:
     (700, 765)
     """
     with warnings.catch_warnings():
-        # The file is older than the anndata that reads it; what anndata says about that is nothing a caller could mend.
+        # anndata warns that the file is old. The caller cannot do anything about this.
         warnings.simplefilter("ignore")
         bundled = sc.datasets.pbmc68k_reduced()
     logged = to_csr(bundled.raw.X, "raw.X")

@@ -26,30 +26,30 @@ def toy_counts(
 ) -> ad.AnnData:
     r"""Counts with a known truth: low-rank cell states, cell types, batches, and dropout.
 
-    Cells lie around the centres of their types in a space of ``rank`` dimensions, from which the log expression of the genes is
-    linear; each batch multiplies each gene by a factor of its own. With depth :math:`l_i` of a cell (log-normal),
-    gene level :math:`a_j`, batch effect :math:`b`, scores :math:`z` and loadings :math:`w`, counts are Poisson with mean
+    Cells lie around the centres of their types in a space of ``rank`` dimensions. The log expression of every gene is linear in this
+    space. Each batch multiplies each gene by its own factor. With the depth :math:`l_i` of a cell (log-normal), gene level :math:`a_j`,
+    batch effect :math:`b`, scores :math:`z` and loadings :math:`w`, counts are Poisson with mean
 
     .. math:: \lambda_{ij} = l_i \; \mathrm{softmax}_j(a_j + b_{\mathrm{batch}(i) j} + z_i^\top w_j)
 
-    and an entry is then lost with probability :math:`\sigma(c - \log \lambda_{ij})`: what is expressed little is lost more often.
+    An entry is then lost with probability :math:`\sigma(c - \log \lambda_{ij})`. Entries with low expression are lost more often.
 
     Parameters
     ----------
     n_obs, n_vars
         Number of cells and of genes.
     n_types, n_batches
-        Number of cell types and of batches, as even in size as possible and independent of each other.
+        Number of cell types and of batches. Their sizes are as even as possible, and they are independent of each other.
     rank
         Dimensions of the cell states.
     depth
         Mean number of molecules of a cell before dropout.
     dropout
-        Expected fraction of the entries that are lost, in [0, 1); it sets :math:`c`.
+        Expected fraction of lost entries, in [0, 1). It determines :math:`c`.
     batch_effect
         Standard deviation of :math:`b` over the genes.
     random_state
-        Seed, generator, or None for a fresh one.
+        Seed or generator; None draws a new seed.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def toy_counts(
     ``layers["rate"]``
         :math:`\lambda`, the expected counts before dropout at the cell's own depth, dense float32.
     ``obs["batch"]``, ``obs["cell_type"]``
-        Categorical: ``"batch0"``, ..., and ``"type0"``, ...; every level has cells.
+        Categorical: ``"batch0"``, ... and ``"type0"``, .... Every level has cells.
     ``varm["batch_effect"]``
         :math:`b`, a DataFrame with a column for each batch, float32.
     ``uns["toy_counts"]``
@@ -94,7 +94,7 @@ def toy_counts(
     loadings = rng.normal(size=(rank, n_vars)) / np.sqrt(rank)
     effect = batch_effect * rng.normal(size=(n_batches, n_vars))
     log_share = rng.normal(size=n_vars) + effect[batch] + scores @ loadings
-    # exp(normal) of this mean and spread is 1 on average
+    # The mean of exp(normal) with this mean and standard deviation is 1.
     cell_depth = depth * np.exp(rng.normal(-0.045, 0.3, size=(n_obs, 1)))
     rate = cell_depth * softmax(log_share, axis=1)
     counts = rng.poisson(rate)
@@ -117,10 +117,10 @@ def _named(name: str, codes: np.ndarray, n_levels: int) -> pd.Categorical:
 
 
 def _loss(log_rate: np.ndarray, dropout: float) -> np.ndarray:
-    """Probability of losing each entry: logistic in the log rate, ``dropout`` on average."""
+    """Probability of losing each entry. It is logistic in the log rate, and its mean is ``dropout``."""
     if dropout == 0:
         return np.zeros_like(log_rate)
-    # At the low midpoint every entry's probability is below dropout, at the high one above.
+    # At the low midpoint the probability of every entry is below dropout; at the high midpoint it is above.
     low, high = logit(dropout) + log_rate.min() - 1, logit(dropout) + log_rate.max() + 1
     middle = brentq(lambda c: expit(c - log_rate).mean() - dropout, low, high)
     return expit(middle - log_rate)

@@ -22,38 +22,38 @@ def toy_bulk(
 ) -> ad.AnnData:
     r"""Bulk expression with a known truth: tissues, sex, age, factors that genes share, and noise.
 
-    A value of sample :math:`i` and gene :math:`j`, on a scale like :math:`\log_2(\mathrm{TPM} + 1)`, is
+    The value of sample :math:`i` and gene :math:`j`, on a scale like :math:`\log_2(\mathrm{TPM} + 1)`, is
 
     .. math:: x_{ij} = a_j + t_{\mathrm{tissue}(i) j} + z_i^\top w_j + b_j\, [\mathrm{male}_i] + c_j\, (\mathrm{age}_i - 50) / 30
                        + \sigma_j \varepsilon_{ij}
 
-    with gene level :math:`a_j \sim N(6, 1)`, tissue effect :math:`t \sim N(0, 1)`, scores :math:`z` and loadings :math:`w` that
-    together have variance 1, sex effect :math:`b_j = \pm 2` in a fiftieth of the genes, age effect :math:`c_j = \pm 1.5` in a
-    tenth of them (others, each gene has one of the two at most), and normal :math:`\varepsilon`.
+    The gene level is :math:`a_j \sim N(6, 1)`, and the tissue effect is :math:`t \sim N(0, 1)`. The product of scores :math:`z` and
+    loadings :math:`w` has variance 1. The sex effect is :math:`b_j = \pm 2` in a fiftieth of the genes, and the age effect is
+    :math:`c_j = \pm 1.5` in a tenth of them. No gene has both effects. :math:`\varepsilon` is normal.
 
     Parameters
     ----------
     n_obs, n_vars
         Number of samples and of genes.
     n_tissues
-        Number of tissues, as even in size as possible.
+        Number of tissues. Their sizes are as even as possible.
     rank
         Number of factors that the genes share.
     noise
-        Mean of the genes' noise levels :math:`\sigma_j`, which lie evenly between half and one and a half times of it.
+        Mean noise level. The noise levels :math:`\sigma_j` of the genes are uniform between 0.5 and 1.5 times this value.
     random_state
-        Seed, generator, or None for a fresh one.
+        Seed or generator; None draws a new seed.
 
     Returns
     -------
     An object of ``n_obs`` x ``n_vars``, with
 
     ``X``
-        Expression with noise, dense float32, no value missing.
+        Expression with noise, dense float32, without missing values.
     ``layers["truth"]``
         Expression without noise, dense float32.
     ``obs["tissue"]``, ``obs["sex"]``, ``obs["age"]``
-        ``"tissue0"``, ...; ``"female"`` or ``"male"``; years from 20 to 80. Independent of each other.
+        ``"tissue0"``, ...; ``"female"`` or ``"male"``; years from 20 to 80. The columns are independent of each other.
     ``var["noise"]``
         :math:`\sigma_j`.
     ``uns["toy_bulk"]``

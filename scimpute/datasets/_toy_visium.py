@@ -13,17 +13,17 @@ from scipy.special import softmax
 from .. import _check, _random
 from .._keywords import helpful
 
-# Pixels of the full-resolution image from one spot to the next, which stands for 100 um. A spot is 55 um wide.
+# Distance of neighbouring spots in pixels of the full-resolution image. It stands for 100 um. A spot is 55 um wide.
 _PITCH = 100.0
 _MARGIN = 1.5 * _PITCH
 _LONGEST = 480
-"""Pixels of the longer side of the hires image, at most."""
+"""Most pixels of the longer side of the hires image."""
 _SCALE = 0.24
-"""Pixels of the hires image per pixel of the full resolution, at most: no more are needed, and few spots make a small image."""
+"""Most pixels of the hires image per pixel of the full resolution. With few spots the image stays small."""
 
 _GLASS = np.array([0.95, 0.94, 0.96])
 _EOSIN, _HEMATOXYLIN = np.array([0.06, 0.55, 0.28]), np.array([0.75, 0.95, 0.45])
-"""Optical densities, of red, green and blue."""
+"""Optical densities in red, green and blue."""
 
 
 @helpful
@@ -41,45 +41,47 @@ def toy_visium(
 ) -> ad.AnnData:
     r"""Visium-like sections with a known truth: counts, positions on the hexagonal array, and stained images.
 
-    The tissue is in layers, its regions, whose borders are waves. With depth :math:`l_i` of a spot (log-normal) and :math:`g` of its
-    section, counts are Poisson, or negative binomial with variance :math:`\mu + \phi \mu^2`, with mean
+    The tissue has layers with wavy borders; each layer is a region. Spot :math:`i` of section :math:`g` has the depth :math:`l_i`
+    (log-normal). Counts are Poisson, or negative binomial with variance :math:`\mu + \phi \mu^2`, with mean
 
     .. math:: \lambda_{ij} = l_i \; \mathrm{softmax}_j(a_j + s_{gj} + t_{\mathrm{region}(i) j} + z_i^\top w_j + b_j d_i + c_j u_i)
 
-    Of the four things that a spot's expression hangs on, **the region** :math:`t` can be seen in the image (its colour), from the position
-    and from the counts; **the density of nuclei** :math:`d`, which changes within a few spots, in the image (dark dots) and, coarsely,
-    from the neighbours; **the gradient** :math:`u` along the layers from the position, and not in the image; **the spot's own state**
-    :math:`z`, of ``rank`` dimensions, from its counts alone.
+    Four properties of a spot decide its expression:
+
+    - **The region** :math:`t` shows in the image (its colour), in the position and in the counts.
+    - **The density of nuclei** :math:`d` changes within a few spots. It shows in the image (dark dots) and, coarsely, in the neighbours.
+    - **The gradient** :math:`u` along the layers shows in the position, and not in the image.
+    - **The spot's own state** :math:`z` has ``rank`` dimensions and shows in its counts alone.
 
     Parameters
     ----------
     n_rows, n_cols
-        Rows of the array, and spots in a row.
+        Number of rows of the array, and number of spots in a row.
     n_vars
         Number of genes.
     n_sections
-        Number of sections, each with an array and an image of its own: its borders and its staining differ a little.
+        Number of sections. Each has its own array and image; borders and staining differ a little.
     n_regions
-        Number of regions, of as many spots each as possible.
+        Number of regions. Their sizes are as even as possible.
     rank
-        Dimensions of the spots' own states.
+        Dimensions of the state of a spot.
     depth
         Mean number of molecules of a spot.
     dispersion
         :math:`\phi`; 0 for Poisson counts.
     random_state
-        Seed, generator, or None for a fresh one.
+        Seed or generator; None draws a new seed.
 
     Returns
     -------
-    An object of ``n_sections * n_rows * n_cols`` spots x ``n_vars`` genes, laid out as by :func:`scanpy.read_visium`, with
+    An object of ``n_sections * n_rows * n_cols`` spots x ``n_vars`` genes in the layout of :func:`scanpy.read_visium`, with
 
     ``X``
         Counts, CSR float32.
     ``layers["rate"]``
         :math:`\lambda`, the expected counts at the spot's own depth, dense float32.
     ``obs["in_tissue"]``, ``obs["array_row"]``, ``obs["array_col"]``
-        1; row and column in the hexagonal array, where row plus column is even and a neighbour is 2 columns, or a row and a column, away.
+        1; row and column in the hexagonal array. Row plus column is even. A neighbour is 2 columns, or one row and one column, away.
     ``obs["section"]``, ``obs["region"]``
         ``"section0"``, ...; ``"region0"``, ...
     ``obs["density"]``, ``obs["gradient"]``
@@ -87,7 +89,7 @@ def toy_visium(
     ``obsm["spatial"]``
         x (to the right) and y (downwards) of the spot's centre in pixels of the full-resolution image, int64.
     ``uns["spatial"][section]``
-        ``"images"``: ``"hires"`` and ``"lowres"``, uint8 RGB (height, width, 3), of at most 480 and 160 pixels on the longer side;
+        ``"images"``: ``"hires"`` and ``"lowres"``, uint8 RGB (height, width, 3), with at most 480 and 160 pixels on the longer side;
         ``"scalefactors"``; ``"metadata"``.
     ``uns["toy_visium"]``
         The parameters.
@@ -150,12 +152,12 @@ def toy_visium(
 
 
 def _barcodes(n_spots: int, n_sections: int, rng: np.random.Generator) -> list[str]:
-    """Sixteen letters that differ from spot to spot, and the number of the section."""
+    """Unique sequences of sixteen letters, with the number of the section behind them."""
     letters = np.array(list("ACGT"))
-    found: dict[str, None] = {}
-    while len(found) < n_spots:
-        found["".join(letters[rng.integers(4, size=16)])] = None
-    return [f"{barcode}-{section}" for section in range(1, n_sections + 1) for barcode in found]
+    sequences: dict[str, None] = {}
+    while len(sequences) < n_spots:
+        sequences["".join(letters[rng.integers(4, size=16)])] = None
+    return [f"{sequence}-{section}" for section in range(1, n_sections + 1) for sequence in sequences]
 
 
 def _rate(obs: pd.DataFrame, n_vars: int, rank: int, depth: float, rng: np.random.Generator) -> np.ndarray:
@@ -166,13 +168,13 @@ def _rate(obs: pd.DataFrame, n_vars: int, rank: int, depth: float, rng: np.rando
     log_share = log_share + 0.6 * rng.normal(size=(len(region.categories), n_vars))[region.codes] + state @ loadings
     for name in ("density", "gradient"):
         log_share += 0.4 * np.outer(obs[name], rng.normal(size=n_vars))
-    # exp(normal) of this mean and spread is 1 on average
+    # The mean of exp(normal) with this mean and standard deviation is 1.
     return depth * np.exp(rng.normal(-0.045, 0.3, size=(len(obs), 1))) * softmax(log_share, axis=1)
 
 
 @dataclass(frozen=True)
 class _Waves:
-    """A smooth random function of the position, of mean 0 and variance 1: cosines of about the same wavelength."""
+    """A smooth random function of the position with mean 0 and variance 1: a sum of cosines with similar wavelengths."""
 
     direction: np.ndarray
     phase: np.ndarray
@@ -190,7 +192,7 @@ class _Waves:
 
 @dataclass(frozen=True)
 class _Section:
-    """What there is at any position of a section, in pixels of the full-resolution image ``(..., 2)``."""
+    """Properties of the tissue at any position of a section. Positions are ``(..., 2)``, in pixels of the full-resolution image."""
 
     size: np.ndarray
     bends: _Waves
@@ -204,13 +206,13 @@ class _Section:
         bends = _Waves.draw(0.8 * size.max(), rng)
         nuclei, stain = _Waves.draw(5 * _PITCH, rng), rng.uniform(0.85, 1.15, 3)
         section = cls(size, bends, nuclei, np.zeros(0), stain)
-        # Halfway between the depths of two spots, so that each region has its share of the spots.
+        # A border lies halfway between the depths of two spots, so that each region has its share of the spots.
         depths = np.sort(section._depth(pixels))
         first = np.arange(1, n_regions) * len(depths) // n_regions
         return cls(size, bends, nuclei, (depths[first - 1] + depths[first]) / 2, stain)
 
     def _depth(self, xy: np.ndarray) -> np.ndarray:
-        """From 0 at the outer layer to about 1 at the innermost."""
+        """Depth in the tissue: 0 at the outer layer, about 1 at the innermost layer."""
         return (xy @ [0.35, 0.94]) / (self.size @ [0.35, 0.94]) + 0.08 * self.bends(xy)
 
     def region(self, xy: np.ndarray) -> np.ndarray:
@@ -220,13 +222,13 @@ class _Section:
         return self.nuclei(xy)
 
     def gradient(self, xy: np.ndarray) -> np.ndarray:
-        """Across what is deep, that is along the layers: 0 in the middle, from about -1.9 to 1.9."""
+        """Position along the layers, from about -1.9 to 1.9; 0 in the middle."""
         return 3.5 * ((xy / self.size - 0.5) @ [0.94, -0.35])
 
     def image(self, darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        """Hires image, uint8 RGB, and its pixels per pixel of the full resolution."""
+        """The hires image, uint8 RGB, and its scale: its pixels per pixel of the full resolution."""
         scale = min(_SCALE, _LONGEST / self.size.max())
-        # Whole blocks of 3 x 3 pixels, for the lowres image; one that is full but for rounding is not followed by another.
+        # The lowres image needs whole blocks of 3 x 3 pixels. The small number prevents an additional block after a rounding error.
         width, height = (3 * np.ceil(self.size * scale / 3 - 1e-9)).astype(int)
         xy = (np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + 0.5) / scale
         grain = _standard(gaussian_filter(rng.normal(size=(height, width)), 0.06 * _PITCH * scale))
@@ -234,7 +236,7 @@ class _Section:
         nuclei = 1 / (1 + np.exp(-6 * (grain - 1.1 + 0.7 * self.density(xy) + 0.4 * (tint - 0.5))))
         amount = 0.55 + 0.5 * tint + 0.05 * _standard(gaussian_filter(rng.normal(size=(height, width)), 3))
         density = amount[..., None] * ((1 - 0.6 * tint)[..., None] * _EOSIN + (0.5 * tint + 0.7 * nuclei)[..., None] * _HEMATOXYLIN)
-        # Glass beyond the tissue, whose edge is as wavy as the layers.
+        # The area beyond the tissue is glass. The edge of the tissue is as wavy as the layers.
         edge = np.minimum(xy, self.size - xy).min(axis=-1) - _PITCH * (0.6 + 0.2 * self.bends(3 * xy))
         density *= (gaussian_filter((edge > 0).astype(float), 1.0))[..., None]
         colours = _GLASS * np.exp(-density * self.stain) + 0.012 * rng.normal(size=density.shape)
@@ -246,7 +248,7 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 
 def _as_visium(image: tuple[np.ndarray, float]) -> dict[str, Any]:
-    """An entry of ``uns["spatial"]``, as :func:`scanpy.read_visium` makes it."""
+    """An entry of ``uns["spatial"]`` in the layout of :func:`scanpy.read_visium`."""
     hires, scale = image
     height, width, _ = hires.shape
     lowres = hires.reshape(height // 3, 3, width // 3, 3, 3).mean(axis=(1, 3))
