@@ -33,11 +33,11 @@ class Surroundings:
         self,
         counts: sp.csr_matrix,
         more_obs: pd.DataFrame | None = None,
-        without: str | None = None,
+        dropped_column: str | None = None,
         layers: Mapping[str, Any] | None = None,
     ) -> ad.AnnData:
-        """An object with these counts in ``X``, with the columns ``more_obs`` added to ``obs`` and the column ``without`` removed."""
-        obs = self.obs[[name for name in self.obs if name != without]]
+        """An object with these counts in ``X``, with the columns ``more_obs`` added to ``obs`` and ``dropped_column`` removed."""
+        obs = self.obs[[name for name in self.obs if name != dropped_column]]
         if more_obs is not None:
             obs = pd.concat([obs, more_obs.set_axis(obs.index)], axis=1)
         # anndata would warn of duplicate names in every copy. Numbers replace them: nobody reads the names of a copy.

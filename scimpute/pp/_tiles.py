@@ -13,7 +13,7 @@ from .. import _check, _device
 from .._anndata.tissue import Tissue, read_tissues
 from .._anndata.write import check_target, write
 from .._keywords import helpful
-from .._space import image as _image
+from .._space.image import cut
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -167,13 +167,13 @@ def _by_batches(tissues: list[Tissue], batch_size: int, describe: Callable[[Tiss
 
 def _describe(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
     sizes = [field * tissue.tile_size for field in _FIELDS]
-    return np.column_stack([_statistics(_image.cut(tissue.source, centres, size, min(size, _MOST_PIXELS))) for size in sizes])
+    return np.column_stack([_statistics(cut(tissue.source, centres, size, min(size, _MOST_PIXELS))) for size in sizes])
 
 
-def _statistics(cut: np.ndarray) -> np.ndarray:
+def _statistics(tiles: np.ndarray) -> np.ndarray:
     """Colour, stains and texture of tiles ``(b, p, p, 3)``: ``(b, 12)``."""
-    b, pixels = cut.shape[:2]
-    channels = np.ascontiguousarray(cut.reshape(b, -1, 3).transpose(0, 2, 1))  # sums along the last axis are the fast ones
+    b, pixels = tiles.shape[:2]
+    channels = np.ascontiguousarray(tiles.reshape(b, -1, 3).transpose(0, 2, 1))  # sums along the last axis are the fast ones
     colour = channels.astype(np.float32) / 255
     stains = _UNMIX @ _DENSITY[channels]
     grey = colour.mean(axis=1).reshape(b, pixels, pixels)
@@ -199,8 +199,8 @@ def _encode(encoder: torch.nn.Module, tissues: list[Tissue], batch_size: int, de
     pixels = max(tissue.tile_size for tissue in tissues)
 
     def encode(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
-        cut = torch.from_numpy(_image.cut(tissue.source, centres, tissue.tile_size, pixels))
-        images = cut.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous, as a module may call .view
+        tiles = torch.from_numpy(cut(tissue.source, centres, tissue.tile_size, pixels))
+        images = tiles.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous, as a module may call .view
         return _checked(encoder(images), images)
 
     with _device.session(device), torch.no_grad(), _borrowed(encoder, device):
