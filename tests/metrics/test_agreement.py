@@ -109,7 +109,7 @@ def test_of_an_imputation(adata, fingerprint):
         ("protein", {"genes": {"CD5": "gene99"}}, KeyError, "gene99"),
         ("protein", {"by": "cell"}, ValueError, "by must be"),
         ("array", {}, TypeError, "must be a DataFrame"),
-        ("words", {}, TypeError, "not numbers"),
+        ("words", {}, TypeError, "not numeric"),
         ("gaps", {}, ValueError, "NaN or infinite values in.*gene3"),
         ("strangers", {}, ValueError, "genes={column: gene}"),
     ],

@@ -169,7 +169,7 @@ def test_draws_on_given_axes_and_changes_nothing(adata, fingerprint):
     ("options", "error", "message"),
     [
         ({"layers": "mne"}, KeyError, "did you mean 'mine'"),
-        ({"layers": []}, ValueError, "no baseline to draw but the gene mean"),
+        ({"layers": []}, ValueError, "gene_mean is the only baseline"),
         ({"layers": ["mine", "mine"]}, ValueError, "more than one row"),
         ({"key": "other"}, KeyError, "scimpute.pp.hide"),
         ({"genes": ["gne1"]}, KeyError, "1 of 1 genes not found"),

@@ -382,7 +382,7 @@ def test_applied_to_another_slide_of_the_same_name(sections, tmp_path):
     run(sections, library_key="section", modalities="position", save=path, max_epochs=20)
     expected = sections.layers[KEY].copy()
     sections.obsm["spatial"] = sections.obsm["spatial"] * 10
-    with pytest.warns(UserWarning, match="taken by its own extent") as caught:
+    with pytest.warns(UserWarning, match="scaled to the section's own extent") as caught:
         scimpute.tl.apply(sections, path)
     assert caught[0].filename == __file__
     np.testing.assert_allclose(sections.layers[KEY], expected, rtol=1e-4)
@@ -469,8 +469,8 @@ REFUSED = {
     "53-no such image": (None, {"image_key": "huge"}, KeyError, "'huge'.*hires"),
     "69-two images": (None, {"image_key": "hires", "tile_features": "tiles"}, ValueError, "two sources of the image"),
     "69-image not used": (None, {"image_key": "hires", "modalities": ["counts"]}, ValueError, "'image' is not among the modalities"),
-    "image asked for": (None, {"modalities": ["image"]}, ValueError, "there is none: pass image_key, or tile_features"),
-    "edges by no image": (None, {"edge_weight": "image", "modalities": ["counts"]}, ValueError, "there is none"),
+    "image asked for": (None, {"modalities": ["image"]}, ValueError, "need an image: pass image_key, or tile_features"),
+    "edges by no image": (None, {"edge_weight": "image", "modalities": ["counts"]}, ValueError, "need an image"),
     "no features": (None, {"tile_features": "tiles"}, KeyError, r"tile_features: obsm key 'tiles' not found"),
     "features NaN": (nan_features, {"tile_features": "tiles"}, ValueError, r"obsm\['tiles'\] is NaN or infinite for 64 spots"),
     "65-modality": (None, {"modalities": ["smell"]}, ValueError, "modalities must be one of"),
