@@ -1,6 +1,6 @@
-"""The command line. The options of a command are the parameters of the function it calls.
+"""The command line. The options of a command are the parameters of its function.
 
-scanpy, torch and matplotlib take seconds to import: the commands that need them import them, so that help is quick.
+scanpy, torch and matplotlib take seconds to import. Only the commands that need them import them, so the help appears at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RUN: dict[str, Callable[..., None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when done, 2 for bad usage or input, 130 when interrupted, 1 for any other failure."""
+    """Run a command. Returns 0 after success, 2 for bad usage or input, 130 after an interruption, 1 for any other failure."""
     argv = sys.argv[1:] if argv is None else list(argv)
     # The help lists options with dashes; underscores work as well.
     argv = [re.sub("^--[^=]+", parser.dashed, word).replace("--print-config", parser.PRINT_CONFIG) for word in argv]
@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            # Also where warnings are errors: the result is still to be written.
+            # The result must be written even if the user turns warnings into errors.
             warnings.simplefilter("always", _check.NotSavedWarning)
-            whole = parser.parser_for(argv)
+            all_commands = parser.parser_for(argv)
             if not argv:
-                say(whole.format_help().rstrip())
+                say(all_commands.format_help().rstrip())
                 return 0
-            command = whole.parse_args(argv)
+            command = all_commands.parse_args(argv)
             options = {name: value for name, value in command[command.command].items() if name not in ("debug", "config")}
             with lines_for_phases(options.get("progress")):
                 _RUN[command.command](**options)

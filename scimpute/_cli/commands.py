@@ -1,4 +1,4 @@
-"""What each command does beside ``demo``: read a file, call the function of this name, write the result."""
+"""All commands except ``demo``. Each reads a file, calls the function of the same name, and writes the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def impute(name: str, in_file: str, out_file: str, **options: Any) -> None:
     target = Output(out_file)
     genes = options.get("genes")
     if isinstance(genes, str) and genes.startswith("["):
-        # The parser has read the names of a list as numbers.
+        # The parser keeps a list as text if its names look like numbers.
         options["genes"] = [gene.strip(" '\"") for gene in genes.strip("[] ").split(",")]
     adata = read(in_file)
     with as_private_as(in_file):

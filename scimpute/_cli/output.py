@@ -1,4 +1,4 @@
-"""What a command writes: files, replaced only by whole ones, and lines on stdout and stderr."""
+"""Output of the commands: files, which only whole new files replace, and lines on stdout and stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Output:
-    """Target of a file, with links followed. It is checked before any work, and only a file of the same kind is replaced."""
+    """The target of a new file. It is checked before the work. Only a file of the same kind is replaced."""
 
     def __init__(self, path: str | Path, kind: str = "h5ad") -> None:
         self.rule: dict[str, Any] = {
@@ -30,7 +30,7 @@ class Output:
 
 
 def _is_kind(kind: str, path: Path) -> bool:
-    """Whether a file looks like one, or is empty."""
+    """Whether a file is of this kind, or is empty."""
     with path.open("rb") as file:
         start = file.read(8)
     if kind == "png":
@@ -41,29 +41,29 @@ def _is_kind(kind: str, path: Path) -> bool:
 
 
 def tell(text: str) -> None:
-    """Print a line on stderr. If nobody can read it, the line is lost and the run goes on."""
+    """Print a line on stderr. If this fails, the line is lost and the run goes on."""
     if sys.stderr is None:
         return
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         _give_up(sys.stderr)
-    except ValueError:  # closed
+    except ValueError:  # stderr is closed
         pass
 
 
 def say(*lines: str) -> None:
-    """Print lines on stdout. If the reader has gone away (``| head``), they are lost without an error: the work is done."""
+    """Print lines on stdout. If nobody reads them any more (``| head``), they are lost without an error, since the work is done."""
     try:
         print("".join(f"{line}\n" for line in lines), end="", flush=True)
     except BrokenPipeError:
         _give_up(sys.stdout)
-    except (OSError, ValueError):  # a full disk; closed
+    except (OSError, ValueError):  # the disk is full, or stdout is closed
         pass
 
 
 def _give_up(stream: TextIO) -> None:
-    """Send the rest of a stream that cannot be written to nowhere, so that the flush at exit does not complain."""
+    """Redirect a broken stream to the null device, so that the flush at exit raises no error."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

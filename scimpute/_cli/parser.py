@@ -1,4 +1,4 @@
-"""Commands and their options, made from the signatures and docstrings of the functions they call."""
+"""Commands and their options, made from the signatures and docstrings of their functions."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ PRINT_CONFIG = "--print_config"
 
 
 def parser_for(argv: Sequence[str]) -> Parser:
-    """All commands, with the options of the one that is called."""
+    """A parser for all commands. Only the command in ``argv`` gets its options."""
     parser = Parser(
         prog="scimpute",
         version=__version__,
         description="Impute single-cell, spatial or bulk expression in a file. Help on a command: scimpute COMMAND --help",
     )
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
-    called = command_of(argv)
+    command = command_of(argv)
     for name, text in COMMANDS.items():
-        commands.add_subcommand(name, _parser_of(name) if name == called else Parser(), help=text)
+        commands.add_subcommand(name, _parser_of(name) if name == command else Parser(), help=text)
     return parser
 
 
 def command_of(argv: Sequence[str]) -> str | None:
-    """The first word that is no option."""
+    """The first word that is not an option."""
     return next((word for word in argv if not word.startswith("-")), None)
 
 
 def _parser_of(name: str) -> Parser:
-    """IN, for apply the model, OUT, and every other parameter of a function as an option."""
+    """The parser of a command: the files are arguments (IN, MODEL for apply, OUT), and all other parameters are options."""
     if name == "demo":
         function = function_of(name)
         parser = Parser(function=function)
@@ -63,7 +63,7 @@ def _parser_of(name: str) -> Parser:
         function = function_of(name)
         parser = Parser(function=function, epilog=f"{epilog} Without --key the file must hold one imputation of counts.")
         parser.add_argument("in_file", metavar="FILE.h5ad", help="File with counts and their imputation; it is not changed.")
-        parser.add_argument("--key", type=str | None, help="Name of the imputation; needed where the file holds several.")
+        parser.add_argument("--key", type=str | None, help="Name of the imputation; needed if the file holds several.")
         parser.add_function(function, skip={"adata", "key"})
         return parser
     function = function_of(name)
@@ -78,14 +78,14 @@ def _parser_of(name: str) -> Parser:
 
 
 class Parser(ArgumentParser):
-    """Options with dashes, help from a docstring, and raises where argparse exits."""
+    """A parser with dashes in its options and help from a docstring. It raises errors instead of exiting."""
 
     def __init__(self, *args: Any, function: Callable[..., Any] | None = None, data: str = "", **kwargs: Any) -> None:
         self._help: dict[str, str] = {}
         if function is not None:
             docs = docstring_parser.parse(inspect.getdoc(function) or "")
             kwargs["description"] = " ".join(_plain(docs.short_description or "").split()) + data
-            # numpydoc lets parameters share a paragraph, as "n_context, width"; the help has it once.
+            # In numpydoc, several parameters can share a paragraph ("n_context, width"). The help shows it once.
             for entry in docs.params:
                 first, *others = entry.arg_name.split(", ")
                 self._help[first] = _plain(entry.description or "")
@@ -102,15 +102,15 @@ class Parser(ArgumentParser):
     def add_function(self, function: Callable[..., Any], skip: Collection[str] = ()) -> None:
         self.add_argument("--config", action=ActionConfigFile, help="YAML file with options; those after it on the command line win.")
         self.add_function_arguments(function, as_group=False, skip={*skip, "random_state"})
-        # The functions also take a Generator, which nobody can spell on a command line.
+        # The functions also accept a Generator, which cannot be written on a command line.
         seed = inspect.signature(function).parameters.get("random_state")
         if seed is not None:
             self.add_argument("--random_state", type=int | None, default=seed.default)
 
 
 def dashed(option: re.Match[str]) -> str:
-    """An option with dashes in the place of underscores."""
-    # jsonargparse knows this one by its underscore.
+    """An option with dashes instead of underscores."""
+    # jsonargparse needs the underscore in this option.
     return option[0] if option[0] == PRINT_CONFIG else "--" + option[0][2:].replace("_", "-")
 
 
@@ -118,12 +118,12 @@ def _plain(text: str) -> str:
     return re.sub(r"``|\*\*|:[\w:]+:(?=`)", "", text).replace("%", "%%")
 
 
-def _declared(module: str, name: str) -> Callable[..., Any]:
-    """The signature and docstring of a function of this package, read from its source, because an import takes seconds."""
+def _without_body(module: str, name: str) -> Callable[..., Any]:
+    """A function of this package with its signature and docstring only. It is read from the source, because an import takes seconds."""
     tree = ast.parse(Path(__file__).parents[1].joinpath(module).read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     function.body, function.decorator_list = function.body[:1], []
-    known: dict[str, Any] = {
+    namespace: dict[str, Any] = {
         "__name__": __name__,
         "AnnData": Any,
         "Any": Any,
@@ -134,17 +134,17 @@ def _declared(module: str, name: str) -> Callable[..., Any]:
         "os": os,
     }
     code = compile(ast.Module([function], []), module, "exec", dont_inherit=True)
-    exec(code, known)
-    return typing.cast("Callable[..., Any]", known[name])
+    exec(code, namespace)
+    return typing.cast("Callable[..., Any]", namespace[name])
 
 
 def function_of(command: str) -> Callable[..., Any]:
     """The function that a command calls, without its body."""
-    return _declared({"demo": "_cli/demo.py", "report": "metrics/_report/__init__.py"}.get(command, f"tl/_{command}.py"), command)
+    return _without_body({"demo": "_cli/demo.py", "report": "metrics/_report/__init__.py"}.get(command, f"tl/_{command}.py"), command)
 
 
 def _allowed(command: str | None, option: str) -> str:
-    """Values that an option takes, in words."""
+    """The values of an option, in words."""
     if command not in COMMANDS:
         return ""
     hint = typing.get_type_hints(function_of(command)).get(option)
@@ -160,12 +160,12 @@ def _allowed(command: str | None, option: str) -> str:
 
 
 def one_line(error: object, command: str | None = None) -> str:
-    """The message of an error, with options and files as the command line spells them."""
+    """The message of an error on one line, with options and files in the spelling of the command line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    # jsonargparse lists every type that a bad value does not have.
-    bad = re.search(r'Parser key "(?:\w+\.)?(\w+)".*?(?:Given|Got) value: (.*)', text, re.DOTALL)
-    if bad:
-        text = f"argument --{bad[1].replace('_', '-')}: invalid value {bad[2]!r}{_allowed(command, bad[1])}; see --help"
+    # jsonargparse lists every type that does not fit. One short sentence replaces the list.
+    invalid = re.search(r'Parser key "(?:\w+\.)?(\w+)".*?(?:Given|Got) value: (.*)', text, re.DOTALL)
+    if invalid:
+        text = f"argument --{invalid[1].replace('_', '-')}: invalid value {invalid[2]!r}{_allowed(command, invalid[1])}; see --help"
     text = re.sub(r'Parser key "(?:\w+\.)?(\w+)":', lambda match: f"argument --{match[1].replace('_', '-')}:", text)
     text = re.sub(r"\b\w+\.(in|out)_file\b", lambda match: f"{match[1].upper()}.h5ad", text)
     text = re.sub(r"\bapply\.model\b", "MODEL", text)

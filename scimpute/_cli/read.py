@@ -1,4 +1,4 @@
-"""The file to impute, in whatever format it is; scanpy and anndata are imported only once a file is read."""
+"""Reading of the input in all supported formats. scanpy and anndata are imported only when a file is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CONVERSIONS = {
 
 
 def read(path: str) -> AnnData:
-    """The object in a file or folder; one error says what is wrong with it."""
+    """The object in a file or folder. All problems become one clear error."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"IN: {path!r} does not exist")
     try:
@@ -35,16 +35,16 @@ def read(path: str) -> AnnData:
     except Exception as error:
         if isinstance(error, IndexError) and path.removesuffix(".gz").endswith(_TABLES):
             raise ValueError(f"IN: {path!r} has no row of numbers under a row of names") from error
-        kind = "h5ad" if path.endswith(".h5ad") else "what it seems to be"
-        raise ValueError(f"IN: {path!r} cannot be read as {kind}: {error}") from error
+        kind = " as h5ad" if path.endswith(".h5ad") else ""
+        raise ValueError(f"IN: {path!r} cannot be read{kind}: {error}") from error
     if adata is None:
-        way = _CONVERSIONS.get(Path(path).suffix, "")
-        raise ValueError(f"IN: {path!r} is not an h5ad file, and none of the others that are read ({READABLE}){way}")
+        conversion = _CONVERSIONS.get(Path(path).suffix, "")
+        raise ValueError(f"IN: {path!r} is not an h5ad file and has no other supported format ({READABLE}){conversion}")
     return adata
 
 
 def _reader_for(path: str) -> Callable[[str], AnnData] | None:
-    """The function that reads a file or folder, found by its content; None if there is none."""
+    """The function that reads a file or folder, chosen by its content; None if no function reads it."""
     import anndata
     import h5py
     import scanpy
@@ -58,7 +58,7 @@ def _reader_for(path: str) -> Callable[[str], AnnData] | None:
         return None
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
-            # 10x has a group "matrix", or in earlier versions one for each genome.
+            # 10x files have a group "matrix"; earlier versions have a group for each genome.
             tenx = "X" not in file and "obs" not in file and any("barcodes" in group for group in file.values() if hasattr(group, "keys"))
             ours = {"obs", "var"} <= file.keys() and "mod" not in file
         return _with_unique_names(scanpy.read_10x_h5) if tenx else anndata.read_h5ad if ours else None
@@ -75,13 +75,13 @@ def _is_10x(path: str) -> bool:
 
 
 def _prefix(names: list[str]) -> str | None:
-    """What GEO puts before the three file names of a 10x folder."""
+    """The prefix that GEO puts before the three file names of a 10x folder."""
     name = next(name for name in names if name.endswith(_MATRIX))
     return name.split("matrix.mtx")[0] or None
 
 
 def _with_unique_names(read: Callable[..., AnnData], **options: Any) -> Callable[[str], AnnData]:
-    """Give every gene a name of its own: 10x gives some genes the same. Their ids are in ``var["gene_ids"]``."""
+    """Make gene names unique, because 10x gives some genes the same name. Their ids are in ``var["gene_ids"]``."""
 
     def reader(path: str) -> AnnData:
         with warnings.catch_warnings():
@@ -95,15 +95,15 @@ def _with_unique_names(read: Callable[..., AnnData], **options: Any) -> Callable
 
 @contextlib.contextmanager
 def as_private_as(path: str) -> Iterator[None]:
-    """Within this context new files are closed to everybody who may not read the input."""
-    closed = 0
+    """Within this context nobody can read a new file who cannot read the input."""
+    forbidden = 0
     for status in map(os.stat, _parts(path)):
-        closed |= ~stat.S_IMODE(status.st_mode) & 0o066
+        forbidden |= ~stat.S_IMODE(status.st_mode) & 0o066
         if hasattr(os, "getegid") and status.st_gid != os.getegid():
-            # A new file belongs to another group, which gets no more than others get.
-            closed |= (closed & 0o006) << 3
+            # A new file belongs to another group. This group gets the permissions of all others.
+            forbidden |= (forbidden & 0o006) << 3
     before = os.umask(0o077)
-    os.umask(before | closed)
+    os.umask(before | forbidden)
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def as_private_as(path: str) -> Iterator[None]:
 
 
 def _parts(path: str) -> Iterator[str]:
-    """The file, or the folder and the files in it that are read."""
+    """The input file, or the input folder and its files that are read."""
     yield path
     if _is_10x(path):
         yield from (os.path.join(path, name) for name in os.listdir(path) if name.removesuffix(".gz").endswith(_10X))
