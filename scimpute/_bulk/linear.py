@@ -12,25 +12,25 @@ from torch import Tensor
 from .. import _random
 from ..models.pmi_gain import Samples
 from ..models.sample_regression import FactorModel, predict_residuals, regress_on_samples, residual_correlation, similarity
-from .table import hidden, rows_of, uniform
+from .table import hide, rows_of, uniform
 
 RANK = 50
 MIN_WEIGHTS = (1.0, 0.3, 0.1)
 RIDGES = (1.0, 2.0, 4.0)
 CHOICE_SAMPLES = 200
-"""Samples on which the two are chosen."""
+"""Number of samples for the choice of ``min_weight`` and ``ridge``."""
 MIN_NEIGHBOUR_GENES = 20
 """A sample needs this many observed genes to find its neighbours; with fewer, the factor model and the covariates answer."""
 MIN_SHARED_GENES = 5
 """Two samples can be the same sample only if they agree in this many genes."""
 CORRELATION_SAMPLES = 1000
-"""Enough samples for residual correlations."""
+"""Number of samples for the residual correlations."""
 SAVED = ("reference", "observed", "codes", "covariate_weights", "precision", "residual_sd")
 """Tensors of :class:`Linear` that are saved under their own names."""
 
 
 def design(samples: Samples, levels: Sequence[int]) -> Tensor:
-    """Ones, indicators of the levels (all 0 for an unknown level), continuous covariates: ``(n, c)``."""
+    """Design matrix ``(n, c)``: ones, indicators of the levels (all 0 for an unknown level), continuous covariates."""
     parts = [samples.values.new_ones(len(samples.values), 1)]
     parts += [_indicators(samples, column, n) for column, n in enumerate(levels)]
     return torch.cat([*parts, samples.numbers], dim=1)
@@ -149,7 +149,7 @@ class Linear:
         half, itself = uniform(samples.values, rng) < 0.5, self._itself(samples, own)
         residual = torch.zeros_like(samples.values)
         for part in (half, ~half):
-            filled = self._regress(hidden(samples, part), itself)
+            filled = self._regress(hide(samples, part), itself)
             residual = torch.where(part & samples.observed, samples.values - filled, residual)
         number = samples.observed.sum(0).clamp(min=1)
         self.residual_sd = (residual.square().sum(0) / number).sqrt().clamp(min=1e-3)
@@ -179,8 +179,8 @@ class Linear:
     def _same(self, values: Tensor, genes: Tensor) -> Tensor:
         """Rows of the reference with the same values in all genes that both observe.
 
-        Such a row is the sample itself, and it must not predict its own hidden genes. Many equal rows are no copies: they only share
-        genes that say little, such as genes that few samples express. Then no row is returned.
+        Such a row is the sample itself, and it must not predict its own hidden genes. Many equal rows are not copies. They only share
+        uninformative genes, such as genes that few samples express. Then no row is returned.
         """
         rows = torch.arange(len(self.reference), device=values.device)
         # A few genes rule out nearly all rows.
@@ -210,7 +210,7 @@ def _covariate_weights(samples: Samples, levels: Sequence[int]) -> Tensor:
         indicators = _indicators(samples, column, n)
         number = (indicators.T @ mask).clamp(min=1)
         sums = indicators.T @ samples.values
-        # Random groups of the same number explain this much.
+        # As many random groups would explain this much.
         chance = float(mask.sum(0).gt(0).sum()) * (n - 1)
         explained.append(max(0.0, (float((sums.square() / number).sum()) - chance) / max(total, 1e-12)))
     weights = samples.values.new_tensor(explained)

@@ -1,4 +1,4 @@
-"""The training of `tl.pmi` and `tl.gain`: the linear part, the networks, their weights on hidden entries, the calibration."""
+"""The training of `tl.pmi` and `tl.gain`: the linear part, the networks, their weights, and the calibration of the spread."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..models.pmi_gain import Gain, Pmi, Samples
 from .fitted import Fitted, apply_network, build
 from .linear import Linear
 from .settings import BulkSettings
-from .table import BulkTable, Standardiser, hidden, rows_of, uniform
+from .table import BulkTable, Standardiser, hide, rows_of, uniform
 
 VALIDATION = 0.1
 """With ``mode="inplace"``: fraction of the observed entries that is hidden to weigh the networks and calibrate the spread."""
 STEPS = 600
 """Optimiser steps of the default schedule."""
-CHECKED_SAMPLES = 256
-"""Validation samples on which the error is measured after each epoch."""
+MAX_VALIDATION = 256
+"""Most validation samples for the error after each epoch."""
 PUBLISHED_STEPS = 100
 """Minibatches per epoch in the published schedule."""
 COVERAGE, NORMAL_QUANTILE = 0.9, 1.6448536
@@ -35,8 +35,8 @@ COVERAGE, NORMAL_QUANTILE = 0.9, 1.6448536
 def _split(samples: Samples, settings: BulkSettings, rng: np.random.Generator) -> tuple[Samples, Samples, Tensor, Tensor, Tensor | None]:
     """Split the samples for validation.
 
-    In place: a tenth of the entries is hidden, so the gaps are about as dense as in use. For new samples: a fifth of the samples is
-    held out, and the fractions of their entries in ``mask_rate`` stay visible.
+    ``mode="inplace"`` hides a tenth of the entries, so that the gaps are about as dense as in use. ``mode="inductive"`` holds out a fifth
+    of the samples. A random fraction of the entries of each of them, within ``mask_rate``, stays visible.
 
     Returns
     -------
@@ -47,19 +47,19 @@ def _split(samples: Samples, settings: BulkSettings, rng: np.random.Generator) -
     draw = uniform(samples.values, rng)
     if settings.mode == "inplace":
         mask = samples.observed & (draw < VALIDATION)
-        visible = hidden(samples, mask)
+        visible = hide(samples, mask)
         return visible, visible, samples.values, mask, torch.arange(n, device=mask.device)
     order = torch.from_numpy(rng.permutation(n)).to(draw.device)
     heldout, rest = order[: n // 5], order[n // 5 :]
     query = rows_of(samples, heldout)
     low, high = settings.mask_rate
-    kept = low + (high - low) * torch.from_numpy(rng.random((len(heldout), 1), dtype=np.float32)).to(draw.device)
-    mask = query.observed & (draw[heldout] > kept)
-    return rows_of(samples, rest), hidden(query, mask), query.values, mask, None
+    visible_share = low + (high - low) * torch.from_numpy(rng.random((len(heldout), 1), dtype=np.float32)).to(draw.device)
+    mask = query.observed & (draw[heldout] > visible_share)
+    return rows_of(samples, rest), hide(query, mask), query.values, mask, None
 
 
 def train(table: BulkTable, settings: BulkSettings, device: torch.device, rng: np.random.Generator, progress: Progress) -> Fitted:
-    """Fit the linear part and the networks, weigh them per gene on hidden entries, calibrate the spread."""
+    """Fit the linear part and the networks, weigh them per gene on hidden entries, and calibrate the standard deviations."""
     standardiser = Standardiser.of(table)
     samples = standardiser.samples(table, device)
     train_samples, query, truth, targets, own = _split(samples, settings, rng)
@@ -74,21 +74,21 @@ def train(table: BulkTable, settings: BulkSettings, device: torch.device, rng: n
             candidates = trial.choose(query, own, truth, targets)
             trial.refit_reference(train_samples, rng)
             base, sd = trial.predict(query, own)
-            chosen = {"min_weight": trial.min_weight, "ridge": trial.ridge, "rank": trial.factors.rank}
-            record["chosen"] = {**chosen, "candidates": candidates}
+            choice = {"min_weight": trial.min_weight, "ridge": trial.ridge, "rank": trial.factors.rank}
+            record["chosen"] = {**choice, "candidates": candidates}
         else:
             base, sd = torch.zeros_like(truth), torch.ones_like(truth)
     progress.phase(f"training {settings.n_models} networks", 0.6, settings.n_models * epochs)
     streams = [np.random.default_rng(_random.seed(rng)) for _ in range(settings.n_models)]
 
-    def one(stream: np.random.Generator, alive: Callable[[], None]) -> tuple[Pmi | Gain, History]:
+    def fit_member(stream: np.random.Generator, alive: Callable[[], None]) -> tuple[Pmi | Gain, History]:
         module = build(settings, len(standardiser.mean), table.levels, table.numbers.shape[1], device, stream)
-        trained = _fit_network(module, train_samples, query, truth, targets, settings, per_epoch, epochs, stream, progress.step, alive)
-        return module, trained
+        history = _fit_network(module, train_samples, query, truth, targets, settings, per_epoch, epochs, stream, progress.step, alive)
+        return module, history
 
-    for member, (module, trained) in enumerate(_device.side_by_side(one, streams, device)):
-        record["history"] += [{"model": member, "epoch": i, **values} for i, values in enumerate(trained.epochs)]
-        record["stopped"].append(trained.stopped)
+    for member, (module, history) in enumerate(_device.side_by_side(fit_member, streams, device)):
+        record["history"] += [{"model": member, "epoch": i, **values} for i, values in enumerate(history.epochs)]
+        record["stopped"].append(history.stopped)
         networks.append(module)
     progress.phase("weighing the networks", 0.2)
     with torch.no_grad():
@@ -119,14 +119,14 @@ def _fit_network(
     on_epoch: Callable[[], None],
     alive: Callable[[], None],
 ) -> History:
-    """Train one network; its error on the hidden entries of some validation samples is measured after each epoch."""
+    """Train one network. Each epoch ends with the error on the hidden entries of at most ``MAX_VALIDATION`` validation samples."""
     n, device = len(train_samples.values), train_samples.values.device
-    rows_checked = torch.arange(min(CHECKED_SAMPLES, len(truth)), device=device)
-    checked = rows_of(query, rows_checked)
+    validation_rows = torch.arange(min(MAX_VALIDATION, len(truth)), device=device)
+    validation = rows_of(query, validation_rows)
 
     def evaluate() -> dict[str, float]:
         with torch.no_grad():
-            error = (apply_network(module, checked) - truth[rows_checked])[targets[rows_checked]].square().mean()
+            error = (apply_network(module, validation) - truth[validation_rows])[targets[validation_rows]].square().mean()
         module.train()
         return {"heldout": float(error)}
 

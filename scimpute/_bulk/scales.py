@@ -1,4 +1,4 @@
-"""A check for `tl.apply`: are the values of the query on the scale of the training?"""
+"""A check for `tl.apply`: the values of the query must be on the scale of the training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def other_scale(values: np.ndarray, training: Standardiser) -> str | None:
     observed = ~np.isnan(values).all(axis=0)
     mean, expected, sd = np.nanmean(values[:, observed], axis=0, dtype=np.float64), training.mean[observed], training.sd[observed]
     if np.sqrt(np.square(expected).mean()) < sd.mean():
-        # Means near 0, as of centred genes, do not show a ratio. A shift they show.
+        # If means are near 0, as for centred genes, their ratio says nothing. Their shift does.
         shift = float(np.median(np.abs(mean - expected) / sd))
         if shift > _MAX_SHIFT:
             return f"half of the genes are more than {shift:.0f} standard deviations of the training from their mean there"
@@ -42,7 +42,7 @@ def other_scale(values: np.ndarray, training: Standardiser) -> str | None:
     of_means = float(mean @ expected / (expected @ expected)) if len(expected) < _ENOUGH_GENES else ratio
     if min(ratio, of_means) < _MAX_RATIO and max(ratio, of_means) > 1 / _MAX_RATIO:
         return None
-    pairs = [(here, there) for here in _LOG_BASES for there in _LOG_BASES]
+    pairs = [(query_log, training_log) for query_log in _LOG_BASES for training_log in _LOG_BASES]
     logs = [(a, b) for a, b in pairs if abs(np.log(ratio * _LOG_BASES[a] / _LOG_BASES[b])) < _TOLERANCE]
     guess = f", as with {logs[0][0]} here and {logs[0][1]} in the training" if logs else ""
     return f"the highest values are {ratio:.3g} times those of the same genes in the training{guess}"

@@ -1,4 +1,4 @@
-"""Settings of a run of `tl.pmi` or `tl.gain`, checked, with the published values where ``variant="published"``."""
+"""Checked settings of a run of `tl.pmi` or `tl.gain`. ``variant="published"`` uses the published values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table of bulk samples, and the same samples standardised as the models read them."""
+"""A table of bulk samples, and its standardised form for the models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..models.pmi_gain import Samples
 
 @dataclass(frozen=True)
 class BulkTable:
-    """Expression ``(n, g)`` with NaN where missing, level codes ``(n, a)`` (-1: unknown), continuous covariates ``(n, c)``."""
+    """Expression ``(n, g)`` with NaN for missing values, level codes ``(n, a)`` (-1: unknown), continuous covariates ``(n, c)``."""
 
     values: np.ndarray
     codes: np.ndarray
@@ -44,7 +44,7 @@ class Standardiser:
         return cls(mean, np.where(constant, 1, sd), table.numbers.mean(axis=0), np.where(number_sd > 0, number_sd, 1), lowest)
 
     def samples(self, table: BulkTable, device: torch.device) -> Samples:
-        """The table as tensors: standardised values, 0 where missing."""
+        """The table as tensors. Values are standardised; missing values are 0."""
         observed = ~np.isnan(table.values)
         values = np.where(observed, (table.values - self.mean) / self.sd, 0).astype(np.float32)
         numbers = ((table.numbers - self.number_mean) / self.number_sd).astype(np.float32)
@@ -57,7 +57,7 @@ def rows_of(samples: Samples, rows: Tensor) -> Samples:
     return Samples(samples.values[rows], samples.observed[rows], samples.codes[rows], samples.numbers[rows])
 
 
-def hidden(samples: Samples, mask: Tensor) -> Samples:
+def hide(samples: Samples, mask: Tensor) -> Samples:
     """The same samples without the entries where ``mask`` is True."""
     visible = samples.observed & ~mask
     return Samples(samples.values * visible, visible, samples.codes, samples.numbers)

@@ -39,7 +39,7 @@ def read(path: str) -> AnnData:
         raise ValueError(f"IN: {path!r} cannot be read{kind}: {error}") from error
     if adata is None:
         conversion = _CONVERSIONS.get(Path(path).suffix, "")
-        raise ValueError(f"IN: {path!r} is not an h5ad file and has no other supported format ({READABLE}){conversion}")
+        raise ValueError(f"IN: {path!r} is not an h5ad file, and has no other supported format ({READABLE}){conversion}")
     return adata
 
 

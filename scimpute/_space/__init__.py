@@ -1,1 +1,1 @@
-"""Neighbours and images as plain arrays. No AnnData, no torch."""
+"""Neighbours and images as plain arrays. This folder uses neither AnnData nor torch."""
