@@ -21,7 +21,7 @@ from . import _memory
 GIB = 2**30
 HIGHEST = 2**63 - 1
 """The largest whole number that h5ad and zarr can hold."""
-_CLOSE = 0.74
+_MIN_SIMILARITY = 0.74
 """Smallest similarity of two names that are taken for the same: one wrong letter in four, or two in eight."""
 _PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -41,13 +41,13 @@ def closest(name: Any, existing: Iterable[Any]) -> str | None:
     plain: dict[str, str] = {}
     for other in map(str, existing):
         plain.setdefault(_plain(other), other)
-    wanted = _plain(str(name))
-    if wanted in plain:
-        return plain[wanted]
-    matches = get_close_matches(wanted, plain, n=1, cutoff=_CLOSE)
+    plain_name = _plain(str(name))
+    if plain_name in plain:
+        return plain[plain_name]
+    matches = get_close_matches(plain_name, plain, n=1, cutoff=_MIN_SIMILARITY)
     if matches:
         return plain[matches[0]]
-    words = {other for other in plain.values() if len(wanted) > 2 and wanted in map(_plain, re.split(r"[_.\s-]+", other))}
+    words = {other for other in plain.values() if len(plain_name) > 2 and plain_name in map(_plain, re.split(r"[_.\s-]+", other))}
     return min(words, key=len) if words else None
 
 

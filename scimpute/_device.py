@@ -116,7 +116,7 @@ def session(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_threads() -> Iterator[None]:
+def keep_threads() -> Iterator[None]:
     """Restore torch's number of threads after calls of scanpy. Parallel numba functions change it, because they share OpenMP with torch."""
     before = torch.get_num_threads()
     try:

@@ -24,9 +24,9 @@ except ImportError:  # not a Unix system: there are no locks, and no leftover fi
 
 _LOCK = ".scimpute-lock"
 _OUR_LOCK = re.compile(rf"(\..+\.[0-9a-f]{{8}}){re.escape(_LOCK)}", re.DOTALL)
-_KEPT = 40
+_STEM_LENGTH = 40
 """Letters of a file's name that its temporary name keeps. A longer name could become illegal."""
-_PROOF = 4096
+_TEST_BYTES = 4096
 """Bytes of the test file that shows whether the disk has room."""
 _HOUR, _DAY = 3600.0, 86400.0
 
@@ -80,7 +80,7 @@ def target(name: str, path: str | os.PathLike[str], *, ours: Callable[[Path], bo
     try:
         # The permissions that a system reports can be wrong (root, network drives). Only a test file is proof.
         with _temporary(resolved) as (temporary, _):
-            temporary.write_bytes(bytes(_PROOF))
+            temporary.write_bytes(bytes(_TEST_BYTES))
     except OSError as error:
         kind = OSError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else PermissionError
         raise kind(f"{name}: nothing can be written in {str(resolved.parent)!r}: {error.strerror}") from error
@@ -143,7 +143,7 @@ def _temporary(path: Path) -> Iterator[tuple[Path, int]]:
     """An empty private file beside ``path``, and the permissions of any new file there. The private file is removed in the end."""
     # The ending stays, because it decides the format of a figure.
     suffix = path.suffix if len(path.suffix) <= 20 else ""
-    lock, descriptor = _locked(path.parent, f".{path.name[:_KEPT]}.")
+    lock, descriptor = _locked(path.parent, f".{path.name[:_STEM_LENGTH]}.")
     temporary = lock.with_name(lock.name.removesuffix(_LOCK) + suffix)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

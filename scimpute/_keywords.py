@@ -12,7 +12,7 @@ from . import _check
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Names of parameters in other packages, and here.
+# Names of parameters in other packages, and the names in scimpute.
 _FOREIGN_NAMES = {
     "seed": "random_state",
     "random_seed": "random_state",

@@ -20,7 +20,7 @@ from ._version import __version__
 
 FORMAT = "2"
 """Format 2 added the checksum."""
-_AGAIN = "copy it again, or save the model again with save=..."
+_REMEDY = "copy it again, or save the model again with save=..."
 _NO_MODEL = "is not a model of scimpute"
 _LONGEST_HEADER = 100_000_000
 """Most bytes of the JSON header that the safetensors format allows."""
@@ -95,11 +95,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
         try:
             tensors = {key: file.get_tensor(key) for key in keys}
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:  # torch does not know the dtype
-            raise ValueError(f"model: {name} is damaged; {_AGAIN}") from error
+            raise ValueError(f"model: {name} is damaged; {_REMEDY}") from error
         # Models of format 1 have no checksum.
         needed = "checksum" in metadata or int(metadata["format"]) > 1
         if needed and metadata.get("checksum") != checksum(tensors, file.metadata()):
-            raise ValueError(f"model: {name} is damaged: its content does not agree with its checksum; {_AGAIN}")
+            raise ValueError(f"model: {name} is damaged: its content does not agree with its checksum; {_REMEDY}")
         return tensors, metadata
 
 
@@ -127,7 +127,7 @@ def require(
     return tensor
 
 
-def whole(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> int:
+def require_size(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> int:
     """Check a size in the metadata. No size exceeds the longest axis of all tensors, so a damaged file cannot request all of the memory."""
     largest = max((length for tensor in tensors.values() for length in (len(tensors), *tensor.shape)), default=0)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
@@ -135,7 +135,7 @@ def whole(name: str, value: Any, tensors: Mapping[str, torch.Tensor]) -> int:
     return value
 
 
-def texts(name: str, value: Any, *, unique: bool = True) -> list[str]:
+def require_names(name: str, value: Any, *, unique: bool = True) -> list[str]:
     """Check a list of names in the metadata."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise RuntimeError(f"{name} are no list of names")
@@ -153,7 +153,7 @@ def reading(method: Any) -> Iterator[None]:
         raise
     except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"the file does not hold a whole model of tl.{method} ({reason}); {_AGAIN}") from error
+        raise ValueError(f"the file does not hold a whole model of tl.{method} ({reason}); {_REMEDY}") from error
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -209,9 +209,9 @@ def _damage(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
-        return f"is empty; {_AGAIN}"
+        return f"is empty; {_REMEDY}"
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER:
-        return f"is cut short or damaged; {_AGAIN}"
+        return f"is cut short or damaged; {_REMEDY}"
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return "is a pickle (as torch.save writes), not safetensors; pickles can run code and are never loaded; use save=..."
     return "is not a safetensors file; give the file that was written with save=..."

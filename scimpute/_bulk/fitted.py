@@ -72,14 +72,14 @@ class Fitted:
     def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> Fitted:
         """A saved model. A ValueError says which parts do not belong together."""
         with _save.reading(metadata.get("method")):
-            genes, covariates, numbers = _save.texts("genes", metadata["genes"]), metadata["covariates"], metadata["numbers"]
+            genes, covariates, numbers = _save.require_names("genes", metadata["genes"]), metadata["covariates"], metadata["numbers"]
             _check.option("missing", metadata["params"]["missing"], ("nan", "zero"))
             stored = metadata["settings"]
             settings = BulkSettings(**{**stored, "mask_rate": tuple(stored["mask_rate"])})
-            levels = tuple(len(_save.texts(f"levels of {name}", names)) for name, names in covariates["categorical"].items())
+            levels = tuple(len(_save.require_names(f"levels of {name}", names)) for name, names in covariates["categorical"].items())
             if tuple(numbers["levels"]) != levels:
                 raise RuntimeError("the levels differ from those of the covariates")
-            _check_saved(tensors, numbers, settings, len(genes), levels, len(_save.texts("covariates", covariates["continuous"])))
+            _check_saved(tensors, numbers, settings, len(genes), levels, len(_save.require_names("covariates", covariates["continuous"])))
             return cls.load(tensors, numbers, settings, device)
 
     @classmethod
@@ -161,7 +161,7 @@ def _check_saved(
     """Check shapes, types and signs of a saved model. Loading the networks checks the rest."""
     require = partial(_save.require, tensors)
     for name in ("n_models", "n_layers", "n_hidden"):
-        _save.whole(name, getattr(settings, name), tensors)
+        _save.require_size(name, getattr(settings, name), tensors)
     for name in tensors:
         if name.startswith("network") and not torch.isfinite(tensors[name]).all():
             raise RuntimeError(f"{name} has values that are NaN or infinite")
@@ -181,7 +181,7 @@ def _check_saved(
     if not settings.linear:
         return
     linear = numbers["linear"]
-    rank = _save.whole("rank", linear["rank"], tensors)
+    rank = _save.require_size("rank", linear["rank"], tensors)
     _check.number("min_weight", linear["min_weight"], 0)
     _check.number("ridge", linear["ridge"], 0, open_low=True)
     k = rank + 1 + sum(levels) + n_numbers

@@ -72,7 +72,7 @@ def _parser_of(name: str) -> Parser:
     parser.add_argument("in_file", metavar="IN.h5ad", help=f"File to read: {READABLE}.")
     if name == "apply":
         parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write; it may be IN, and is replaced only by a whole new one.")
+    parser.add_argument("out_file", metavar="OUT.h5ad", help="File to write. It may be IN; only a whole new file replaces it.")
     parser.add_function(function, skip={"adata", "copy", *(["model"] if name == "apply" else [])})
     return parser
 

@@ -59,9 +59,9 @@ def _reader_for(path: str) -> Callable[[str], AnnData] | None:
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
             # 10x files have a group "matrix"; earlier versions have a group for each genome.
-            tenx = "X" not in file and "obs" not in file and any("barcodes" in group for group in file.values() if hasattr(group, "keys"))
-            ours = {"obs", "var"} <= file.keys() and "mod" not in file
-        return _with_unique_names(scanpy.read_10x_h5) if tenx else anndata.read_h5ad if ours else None
+            is_10x = "X" not in file and "obs" not in file and any("barcodes" in group for group in file.values() if hasattr(group, "keys"))
+            is_h5ad = {"obs", "var"} <= file.keys() and "mod" not in file
+        return _with_unique_names(scanpy.read_10x_h5) if is_10x else anndata.read_h5ad if is_h5ad else None
     name = path.removesuffix(".gz")
     if name.endswith(".csv"):
         return anndata.io.read_csv

@@ -71,13 +71,13 @@ class Model:
         """Read a model. A ValueError says which part is missing or does not fit the others."""
         with _save.reading(metadata.get("method")):
             names = metadata["conditioned_on"].items()
-            labels = {name: (str(label["column"]), _save.texts(f"levels of {name}", label["levels"])) for name, label in names}
+            labels = {name: (str(label["column"]), _save.require_names(f"levels of {name}", label["levels"])) for name, label in names}
             features = {name: tuple(shape) for name, shape in metadata["features"].items()} if "features" in metadata else None
             # tl.spatial has no such arguments.
             likelihood = LIKELIHOODS.get(metadata["params"].get("likelihood", "poisson"))
             fill = "zeros" if likelihood is not None and likelihood.zeros_missing else "all"
             params = {"fill": fill, "architecture": "dense", **metadata["params"]}
-            genes, imputed = (_save.texts(name, metadata[name]) for name in ("genes", "imputed"))
+            genes, imputed = (_save.require_names(name, metadata[name]) for name in ("genes", "imputed"))
             model = cls(genes, imputed, params, labels, tensors, features)
             model.check()
         return model
@@ -89,7 +89,7 @@ class Model:
         if not set(self.imputed) <= set(self.genes):
             raise RuntimeError("an imputed gene is missing from the genes")
         imputed = self.positions(self.imputed)
-        for number in range(_save.whole("n_repeats", self.params["n_repeats"], self.tensors)):
+        for number in range(_save.require_size("n_repeats", self.params["n_repeats"], self.tensors)):
             partition = self.repeat(number, imputed).partition
             places = partition.place[imputed] if partition.place.shape == (len(self.genes),) else np.array([-1])
             n_places = partition.blocks * partition.genes_per_block
@@ -105,7 +105,7 @@ class Model:
         _check.option("architecture", self.params["architecture"], began.ARCHITECTURES)
         _check.option("likelihood", self.params.get("likelihood", "poisson"), LIKELIHOODS)
         _check.boolean("posterior", self.params["posterior"])
-        _save.whole("width", self.params["width"], self.tensors)
+        _save.require_size("width", self.params["width"], self.tensors)
         _ = self.target  # refuses an unknown level
         if self.features is None:
             return
@@ -114,7 +114,7 @@ class Model:
         for shape in self.features.values():
             for length in shape:
                 if length:
-                    _save.whole("the shape of a modality", length, self.tensors)
+                    _save.require_size("the shape of a modality", length, self.tensors)
         _check.number("spatial_weight", self.params["spatial_weight"], 0)
         for weight in self.params["ring_weights"]:
             _check.number("ring_weights", weight, 0)

@@ -86,7 +86,7 @@ def toy_counts(
     batch_effect = _check.number("batch_effect", batch_effect, 0)
     for name in ("n_types", "n_batches"):
         if sizes[name] > n_obs:
-            raise ValueError(f"{name}={sizes[name]} is more than there are cells, n_obs={n_obs}")
+            raise ValueError(f"{name}={sizes[name]} is more than the number of cells, n_obs={n_obs}")
     rng = _random.generator(random_state)
 
     cell_type, batch = (rng.permutation(np.arange(n_obs) % n) for n in (n_types, n_batches))

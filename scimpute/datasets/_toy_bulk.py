@@ -76,7 +76,7 @@ def toy_bulk(
     n_obs, n_vars, n_tissues, rank = sizes.values()
     noise = _check.number("noise", noise, 0)
     if n_tissues > n_obs:
-        raise ValueError(f"n_tissues={n_tissues} is more than there are samples, n_obs={n_obs}")
+        raise ValueError(f"n_tissues={n_tissues} is more than the number of samples, n_obs={n_obs}")
     rng = _random.generator(random_state)
 
     tissue, sex = (rng.permutation(np.arange(n_obs) % n) for n in (n_tissues, len(_SEXES)))

@@ -97,7 +97,7 @@ def toy_visium(
     Raises
     ------
     TypeError, ValueError
-        An argument is out of its range, or a section has fewer spots than there are regions.
+        An argument is out of its range, or a section has fewer spots than regions.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def toy_visium(
     depth = _check.number("depth", depth, 0, open_low=True)
     dispersion = _check.number("dispersion", dispersion, 0)
     if n_regions > n_rows * n_cols:
-        raise ValueError(f"n_regions={n_regions} is more than a section has spots, {n_rows * n_cols}")
+        raise ValueError(f"n_regions={n_regions} is more than the number of spots in a section, {n_rows * n_cols}")
     rng = _random.generator(random_state)
 
     array = np.array([(row, 2 * place + row % 2) for row in range(n_rows) for place in range(n_cols)])

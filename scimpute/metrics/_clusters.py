@@ -214,7 +214,7 @@ def variable_genes(counts: Profiles, n_top_genes: int) -> np.ndarray:
     genes = np.flatnonzero(counts.matrix.getnnz(axis=0))
     if len(genes) <= n_top_genes:
         return genes
-    with _device.kept_threads():
+    with _device.keep_threads():
         return genes[with_scanpy.is_highly_variable(counts.of(genes), n_top_genes)]
 
 
@@ -224,7 +224,7 @@ def components(layer: Profiles, genes: np.ndarray, settings: Settings) -> np.nda
     n_pcs = min(settings.n_pcs, min(values.shape) - 1)
     if n_pcs < 1:
         raise ValueError(f"{values.shape[0]} cells and {len(genes)} genes with counts are too few for a principal component")
-    with _device.kept_threads():
+    with _device.keep_threads():
         return np.round(with_scanpy.principal_components(values, n_pcs, settings.seed), _DECIMALS)
 
 
@@ -241,11 +241,11 @@ def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
 def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
     if not scores.any():
         return np.zeros(len(scores), dtype=np.int64)
-    with _device.kept_threads():
+    with _device.keep_threads():
         graph = with_scanpy.nearest_neighbours(scores, settings.n_neighbors, settings.seed)
 
     def at(resolution: float) -> np.ndarray:
-        with _device.kept_threads():
+        with _device.keep_threads():
             return with_scanpy.leiden(graph, resolution, settings.seed)
 
     if settings.resolution is not None:
@@ -266,5 +266,5 @@ def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
 
 def umap(scores: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
     """Two coordinates of every row, ``(n, 2)``."""
-    with _device.kept_threads():
+    with _device.keep_threads():
         return with_scanpy.umap(with_scanpy.nearest_neighbours(scores, n_neighbors, seed), seed)

@@ -69,7 +69,7 @@ def test_without_noise_and_at_the_smallest_size(tmp_path):
     [
         ({"n_obs": 0}, ValueError, "n_obs"),
         ({"n_vars": 2.5}, ValueError, "n_vars"),
-        ({"n_tissues": 201}, ValueError, "n_tissues=201 is more than there are samples, n_obs=200"),
+        ({"n_tissues": 201}, ValueError, "n_tissues=201 is more than the number of samples, n_obs=200"),
         ({"rank": "3"}, TypeError, "rank"),
         ({"noise": -0.1}, ValueError, "noise"),
         ({"random_state": -1}, ValueError, "random_state"),

@@ -174,7 +174,7 @@ def test_at_the_smallest_size(tmp_path):
         ({"n_cols": 2.5}, ValueError, "n_cols"),
         ({"n_vars": 0}, ValueError, "n_vars"),
         ({"n_sections": 0}, ValueError, "n_sections"),
-        ({"n_regions": 361}, ValueError, "n_regions=361 is more than a section has spots, 360"),
+        ({"n_regions": 361}, ValueError, "n_regions=361 is more than the number of spots in a section, 360"),
         ({"rank": "3"}, TypeError, "rank"),
         ({"depth": 0.0}, ValueError, "depth"),
         ({"dispersion": -0.1}, ValueError, "dispersion"),

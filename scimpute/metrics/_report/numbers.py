@@ -157,7 +157,7 @@ def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict
         return {}
     cells = np.flatnonzero(codes >= 0)
     values = profile(imputation.counts).of(genes)[cells]
-    with _device.kept_threads():
+    with _device.keep_threads():
         best = with_scanpy.marker_genes(values, codes[cells], len(names), shown, min(_MARKERS, len(genes)))
     return {names[group]: [int(genes[column]) for column in columns] for group, columns in best.items()}
 
