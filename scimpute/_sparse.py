@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-TARGET = 1e4
+TARGET_SUM = 1e4
 """Molecules per cell after normalisation: CP10k, the usual ``target_sum`` in scanpy."""
 
 
@@ -27,7 +27,7 @@ def binomial(counts: np.ndarray, keep: float, rng: np.random.Generator) -> np.nd
     return kept
 
 
-def split(counts: sp.csr_matrix, keep: float, rng: np.random.Generator) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+def split_molecules(counts: sp.csr_matrix, keep: float, rng: np.random.Generator) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Split every entry binomially into two matrices. Given the rates, the two matrices are independent."""
     kept = rng.binomial(counts.data.astype(np.int64), keep).astype(np.float32)
     parts = []
@@ -61,14 +61,14 @@ def log1p_cp10k(values: Any, totals: np.ndarray) -> Any:
     totals
         Molecules of each cell, ``(n,)``. A total of 0 is replaced by 1.
     """
-    scale = (TARGET / np.where(totals > 0, totals, 1)).astype(values.dtype)
+    scale = (TARGET_SUM / np.where(totals > 0, totals, 1)).astype(values.dtype)
     if isinstance(values, np.ndarray):
         return np.log1p(values * scale.reshape(-1, *[1] * (values.ndim - 1)))
     logged = np.log1p(values.data * np.repeat(scale, np.diff(values.indptr)))
     return sp.csr_matrix((logged, values.indices, values.indptr), shape=values.shape)
 
 
-def usual_size(size: np.ndarray) -> float:
+def median_size_of(size: np.ndarray) -> float:
     """Median library size of the cells with molecules, at least 1."""
     positive = size[size > 0]
     return max(float(np.median(positive)), 1.0) if positive.size else 1.0
@@ -81,7 +81,7 @@ def columns(matrix: sp.csr_matrix, genes: np.ndarray) -> sp.csr_matrix:
     return matrix[:, genes]
 
 
-CACHED = 300_000
+CACHED_ENTRIES = 300_000
 """Entries that fit the cache of a core, for work that passes over the same entries several times."""
 
 

@@ -159,7 +159,7 @@ def refused(fingerprint: Callable[[Any], dict[str, str]], replace_everywhere: Ca
     """``refused(adata, call, error, message)``: the call raises this, before any training, and leaves the object as it was."""
 
     def check(adata: Any, call: Callable[[Any], Any], error: type[Exception], message: str) -> None:
-        for training in (_counts.run.run, _bulk.run.train):
+        for training in (_counts.run.run, _bulk.train.train):
             replace_everywhere(training, lambda *_, **__: pytest.fail("training had begun"))
         before = fingerprint(adata)
         with pytest.raises(error, match=message) as caught:

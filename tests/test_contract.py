@@ -690,7 +690,7 @@ def test_values_beyond_half_precision_are_kept(imputer, adata, monkeypatch):
     """Only known once the training is done, which is not thrown away for it."""
     whole = imputer.result(adata, output="log1p")
     highest = whole[""].max(axis=0)
-    monkeypatch.setattr("scimpute._counts.output.HALF", float(highest.max()) * 0.999)
+    monkeypatch.setattr("scimpute._counts.output.FLOAT16_MAX", float(highest.max()) * 0.999)
     with pytest.warns(UserWarning, match=f"{adata.var_names[highest.argmax()]!r} has a value of .* written as float32"):
         found = imputer.run(adata, dtype="float16", output="log1p", copy=True)
     assert found.uns["result"]["params"]["dtype"] == "float32"

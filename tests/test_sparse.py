@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scimpute._sparse import binomial, chunks, column_sums, columns, row_sums, split
+from scimpute._sparse import binomial, chunks, column_sums, columns, row_sums, split_molecules
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])
@@ -56,7 +56,7 @@ def test_binomial_bounds_and_seed():
 def test_split_is_numpys_binomial_and_sums_to_the_input():
     counts = sp.csr_matrix(np.random.default_rng(0).poisson(1.3, size=(30, 20)).astype(np.float32))
     before = counts.copy()
-    kept, removed = split(counts, 0.8, np.random.default_rng(7))
+    kept, removed = split_molecules(counts, 0.8, np.random.default_rng(7))
     expected = counts.copy()
     expected.data = np.random.default_rng(7).binomial(counts.data.astype(np.int64), 0.8).astype(np.float32)
     np.testing.assert_array_equal(kept.toarray(), expected.toarray())
@@ -73,7 +73,7 @@ def test_split_is_numpys_binomial_and_sums_to_the_input():
 
 def test_split_gives_independent_poisson_parts():
     counts = sp.csr_matrix(np.random.default_rng(1).poisson(4.0, size=(200, 200)).astype(np.float32))
-    kept, removed = (part.toarray().ravel() for part in split(counts, 0.7, np.random.default_rng(2)))
+    kept, removed = (part.toarray().ravel() for part in split_molecules(counts, 0.7, np.random.default_rng(2)))
     assert abs(np.corrcoef(kept, removed)[0, 1]) < 5 / 200
     for part, mean in ((kept, 2.8), (removed, 1.2)):
         assert part.mean() == pytest.approx(mean, abs=5 * np.sqrt(mean) / 200)

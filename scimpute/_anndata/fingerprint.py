@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from .._sparse import CACHED
+from .._sparse import CACHED_ENTRIES
 
 
 def fingerprint(counts: sp.csr_matrix) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def _contains(hashes: np.ndarray, part: np.ndarray) -> bool:
 def _hash_values(values: np.ndarray) -> np.ndarray:
     """A 64-bit number for every value (splitmix64). Sums of these numbers wrap around. Entries that are not stored count as 0."""
     hashes = np.empty(len(values), np.uint64)
-    for start in range(0, len(values), CACHED):
-        part = slice(start, start + CACHED)
+    for start in range(0, len(values), CACHED_ENTRIES):
+        part = slice(start, start + CACHED_ENTRIES)
         bits = values[part].astype(np.float32).view(np.uint32).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)

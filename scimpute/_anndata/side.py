@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._space.features import colours, column_moments, edge_scale, extents, neighbour_weights, positions, standardise
+from .._space.features import colour_features, column_moments, edge_scale, extents, neighbour_weights, position_features, standardise
 from .._space.side import SPOT, SideInformation
 from .obs import Categorical
 from .positions import read_coordinates, read_features
@@ -147,7 +147,7 @@ def _read_positions(
         )
     if saved is not None and n_training > 1:
         spot_extents = _known_extents(coordinates, spot_extents, training_codes, saved["extents"])
-    return positions(coordinates, spot_extents, training_codes, n_training), own_extents
+    return position_features(coordinates, spot_extents, training_codes, n_training), own_extents
 
 
 def _known_extents(
@@ -192,7 +192,7 @@ def _read_image(
     tiles = cut_tiles(tissues, adata.n_obs, TILE_PIXELS)
     tile_colours = None
     if params.get("edge_weight"):
-        colour_features = colours(tiles)
-        model_arrays["colour_moments"] = column_moments(colour_features) if saved is None else saved["colour_moments"]
-        tile_colours = standardise(colour_features, model_arrays["colour_moments"])
+        colours = colour_features(tiles)
+        model_arrays["colour_moments"] = column_moments(colours) if saved is None else saved["colour_moments"]
+        tile_colours = standardise(colours, model_arrays["colour_moments"])
     return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)), tile_colours, model_arrays

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .._progress import Progress
 from .._space.side import SideInformation
-from .batches import CellBatches
+from .minibatches import CellBatches
 from .output import Imputed, Output, finish
 from .rates import RateMoments, Rates, add_rates
-from .saved import Model
+from .saved_model import Model
 
 
 class AnyLevel(nn.Module):

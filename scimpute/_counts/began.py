@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _check
-from ..models.began import Began, Discriminator, Generator
+from ..models.began import Began
 from ..models.conv import ConvDiscriminator, ConvGenerator
+from ..models.dense import Discriminator, Generator
 from .engine import Engine, draws, log_shares, starts
 from .partition import Partition
 from .settings import Complexity, default_complexity

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from .._sparse import TARGET, usual_size
+from .._sparse import TARGET_SUM, median_size_of
 
 RANK = 1e-4
 """Singular values below this share of the largest are rounding errors."""
@@ -34,18 +34,18 @@ class Context:
         """Truncated SVD of the counts, with at most ``n_scores`` scores; a small matrix has fewer."""
         from sklearn.utils.extmath import randomized_svd
 
-        root = counts.multiply(TARGET / np.maximum(size, 1)[:, None]).tocsr().astype(np.float32)
+        root = counts.multiply(TARGET_SUM / np.maximum(size, 1)[:, None]).tocsr().astype(np.float32)
         root.data = np.sqrt(root.data)
         n_scores = min(n_scores, min(counts.shape) - 1)
         if n_scores < 1:
-            return cls.of_array(np.zeros((counts.shape[1], 0)), usual_size(size))
+            return cls.of_array(np.zeros((counts.shape[1], 0)), median_size_of(size))
         left, values, right = randomized_svd(root, n_scores, n_iter=3, random_state=seed)
         # If cells are similar and deep, the first score is nearly constant. Divided by its spread alone it would be in the thousands.
         scores = left * values
         spread = np.hypot(scores.std(axis=0), 0.1 * scores.mean(axis=0))
         # Beyond the rank of the data (few cells, or copies of a cell) directions are rounding errors. Their loadings are set to 0.
         real = values > RANK * values[0]
-        return cls.of_array(np.where(real, right.T / np.where(real, spread, 1.0), 0.0), usual_size(size))
+        return cls.of_array(np.where(real, right.T / np.where(real, spread, 1.0), 0.0), median_size_of(size))
 
     @classmethod
     def of_array(cls, loadings: np.ndarray, median_size: float) -> Context:

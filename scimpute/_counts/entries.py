@@ -9,11 +9,11 @@ import scipy.sparse as sp
 import torch
 
 from .._space.side import SideInformation
-from .._sparse import chunks, column_sums, columns, usual_size
+from .._sparse import chunks, column_sums, columns, median_size_of
 from ..models.batch import Batch
 from ..models.likelihood import HiddenEntries
 from ..models.posterior import Prior
-from .batches import CellBatches
+from .minibatches import CellBatches
 from .settings import STEPS, Complexity
 from .split import HELDOUT, VALIDATION_CELLS, CountSplit, n_levels
 
@@ -45,7 +45,7 @@ class EntrySplit(CountSplit):
     ) -> EntrySplit:
         mask = rng.random(counts.nnz) < HELDOUT
         train, heldout = _only(counts, ~mask), _only(counts, mask)
-        depth = np.log(np.maximum(size, 1) / usual_size(size))
+        depth = np.log(np.maximum(size, 1) / median_size_of(size))
         # Sums of every gene. Only these two arrays are as large as the data.
         logs = sp.csr_matrix((np.log(train.data), train.indices, train.indptr), shape=train.shape)
         ones = sp.csr_matrix((np.ones_like(train.data), train.indices, train.indptr), shape=train.shape)
@@ -54,7 +54,7 @@ class EntrySplit(CountSplit):
         # One slope for all genes, from the variation within each gene.
         spread = float((ones.T @ np.square(depth) - np.square(depth_sums) / number).sum())
         slope = float((logs.T @ depth - depth_sums * log_sums / number).sum()) / max(spread, 1e-9)
-        share = np.exp((log_sums - slope * depth_sums) / number) / usual_size(size)
+        share = np.exp((log_sums - slope * depth_sums) / number) / median_size_of(size)
         validation = np.sort(rng.permutation(counts.shape[0])[:VALIDATION_CELLS])
         parts = (counts, size, labels, n_levels(labels), genes, train, heldout, size, size, share, validation)
         return cls(*parts, device, side, depth_slope=slope - 1)
@@ -94,7 +94,7 @@ class EntrySplit(CountSplit):
             depth = np.log(np.maximum(self.size[spots], 1))[part.row]
             observed = np.log(part.data)
             predicted = np.log(np.maximum(rates[rows][part.row, part.col], 1e-12)) + depth
-            gene_mean = share[part.col] + depth + self.depth_slope * (depth - np.log(usual_size(self.size)))
+            gene_mean = share[part.col] + depth + self.depth_slope * (depth - np.log(median_size_of(self.size)))
             n += np.bincount(part.col, minlength=len(n))
             squares += np.bincount(part.col, np.square(observed - predicted), minlength=len(n))
             null += float(np.square(observed - gene_mean).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from .._sparse import CACHED, columns
+from .._sparse import CACHED_ENTRIES, columns
 
 BINS = 128
 COUNT_RATIO, RATE_RATIO = 5.0, 2.0
@@ -38,7 +38,7 @@ def thresholds(rates: np.ndarray, counts: sp.csr_matrix, size: np.ndarray, genes
     """
     result = np.zeros(len(genes), dtype=np.float32)
     by_gene = columns(counts, genes).tocsc()
-    step = max(1, CACHED // len(size))
+    step = max(1, CACHED_ENTRIES // len(size))
     for start in range(0, len(genes), step):
         part = slice(start, start + step)
         logs = np.log(np.maximum(rates[:, part], _TINY))

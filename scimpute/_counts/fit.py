@@ -17,13 +17,14 @@ from .._progress import Progress
 from .._sparse import chunks, column_sums, columns
 from .._train import History, fit, n_batches, shuffled
 from ..models.batch import Batch
+from .complexity import CONTEXTS, choose
 from .context import Context
 from .engine import Engine
 from .partition import Partition
 from .rates import RateMoments, Rates, add_rates, predict
-from .selection import CONTEXTS, choose
-from .settings import STEPS, Complexity, Settings, Target
+from .settings import STEPS, Complexity, Settings
 from .split import CountSplit, SplitInContext
+from .target_batch import Target
 
 
 @dataclass

@@ -10,11 +10,11 @@ import scipy.sparse as sp
 import torch
 
 from .._space.side import SideInformation
-from .._sparse import CACHED, chunks, column_sums, columns, row_sums, split, usual_size
+from .._sparse import CACHED_ENTRIES, chunks, column_sums, columns, median_size_of, row_sums, split_molecules
 from ..models import dispersion, posterior
 from ..models.batch import Batch
 from ..models.likelihood import Poisson
-from .batches import CellBatches
+from .minibatches import CellBatches
 from .split import HELDOUT, VALIDATION_CELLS, CountSplit, depth_weights, n_levels, rows_with_molecules
 
 REMOVED = 0.3
@@ -38,7 +38,7 @@ class MoleculeSplit(CountSplit):
         rng: np.random.Generator,
         side: SideInformation | None = None,
     ) -> MoleculeSplit:
-        train, heldout = split(counts, 1 - HELDOUT, rng)
+        train, heldout = split_molecules(counts, 1 - HELDOUT, rng)
         outside = size - row_sums(counts)
         size_train = row_sums(train) + (1 - HELDOUT) * outside
         size_heldout = row_sums(heldout) + HELDOUT * outside
@@ -88,8 +88,8 @@ class MoleculeSplit(CountSplit):
         """Prior, and the deviance of the gene mean, the network and the posterior in nats per held-out molecule."""
         genes = self.genes
         share = torch.from_numpy(self.share[genes].astype(np.float32)).to(self.device)
-        parts = list(chunks(len(self.validation), len(genes), CACHED))
-        reference = share * usual_size(self.size_train)
+        parts = list(chunks(len(self.validation), len(genes), CACHED_ENTRIES))
+        reference = share * median_size_of(self.size_train)
         weights = torch.from_numpy(self.weights_of(self.validation).astype(np.float32)).to(self.device)
         cells: Iterator = ((*self._validation(rates, rows), weights[rows]) for rows in parts)
         prior = dispersion.estimate(cells, len(self.validation), share, reference)

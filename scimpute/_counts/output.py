@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from .. import _check, _device
-from .._sparse import CACHED, TARGET, chunks, columns
+from .._sparse import CACHED_ENTRIES, TARGET_SUM, chunks, columns
 from ..models import posterior
 from .expected import expected_log1p
 from .rates import Rates
@@ -18,7 +18,7 @@ from .rates import Rates
 OUTPUTS = ("counts", "rate", "log1p")
 FILLS = ("all", "zeros", "expressed")
 DTYPES = ("float32", "float16")
-HALF = float(np.finfo(np.float16).max)
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 """The largest number of float16: 65504."""
 
 
@@ -82,7 +82,7 @@ def finish(
         if moments.m2 is not None:
             moments.m2[rows] = sd.numpy()
 
-    _device.side_by_side(chunk, chunks(len(size), len(genes), CACHED), torch.device("cpu"))
+    _device.side_by_side(chunk, chunks(len(size), len(genes), CACHED_ENTRIES), torch.device("cpu"))
     return Imputed(*moments.release())
 
 
@@ -119,7 +119,7 @@ def _on_scale(
         return mean / depth.clamp(min=1), sd / depth.clamp(min=1)
     if output.output == "counts":
         return mean, sd
-    scale = TARGET / depth.clamp(min=1)
+    scale = TARGET_SUM / depth.clamp(min=1)
     # If zeros are missing, the expected count excludes zeros, and the mean of the log is not needed.
     logged = (mean * scale).log1p() if zeros_missing else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
     sd = sd * scale / (1 + scale * mean)
@@ -139,9 +139,9 @@ def check_dtype(dtype: str, output: str, counts: sp.csr_matrix, genes: np.ndarra
     if output == "counts":
         highest = counts.max(axis=0).toarray().ravel()[genes]
         gene = int(np.argmax(highest))
-        if highest[gene] > HALF:
+        if highest[gene] > FLOAT16_MAX:
             raise ValueError(
-                f"dtype='float16' holds nothing above {HALF:g}, and gene {names[gene]!r} has a count of {highest[gene]:g}; "
+                f"dtype='float16' holds nothing above {FLOAT16_MAX:g}, and gene {names[gene]!r} has a count of {highest[gene]:g}; "
                 "pass output='log1p', dtype='float32', or leave this gene out"
             )
 
@@ -155,9 +155,9 @@ def narrow(imputed: Imputed, dtype: str, names: Sequence[str]) -> None:
         return
     for what, whole in (("value", imputed.values), ("standard deviation", imputed.sd)):
         highest = np.zeros(1) if whole is None else whole.max(axis=0)
-        if highest.max() > HALF:
+        if highest.max() > FLOAT16_MAX:
             _check.tell(
-                f"dtype='float16' holds nothing above {HALF:g}, and gene {names[int(highest.argmax())]!r} has a {what} of "
+                f"dtype='float16' holds nothing above {FLOAT16_MAX:g}, and gene {names[int(highest.argmax())]!r} has a {what} of "
                 f"{highest.max():g}: the result is written as float32"
             )
             return

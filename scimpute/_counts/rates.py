@@ -10,8 +10,8 @@ import torch
 
 from .. import _device
 from ..models.posterior import Prior
-from .batches import CellBatches
-from .settings import Target
+from .minibatches import CellBatches
+from .target_batch import Target
 
 
 class RateMoments:

@@ -17,8 +17,9 @@ from .expressed import thresholds
 from .fit import Fit, fit_split
 from .molecules import MoleculeSplit
 from .output import Imputed, Output, finish, narrow
-from .settings import Settings, Target
+from .settings import Settings
 from .split import CountSplit
+from .target_batch import Target
 
 SPLITS: dict[str, type[CountSplit]] = {split.likelihood.name: split for split in (MoleculeSplit, EntrySplit)}
 """The split for each name of a likelihood."""

@@ -69,7 +69,7 @@ class FactorEngine(Engine):
             scores - scores.mean(dim=0),
             log_shares(split, partition),
             start,
-            spot_penalty=split.prior_precision(1.0),
+            spot_weight=split.prior_precision(1.0),
             depth_slope=split.depth_slope,
         )
         return _model(generator, split, partition, complexity)

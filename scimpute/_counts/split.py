@@ -17,8 +17,8 @@ from .._sparse import columns
 from ..models.batch import Batch
 from ..models.likelihood import Likelihood
 from ..models.posterior import Prior
-from .batches import CellBatches
 from .context import Context
+from .minibatches import CellBatches
 from .partition import Partition
 from .settings import Complexity
 

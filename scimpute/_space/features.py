@@ -16,7 +16,7 @@ def extents(coordinates: np.ndarray, sections: np.ndarray) -> np.ndarray:
     return np.array([[coordinates[mask].min(axis=0), coordinates[mask].max(axis=0)] for mask in masks])
 
 
-def positions(coordinates: np.ndarray, extent: np.ndarray, codes: np.ndarray, n_sections: int) -> np.ndarray:
+def position_features(coordinates: np.ndarray, extent: np.ndarray, codes: np.ndarray, n_sections: int) -> np.ndarray:
     """Scaled coordinates, their sines and cosines, and indicators of the section, ``(n, p)``.
 
     Coordinates are relative to the middle of the section, in units of half its larger side.
@@ -38,7 +38,7 @@ def positions(coordinates: np.ndarray, extent: np.ndarray, codes: np.ndarray, n_
     return np.concatenate([scaled, *waves, *indicators], axis=1).astype(np.float32)
 
 
-def colours(tiles: np.ndarray) -> np.ndarray:
+def colour_features(tiles: np.ndarray) -> np.ndarray:
     """Mean and standard deviation of each colour in every tile, ``(n, 6)``; tiles are uint8 ``(n, h, w, 3)``."""
     features = np.empty((len(tiles), 6))
     for rows in chunks(len(tiles), tiles[0].size):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from .._sparse import TARGET, chunks
+from .._sparse import TARGET_SUM, chunks
 
 SPOT = "spot"
 """Name of the modality that numbers the spots. Each spot has its own vector (:func:`scimpute.tl.nmf`)."""
@@ -56,7 +56,7 @@ class SideInformation:
             depth = np.maximum(ring @ size, 1e-6)
             # A ring expresses nearly every gene. All rows at once would be as large as a dense matrix.
             for rows in chunks(n, counts.shape[1]):
-                root = (sp.diags((TARGET / depth[rows]).astype(np.float32)) @ (ring[rows] @ counts)).tocsr()
+                root = (sp.diags((TARGET_SUM / depth[rows]).astype(np.float32)) @ (ring[rows] @ counts)).tocsr()
                 root.data = np.sqrt(root.data)
                 scores[rows, number * n_scores : (number + 1) * n_scores] = root @ loadings
         return scores

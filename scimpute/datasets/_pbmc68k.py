@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from .._anndata.matrix import to_csr
 from .._keywords import helpful
-from .._sparse import TARGET
+from .._sparse import TARGET_SUM
 
 # The bundled values are float32 logarithms. The error of the largest count, 259, is at most 0.08; the error of small counts is 0.001.
 _TOLERANCE = 0.2
@@ -58,7 +58,7 @@ def pbmc68k() -> ad.AnnData:
         bundled = sc.datasets.pbmc68k_reduced()
     logged = to_csr(bundled.raw.X, "raw.X")
     size = bundled.obs["n_counts"].to_numpy(dtype=np.float64)
-    values = np.expm1(logged.data.astype(np.float64)) * np.repeat(size / TARGET, np.diff(logged.indptr))
+    values = np.expm1(logged.data.astype(np.float64)) * np.repeat(size / TARGET_SUM, np.diff(logged.indptr))
     counts = np.rint(values)
     if np.abs(values - counts).max() > _TOLERANCE:
         raise RuntimeError(

@@ -10,7 +10,7 @@ from .. import _check
 from .._anndata.read import check_object, layer_names
 from .._anndata.tables import read_measurements
 from .._keywords import helpful
-from .._sparse import TARGET, chunks, column_sums
+from .._sparse import TARGET_SUM, chunks, column_sums
 from . import _log_profiles
 from ._ranks import centred_ranks
 
@@ -110,7 +110,7 @@ def agreement(
     profiles = _log_profiles.read(adata, [*names, *([truth] if known else [])], layer, output)
     of_truth = profiles.pop(truth, None)
     share = column_sums(profiles[_log_profiles.RAW].matrix)
-    share = np.log1p(TARGET * share / max(share.sum(), 1))
+    share = np.log1p(TARGET_SUM * share / max(share.sum(), 1))
     rows = [_log_profiles.RAW, _GENE_MEAN, *names]
     sums = {name: _Sums(adata.n_obs, len(places)) for name in rows}
     for some in chunks(len(places), adata.n_obs):

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MIN_CELLS = 20
-HALF = "random_half"
+HALF_COLUMN = "random_half"
 """Column of ``obs`` with the random halves."""
-_STEP = 1e-5
+_TIE = 1e-5
 """Relative difference below which two values are equal: layers are float32, and many imputers compute in float32."""
 _METHODS = [name for name, method in METHODS.items() if method.on_cells is not None]
 
@@ -198,9 +198,9 @@ def _run(
     call: Callable[[AnnData, str | None], Any], counts: sp.csr_matrix, names: pd.Index, half: np.ndarray, *, label: bool
 ) -> np.ndarray:
     """The imputed matrix of these counts, checked."""
-    obs = pd.DataFrame({HALF: pd.Categorical(np.where(half == 0, "first", "second"))}, index=[f"cell{i}" for i in range(len(half))])
+    obs = pd.DataFrame({HALF_COLUMN: pd.Categorical(np.where(half == 0, "first", "second"))}, index=[f"cell{i}" for i in range(len(half))])
     work = of_counts(counts.copy(), names, obs if label else obs[[]])
-    imputed = call(work, HALF if label else None)
+    imputed = call(work, HALF_COLUMN if label else None)
     if not holds_only(work, counts):
         raise RuntimeError("impute has changed its input object; let it work on a copy and return the imputed matrix")
     if sp.issparse(imputed) or isinstance(imputed, np.matrix):
@@ -230,7 +230,7 @@ def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float
     p, totals = np.ones(len(genes)), _totals(matrix, scale)
     matrix = matrix.tocsc() if sp.issparse(matrix) else matrix
     for part in chunks(len(genes), len(half)):
-        values = _levels(_logged(matrix, genes[part], totals))
+        values = _rounded(_logged(matrix, genes[part], totals))
         varies = np.ptp(values, axis=0) > 0
         if varies.any():
             values = values[:, varies]
@@ -238,18 +238,18 @@ def _differential(matrix: Any, half: np.ndarray, genes: np.ndarray, alpha: float
     return int((stats.false_discovery_control(p) < alpha).sum()) if len(p) else 0
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
+def _rounded(values: np.ndarray) -> np.ndarray:
     """Whole numbers in the order of the values of each column, ``(n, genes)``. Values that differ only by rounding get the same number.
 
     Steps are counted from the highest value. A constant column is therefore 0 everywhere, whatever its value.
     """
     logs = np.log(np.maximum(values, np.finfo(np.float32).tiny))
-    return np.round((logs - logs.max(axis=0)) / _STEP)
+    return np.round((logs - logs.max(axis=0)) / _TIE)
 
 
 def _correlation(values: np.ndarray) -> float:
     """Mean absolute Spearman correlation between columns; 0 for a constant column."""
-    ranks = centred_ranks(_levels(values))
+    ranks = centred_ranks(_rounded(values))
     norm = np.sqrt(np.square(ranks).sum(axis=0))
     ranks /= np.where(norm > 0, norm, 1)
     return float(np.abs(ranks.T @ ranks)[np.triu_indices(values.shape[1], 1)].mean())

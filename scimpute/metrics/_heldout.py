@@ -12,7 +12,7 @@ from .._anndata.read import check_object
 from .._anndata.tables import is_table
 from .._counts.output import expected_log1p
 from .._keywords import helpful
-from .._sparse import TARGET, chunks, log1p_cp10k
+from .._sparse import TARGET_SUM, chunks, log1p_cp10k
 from . import _replay, _second_run, _thinned
 
 if TYPE_CHECKING:
@@ -143,14 +143,14 @@ def _of_second_runs(
 def of_cells(read: _thinned.Read, parts: _thinned.Thinned) -> pd.DataFrame:
     """Scores of one prediction in each cell, summed over the genes, ``(n, scores)``."""
     tables = []
-    scale = TARGET / np.maximum(parts.depth_test, 1)
+    scale = TARGET_SUM / np.maximum(parts.depth_test, 1)
     for rows in chunks(*parts.test.shape):
         y, p = parts.test[rows].toarray(), read(rows)
         q = p * np.float32(parts.ratio)
         truth = log1p_cp10k(y, parts.depth_test[rows])
         total = p.sum(axis=1, keepdims=True)
         # The share comes first, as in the leaderboard: another order differs in the last digit.
-        renormalized = np.log1p(p / np.where(total > 0, total, 1) * np.float32(TARGET))
+        renormalized = np.log1p(p / np.where(total > 0, total, 1) * np.float32(TARGET_SUM))
         sums = {
             "poisson": _per_cell(q - y * np.log(q + EPSILON)),
             "poisson_openproblems": _per_cell(y - q * np.log(y + EPSILON)),

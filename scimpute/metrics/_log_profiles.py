@@ -15,7 +15,7 @@ from .._anndata.read import entry_name, read_layer, source_name
 from .._anndata.results import params_of, written_by
 from .._anndata.source import read_counts_or_source
 from .._counts.output import OUTPUTS
-from .._sparse import TARGET, chunks, log1p_cp10k, row_sums
+from .._sparse import TARGET_SUM, chunks, log1p_cp10k, row_sums
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +24,7 @@ RAW = "raw"
 """Name of the counts in a table or figure."""
 
 # log1p(CP10k) never exceeds log1p(10,000). Imputed counts seldom stay below that if the counts reach twice as far.
-_HIGHEST_LOG = np.log1p(TARGET) + 0.01
+_HIGHEST_LOG = np.log1p(TARGET_SUM) + 0.01
 _HIGH_COUNT = 20
 
 
@@ -79,7 +79,7 @@ def read(adata: AnnData, names: Sequence[str], layer: str | None, output: str | 
             )
         if written is None and scale == "log1p" and highest > _HIGHEST_LOG:
             raise ValueError(
-                f"{what} has values up to {highest:.3g}, but log1p(CP10k) never exceeds log1p(10,000) = {np.log1p(TARGET):.2f}. Pass "
+                f"{what} has values up to {highest:.3g}, but log1p(CP10k) never exceeds log1p(10,000) = {np.log1p(TARGET_SUM):.2f}. Pass "
                 "output='counts' if these are expected counts, or take logs after sc.pp.normalize_total with target_sum=1e4"
             )
         profiles[name] = Profiles(matrix.tocsc() if sp.issparse(matrix) else matrix, None if scale == "log1p" else sums)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import _device
-from .._sparse import CACHED, chunks, row_sums, split
+from .._sparse import CACHED_ENTRIES, chunks, row_sums, split_molecules
 from ..models import dispersion, posterior
 from . import _thinned
 
@@ -21,13 +21,13 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
 
     The dispersion is estimated as in `tl.began`, on a tenth of the training molecules.
     """
-    train, target = split(parts.train, _KEEP, rng)
+    train, target = split_molecules(parts.train, _KEEP, rng)
     inner = replace(parts, train=train, test=target, depth=row_sums(train), depth_test=row_sums(target))
     ratio = (inner.depth_test / np.maximum(inner.depth, 1)).astype(np.float32)
     share = torch.from_numpy(parts.share.astype(np.float32))
 
     def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for rows in chunks(len(ratio), len(share), CACHED):
+        for rows in chunks(len(ratio), len(share), CACHED_ENTRIES):
             counts, mean, hidden = map(torch.from_numpy, (inner.raw(rows), inner.gene_mean(rows), target[rows].toarray()))
             yield counts, mean, hidden, torch.from_numpy(ratio[rows]), torch.ones(len(counts), dtype=torch.float32)
 

@@ -22,7 +22,7 @@ class FactorGenerator(nn.Module):
     ----------
     start
         Initial vectors of the spots, ``(n, f)``. Those of the genes start at 0.
-    spot_penalty
+    spot_weight
         Weight of the squared vectors of the spots in the loss.
     """
 
@@ -32,11 +32,11 @@ class FactorGenerator(nn.Module):
     """Factor on the steps of the spots. A spot is read once per epoch, a gene in every minibatch."""
 
     def __init__(
-        self, genes: int, start: Tensor, log_share: Tensor, generator: torch.Generator, *, spot_penalty: float, depth_slope: float
+        self, genes: int, start: Tensor, log_share: Tensor, generator: torch.Generator, *, spot_weight: float, depth_slope: float
     ) -> None:
         super().__init__()
         factors = start.shape[1]
-        self.spot_weight, self.depth_slope = spot_penalty, depth_slope
+        self.spot_weight, self.depth_slope = spot_weight, depth_slope
         self.scaled_spots = nn.Parameter(start / self.SPOT_PACE)
         self.gene_factors = nn.Parameter(torch.zeros(genes, factors, dtype=torch.float32))
         self.bias = nn.Parameter(log_share.clone())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from .began import Generator
+from .dense import Generator
 from .layers import linear, start_uniform
 
 CODE_SIZE = 32

@@ -7,7 +7,7 @@ from .._anndata import keys
 from .._anndata.counts import read_counts
 from .._anndata.write import check_target, write
 from .._keywords import helpful
-from .._sparse import split
+from .._sparse import split_molecules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ def thin(
     check_target(adata, "thin", key_added, layer=layer, copy=copy, suffixes=("", "_train", "_test"))
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     rng = _random.generator(random_state)
-    kept, removed = split(read_counts(adata, layer, rounding, rng), frac, rng)
+    kept, removed = split_molecules(read_counts(adata, layer, rounding, rng), frac, rng)
     params: dict[str, Any] = {"frac": frac, "layer": keys.layer_in_params(layer), "random_state": _random.describe(random_state)}
     params |= {} if rounding is None else {"rounding": rounding}
     layers = {keys.train(key_added): kept, keys.test(key_added): removed}

@@ -19,7 +19,7 @@ from .._anndata.side import read_side_as_trained
 from .._anndata.write import as_tables
 from .._counts.apply import aligned, impute
 from .._counts.output import check_dtype, narrow
-from .._counts.saved import Model
+from .._counts.saved_model import Model
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

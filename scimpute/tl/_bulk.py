@@ -20,9 +20,9 @@ from .._anndata.hints import warn_of_genes_in_rows
 from .._anndata.memory import bytes_of_copy
 from .._anndata.write import check_saveable, check_target, write
 from .._bulk.fitted import Fitted
-from .._bulk.run import train
 from .._bulk.settings import BulkSettings, checked_settings
 from .._bulk.table import BulkTable
+from .._bulk.train import train
 from .._save import model_target, save_model
 from .._version import __version__
 

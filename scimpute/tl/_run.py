@@ -23,8 +23,9 @@ from .._anndata.write import as_tables, check_saveable, check_target, earlier_re
 from .._counts.engine import Engine
 from .._counts.output import DTYPES, FILLS, OUTPUTS, Output, check_dtype
 from .._counts.run import SPLITS, Run, Task, run
-from .._counts.saved import pack
-from .._counts.settings import WIDTH, Settings, Target, target_of
+from .._counts.saved_model import pack
+from .._counts.settings import WIDTH, Settings
+from .._counts.target_batch import Target, target_of
 from .._methods import METHODS
 from .._save import model_target, save_model
 from .._version import __version__

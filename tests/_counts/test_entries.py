@@ -9,8 +9,8 @@ import scipy.sparse as sp
 import torch
 
 import scimpute
-from scimpute._counts.batches import CellBatches, Context
 from scimpute._counts.entries import EntrySplit
+from scimpute._counts.minibatches import CellBatches, Context
 from scimpute._counts.partition import Partition
 from scimpute._space.side import SideInformation
 from scimpute.models.likelihood import squared_error

@@ -103,7 +103,7 @@ def test_thresholds_do_not_depend_on_the_chunks_and_follow_the_genes(seed, monke
     size, genes = np.asarray(adata.X.sum(1)).ravel().astype(float), rng.permutation(40)[:25]
     rates = rng.lognormal(-6, 1.5, (400, 25)).astype(np.float32)
     expected = thresholds(rates, adata.X, size, genes)
-    monkeypatch.setattr(_expressed, "CACHED", 800)
+    monkeypatch.setattr(_expressed, "CACHED_ENTRIES", 800)
     np.testing.assert_array_equal(thresholds(rates, adata.X, size, genes), expected)
     np.testing.assert_array_equal(thresholds(rates[:, ::-1], adata.X, size, genes[::-1]), expected[::-1])
 

@@ -13,8 +13,8 @@ from scimpute._counts.fit import Trained, predict_all
 from scimpute._counts.molecules import MoleculeSplit
 from scimpute._counts.partition import Partition
 from scimpute._counts.rates import RateMoments, add_rates, predict
-from scimpute._counts.settings import Target
 from scimpute._counts.split import SplitInContext
+from scimpute._counts.target_batch import Target
 from scimpute._train import History
 from scimpute.models.posterior import mean_and_variance
 

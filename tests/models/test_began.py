@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from scimpute.models.batch import Batch
-from scimpute.models.began import Began, Candidates, Discriminator, Generator
+from scimpute.models.began import Began, Candidates
+from scimpute.models.dense import Discriminator, Generator
 from scimpute.models.drop import drop
 from scimpute.models.likelihood import poisson_deviance
 

@@ -552,7 +552,7 @@ def test_74_interrupted_training(fingerprint, states, monkeypatch, network):
     assert states() == state
 
 
-@pytest.mark.parametrize("step", ["_bulk.run.fit", "_bulk.run.apply_network", "_bulk.linear.regress_on_samples"])
+@pytest.mark.parametrize("step", ["_bulk.train.fit", "_bulk.train.apply_network", "_bulk.linear.regress_on_samples"])
 def test_75_out_of_memory_of_the_device(method, fingerprint, monkeypatch, step):
     adata = toy()
     before = fingerprint(adata)

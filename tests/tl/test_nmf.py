@@ -27,7 +27,7 @@ def run(adata: ad.AnnData, **changes: Any) -> Any:
 def test_log_rate_by_hand():
     rng = torch.Generator().manual_seed(0)
     start, log_share = torch.randn(5, 3, generator=rng), torch.randn(1, 1, 4, generator=rng)
-    generator = FactorGenerator(4, start, log_share, rng, spot_penalty=0.1, depth_slope=-0.5)
+    generator = FactorGenerator(4, start, log_share, rng, spot_weight=0.1, depth_slope=-0.5)
     inputs, rows = torch.randn(1, 2, 7, generator=rng), torch.tensor([3, 1])
     # The start: the gene's share, at the spot's depth.
     torch.testing.assert_close(generator(inputs, (), [rows]), log_share - 0.5 * inputs[..., -1:])
@@ -106,7 +106,7 @@ def test_vectors_of_spots_have_their_prior_whatever_that_of_the_genes(tissue):
 def test_gradient_of_spots_that_are_there_twice():
     """It is summed in one order, also by several threads."""
     rng = torch.Generator().manual_seed(0)
-    generator = FactorGenerator(3, torch.randn(50, 128, generator=rng), torch.zeros(1, 1, 3), rng, spot_penalty=0.1, depth_slope=0.0)
+    generator = FactorGenerator(3, torch.randn(50, 128, generator=rng), torch.zeros(1, 1, 3), rng, spot_weight=0.1, depth_slope=0.0)
     torch.nn.init.normal_(generator.gene_factors, generator=rng)
     rows, inputs = torch.randint(0, 50, (600,), generator=rng), torch.zeros(1, 600, 4)
     threads, found = torch.get_num_threads(), set()

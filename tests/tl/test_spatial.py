@@ -12,11 +12,11 @@ import torch
 
 import scimpute
 from scimpute import _sparse
-from scimpute._counts.batches import CellBatches, Context
+from scimpute._counts.minibatches import CellBatches, Context
 from scimpute._counts.molecules import MoleculeSplit
 from scimpute._counts.partition import Partition
 from scimpute._save import load_model, save_model
-from scimpute._space.features import edge_scale, extents, neighbour_weights, positions
+from scimpute._space.features import edge_scale, extents, neighbour_weights, position_features
 from scimpute._space.side import SideInformation
 from scimpute.models.batch import Batch
 from scimpute.models.likelihood import Poisson
@@ -165,7 +165,7 @@ def test_positions_are_of_the_section_and_know_no_unit():
     xy, codes = rng.random((20, 2)), np.repeat([0, 1], 10)
 
     def scaled(xy: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return positions(xy, extents(xy, codes)[codes], known, 2)
+        return position_features(xy, extents(xy, codes)[codes], known, 2)
 
     found = scaled(xy, codes)
     moved = xy.copy()

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from .._space.side import SideInformation
-from .._sparse import TARGET, binomial, chunks, row_sums
+from .._sparse import TARGET_SUM, binomial, chunks, row_sums
 from ..models.batch import Batch
 from .context import Context
 from .partition import Partition
@@ -185,7 +185,7 @@ class CellBatches:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """CP10k of some entries, and the context of their cells, ``(b, c)``."""
         size = np.maximum(size, 1).astype(np.float32)
-        cp10k = torch.from_numpy(values * (np.float32(TARGET) / size)[row]).to(self.device)
+        cp10k = torch.from_numpy(values * (np.float32(TARGET_SUM) / size)[row]).to(self.device)
         columns = torch.from_numpy(genes.astype(np.int64)).to(self.device)
         return cp10k, self.context(columns, cp10k, torch.from_numpy(starts).to(self.device), torch.from_numpy(size).to(self.device))
 

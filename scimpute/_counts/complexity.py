@@ -16,10 +16,11 @@ from .._random import seed as draw_seed
 from .._train import fit, n_batches, shuffled
 from ..models import dispersion
 from ..models.batch import Batch
-from ..models.began import Candidates, Generator
-from .batches import CellBatches
+from ..models.began import Candidates
+from ..models.dense import Generator
 from .context import Context
 from .engine import Engine, log_shares
+from .minibatches import CellBatches
 from .molecules import MoleculeSplit
 from .partition import Partition
 from .settings import STEPS, WIDTH, Complexity, Settings, default_complexity
@@ -87,7 +88,7 @@ def _search(
     batches = SplitInContext(split, context).train_batches(partition)
     rows = itertools.chain.from_iterable(shuffled(split.train_rows, settings.cells_per_batch, rng) for _ in itertools.count())
     minibatches = [batches.thinned(next(rows), rng) for _ in range(min(lengths))]
-    task = _Task(split, batches, minibatches, block, width, settings.learning_rate, posterior, rng)
+    task = _Trials(split, batches, minibatches, block, width, settings.learning_rate, posterior, rng)
 
     contexts = sorted({min(c, context.n_values - 1) for c in (CONTEXTS if settings.n_context is None else (settings.n_context,))})
     penalties = PENALTIES if settings.penalty is None else (settings.penalty,)
@@ -109,7 +110,7 @@ def _search(
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Trials:
     """The data and settings that all candidates share."""
 
     split: MoleculeSplit
@@ -140,7 +141,7 @@ def _one_standard_error(pairs: Sequence[tuple[int, float]], scores: np.ndarray) 
     return min((i for i, (c, _) in enumerate(pairs) if c == fewest), key=lambda i: total[i])
 
 
-def _score_candidates(task: _Task, pairs: Sequence[tuple[int, float]], steps: int) -> np.ndarray:
+def _score_candidates(task: _Trials, pairs: Sequence[tuple[int, float]], steps: int) -> np.ndarray:
     """Train every ``(n_context, penalty)`` on the same blocks. Return the held-out deviance of each in each validation cell."""
     split, batches = task.split, task.batches
     partition, n_values = batches.partition, batches.context.n_values

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from scimpute._counts.began import BeganEngine
+from scimpute._counts.complexity import choose
 from scimpute._counts.context import Context
 from scimpute._counts.molecules import MoleculeSplit
-from scimpute._counts.selection import choose
 from scimpute._counts.settings import Complexity, Settings
 from scimpute.models.dispersion import heldout_deviance
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_told_from_the_best_is_as_good(adata, monkeypatch, noise,
         spread = np.where(np.arange(400) % 2, 1.0, -1.0)
         return np.stack([1 + behind.get(pair, 9.0) + noise * (pair != (15, 30.0)) * spread for pair in pairs])
 
-    monkeypatch.setattr("scimpute._counts.selection._score_candidates", scores)
+    monkeypatch.setattr("scimpute._counts.complexity._score_candidates", scores)
     data = data_of(adata)
     context = Context.fit(data.train, data.size_train, 20, seed=0)
     open_ = replace(SETTINGS, penalty=None, n_context=None)
@@ -90,7 +90,7 @@ def test_candidates_are_scored_by_what_is_asked_for(adata, monkeypatch, data_of)
     assert (scored[True] != scored[False]).all()
     # With a theta beyond all doubt the posterior mean is the rate.
     monkeypatch.setattr(
-        "scimpute._counts.selection.dispersion.heldout_deviance", functools.partial(heldout_deviance, thetas=torch.tensor([1e9]))
+        "scimpute._counts.complexity.dispersion.heldout_deviance", functools.partial(heldout_deviance, thetas=torch.tensor([1e9]))
     )
     np.testing.assert_allclose(chosen(data, penalty=None)[1]["candidates"]["heldout"], scored[False], rtol=1e-4)
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scimpute._counts.batches import THINNING, CellBatches, Context, nonzero_entries
+from scimpute._counts.minibatches import THINNING, CellBatches, Context, nonzero_entries
 from scimpute._counts.partition import Partition
 from scimpute._train import n_batches, shuffled
 

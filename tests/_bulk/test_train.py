@@ -11,11 +11,11 @@ import torch
 
 import scimpute
 from scimpute._bulk import linear as _linear
-from scimpute._bulk import run as _bulk
+from scimpute._bulk import train as _bulk
 from scimpute._bulk.fitted import Fitted
-from scimpute._bulk.run import train
 from scimpute._bulk.settings import BulkSettings
 from scimpute._bulk.table import BulkTable, Standardiser
+from scimpute._bulk.train import train
 from scimpute._progress import Progress
 
 CPU = torch.device("cpu")

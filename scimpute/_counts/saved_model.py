@@ -19,8 +19,8 @@ from .context import Context
 from .fit import Fit, Repeat
 from .output import FILLS, OUTPUTS
 from .partition import Partition
-from .settings import Target, target_of
 from .split import CountSplit
+from .target_batch import Target, target_of
 
 
 def pack(fit: Fit, split: CountSplit, side: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def train(table: BulkTable, settings: BulkSettings, device: torch.device, rng: n
     progress.phase("weighing the networks", 0.2)
     with torch.no_grad():
         by_networks = torch.stack([apply_network(network, query) for network in networks]).mean(0)
-        share, r2, noise = _shares(base, by_networks, truth, targets, linear=settings.linear)
+        share, r2, noise = _network_weights(base, by_networks, truth, targets, linear=settings.linear)
         mean = base + share * (by_networks - base)
         ratio = (mean - truth).abs() / (sd if settings.linear else noise)
         calibration = float(np.quantile(ratio[targets].cpu().numpy(), COVERAGE)) / NORMAL_QUANTILE if targets.any() else 1.0
@@ -152,7 +152,7 @@ def _fit_network(
     )
 
 
-def _shares(base: Tensor, by_networks: Tensor, truth: Tensor, targets: Tensor, *, linear: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _network_weights(base: Tensor, by_networks: Tensor, truth: Tensor, targets: Tensor, *, linear: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Weight of the networks for each gene, R2 of the combined prediction, and its residual standard deviation, ``(g,)`` each.
 
     The weight is the least squares solution, shrunk towards the weight that fits all genes together.
