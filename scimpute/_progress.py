@@ -113,7 +113,7 @@ class Progress:
         self.bar: Any = None
         self.outer: Progress | None = None
         self.lock = threading.Lock()
-        self.done, self.end, self.each = 0.0, 0.0, 0.0
+        self.done, self.end, self.percent_per_step = 0.0, 0.0, 0.0
 
     def __enter__(self) -> Progress:
         self.start = time.perf_counter()
@@ -148,7 +148,7 @@ class Progress:
     def phase(self, name: str, share: float, steps: int = 1) -> None:
         """Begin a phase that is a share (0 to 1) of the run. The rest of the previous phase is skipped."""
         self._to(self.end)
-        self.end, self.each = self.end + 100 * share, 100 * share / max(1, steps)
+        self.end, self.percent_per_step = self.end + 100 * share, 100 * share / max(1, steps)
         if self.bar is not None:
             self._draw(lambda: self.bar.set_description(f"{self.name}: {name}"))
         elif not self.show:
@@ -157,7 +157,7 @@ class Progress:
     def step(self, part: float = 1.0) -> None:
         """Report that a step of the phase, or a part of a step (0 to 1), is done."""
         with self.lock:
-            self._to(min(self.done + part * self.each, self.end))
+            self._to(min(self.done + part * self.percent_per_step, self.end))
 
     def _to(self, percent: float) -> None:
         increase, self.done = percent - self.done, percent

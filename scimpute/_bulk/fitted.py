@@ -1,4 +1,4 @@
-"""A fitted model of `tl.pmi` or `tl.gain`: it fills samples, and is written to a model file and read from it."""
+"""A fitted model of `tl.pmi` or `tl.gain`. It fills samples; a model file stores it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Fitted:
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], device: torch.device) -> Fitted:
-        """A saved model. A ValueError says which parts do not belong together."""
+        """Read a saved model. If its parts do not fit together, a ValueError says so."""
         with _save.reading(metadata.get("method")):
             genes, covariates, numbers = _save.require_names("genes", metadata["genes"]), metadata["covariates"], metadata["numbers"]
             _check.option("missing", metadata["params"]["missing"], ("nan", "zero"))
@@ -123,7 +123,7 @@ class Fitted:
             left, values, _ = np.linalg.svd(effects - effects.mean(axis=0), full_matrices=False)
             values[values < 1e-9 * values.max()] = 0
             scores = (left * values / math.sqrt(effects.shape[1]))[:, : math.isqrt(n) + 1]
-            # The sign of a principal coordinate is arbitrary: its largest entry is made positive.
+            # The sign of a principal coordinate is arbitrary. The largest entry becomes positive.
             largest = np.take_along_axis(scores, np.abs(scores).argmax(axis=0)[None], axis=0)
             coordinates.append((scores * np.where(largest < 0, -1, 1)).astype(np.float32))
             first += n
@@ -132,8 +132,8 @@ class Fitted:
     def predict(self, table: BulkTable, device: torch.device, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Expected value and standard deviation of every entry on the input's scale.
 
-        Observed entries keep their value and have standard deviation 0. ``own`` holds the row of each sample in the reference, ``(n,)``,
-        if the samples are those of the training.
+        Observed entries keep their value and have standard deviation 0. If the samples are the training samples, ``own`` holds the row of
+        each sample in the reference, ``(n,)``.
         """
         samples = self.standardiser.samples(table, device)
         rows = None if own is None else torch.from_numpy(own).to(device)

@@ -20,7 +20,7 @@ RIDGES = (1.0, 2.0, 4.0)
 CHOICE_SAMPLES = 200
 """Number of samples for the choice of ``min_weight`` and ``ridge``."""
 MIN_NEIGHBOUR_GENES = 20
-"""A sample needs this many observed genes to find its neighbours; with fewer, the factor model and the covariates answer."""
+"""A sample needs this many observed genes to find its neighbours. With fewer, the factor model and the covariates predict."""
 MIN_SHARED_GENES = 5
 """Two samples can be the same sample only if they agree in this many genes."""
 CORRELATION_SAMPLES = 1000
@@ -162,7 +162,7 @@ class Linear:
         return regress_on_samples(self.reference, self.precision, samples.values, samples.observed, prior, noise)
 
     def _itself(self, samples: Samples, own: Tensor | None) -> Tensor:
-        """True for each row of the reference that is the sample itself, ``(n, r)``.
+        """A mask ``(n, r)``: True for each row of the reference that is the sample itself.
 
         Sample i is row ``own[i]``. If ``own`` is None, the row is found by its values.
         """

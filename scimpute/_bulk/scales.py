@@ -10,7 +10,7 @@ from .table import Standardiser
 _MAX_RATIO = 1.25
 """Values of two cohorts whose ratio is larger are on different scales. For natural logs and log2 the ratio is 1.44."""
 _QUANTILE, _ENOUGH_GENES = 0.99, 200
-"""The quantile of the values that is compared, and the number of genes for which this comparison is enough."""
+"""The quantile of the values for the comparison, and the number of genes for which this comparison is enough."""
 _MAX_SHIFT = 3.0
 """Half of the genes cannot be this many standard deviations from their mean by chance."""
 _MIN_VALUES = 50
@@ -18,11 +18,11 @@ _MIN_VALUES = 50
 _LOG_BASES = {"natural logs": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
 """Divisor that turns natural logs into these logs."""
 _TOLERANCE = 0.1
-"""Largest log ratio at which two logs are named as the reason."""
+"""Largest deviation of the log ratio at which the message names two logs as the reason."""
 
 
 def other_scale(values: np.ndarray, training: Standardiser) -> str | None:
-    """A message if the values of a query, ``(n, g)``, seem to be on another scale than the training; else None."""
+    """A message if the values of a query, ``(n, g)``, seem to be on another scale than the training values. Otherwise None."""
     lowest = float(np.fmin.reduce(values, axis=None))
     if lowest < 0 <= training.lowest[0]:
         return f"there are negative values here (min {lowest:g}) and were none in the training: these values look scaled or centred"

@@ -16,7 +16,7 @@ _MARKERS = ("CD79A", "CD3D", "GNLY", "FCER1A")
 
 
 def demo(out_dir: str = ".", random_state: int = 0) -> None:
-    """Impute 700 real blood cells and score it on molecules that were held out: under a minute, no download.
+    """Impute 700 real blood cells and score the result on held-out molecules, in under a minute and without a download.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def demo(out_dir: str = ".", random_state: int = 0) -> None:
 
 
 def _draw(adata: AnnData, scores: pd.DataFrame, path: Path) -> None:
-    """Left: markers before and after. Right: held-out scores and training curves. 1600 x 1100 pixels."""
+    """Draw markers before and after (left), held-out scores and training curves (right), in 1600 x 1100 pixels."""
     from matplotlib.figure import Figure
 
     from .. import pl
@@ -56,11 +56,11 @@ def _draw(adata: AnnData, scores: pd.DataFrame, path: Path) -> None:
     right.suptitle("Score and training", fontweight="bold")
     pl.imputed(adata, _MARKERS, ax=list(left.subplots(len(_MARKERS), 2).flat), size=14, show=False)
     dots, *curves = right.subplots(4, 1)
-    # Dots, not bars: the score is known up to a constant, so its zero means nothing.
-    for place, (name, score) in enumerate(scores["poisson"].iloc[::-1].items()):
+    # The score is known up to a constant, so its zero means nothing. Therefore it is drawn as dots, not as bars.
+    for height, (name, score) in enumerate(scores["poisson"].iloc[::-1].items()):
         color = "#0072B2" if name == "began" else "0.45"
-        dots.plot(score, place, "o", color=color, ms=9)
-        dots.annotate(f"{score:.3f}", (score, place), xytext=(9, 0), textcoords="offset points", va="center", color=color)
+        dots.plot(score, height, "o", color=color, ms=9)
+        dots.annotate(f"{score:.3f}", (score, height), xytext=(9, 0), textcoords="offset points", va="center", color=color)
     dots.set_yticks(range(len(scores)), scores.index[::-1])
     dots.set(title="Score on held-out molecules (lower is better)", xlabel="Poisson deviance per entry, up to a constant")
     dots.margins(x=0.2, y=0.35)
