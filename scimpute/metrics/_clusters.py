@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 METHODS = ("kmeans", "leiden")
-# Starts of k-means, of which the best is taken.
+# Number of starts of k-means; the best one counts.
 _RESTARTS = 50
-# Between these Leiden looks for the resolution that gives the number of clusters asked for, in at most so many steps.
+# Range and number of steps of the search for the resolution of Leiden that gives the requested number of clusters.
 _RESOLUTIONS = (1e-3, 1e1)
 _STEPS = 15
-# What is left of a layer that has no differences between cells is rounding, below this.
+# Scores are rounded to so many decimals. In a layer without differences between cells, the rest is rounding error.
 _DECIMALS = 3
 
 
@@ -46,10 +46,10 @@ def cluster_agreement(
     n_neighbors: int = 15,
     random_state: int | np.random.Generator | None = 0,
 ) -> pd.DataFrame:
-    """How well clusters of the cells agree with labels that are known, before and after an imputation.
+    """Compare clusters of the cells with known labels, before and after an imputation.
 
-    The counts and each layer are clustered in the same way: log1p(CP10k) of the same genes, the ``n_top_genes`` most variable ones of
-    the counts; their first principal components; k-means or Leiden. Labels are only compared with, never used.
+    The counts and each layer are clustered in the same way: log1p(CP10k) of the ``n_top_genes`` most variable genes of the counts, their
+    first principal components, then k-means or Leiden. The clustering never uses the labels.
 
     Parameters
     ----------
@@ -58,39 +58,39 @@ def cluster_agreement(
     layers
         Name or names of the layers to score.
     labels
-        Categorical column of ``obs``, known independently of the counts. Cells where it is missing are clustered but not scored.
+        Categorical column of ``obs``, known independently of the counts. Cells without a label are clustered but not scored.
     method
         ``"kmeans"``, ``"leiden"``, or both. k-means takes the best of 50 starts. Leiden (of igraph) runs on the graph of
         :func:`scanpy.pp.neighbors`.
     unlabelled
         Levels of ``labels`` that stand for a missing label, such as ``"unannotated"``.
     layer
-        Layer with the counts to compare with; ``X`` where None.
+        Layer with the counts to compare with; ``X`` if None.
     output
-        Scale of the layers that another package wrote: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k);
-        those of this package say it themselves. Where None they are taken as counts, unless they look like logarithms.
+        Scale of layers of other packages: ``"counts"`` (expected counts), ``"rate"`` or ``"log1p"`` (of CP10k). Layers of this package
+        record their scale. None means counts; layers that look like logarithms are then refused.
     n_clusters
-        Number of clusters; that of the levels of ``labels`` where None.
+        Number of clusters; the number of levels of ``labels`` if None.
     resolution
-        Resolution of Leiden; where None the first one found that gives ``n_clusters`` clusters, or the nearest number
-        to it. That makes the layers comparable; with one resolution for all, a smoother layer has fewer clusters.
+        Resolution of Leiden. None searches for a resolution that gives ``n_clusters`` clusters, or the nearest number. This makes the
+        layers comparable. With one resolution for all, a smoother layer has fewer clusters.
     n_top_genes
-        Number of variable genes (:func:`scanpy.pp.highly_variable_genes` of the counts); all where there are no more.
+        Number of variable genes (:func:`scanpy.pp.highly_variable_genes` of the counts); all if there are no more.
     n_pcs
-        Number of principal components, at most one less than cells or genes.
+        Number of principal components, at most the number of cells or genes minus one.
     n_neighbors
         Neighbours of a cell in the graph of Leiden.
     random_state
-        Seed, generator, or None for a fresh one. The same seeds are used for every layer.
+        Seed, generator, or None for a fresh one. All layers use the same seeds.
 
     Returns
     -------
     A row for each layer, after one for ``"raw"`` (the counts themselves), and for each method the columns
 
     ``{method}_ari``
-        Adjusted Rand index of clusters and labels: 1 where they are the same, about 0 where they have nothing to do with each other.
+        Adjusted Rand index of clusters and labels: 1 if they are the same, about 0 if they are independent.
     ``{method}_nmi``
-        Normalised mutual information: 1 where they are the same, 0 where they are independent. Not adjusted for chance.
+        Normalised mutual information: 1 if they are the same, 0 if they are independent. Not adjusted for chance.
     ``leiden_clusters``
         Number of clusters that Leiden found.
 
@@ -99,16 +99,16 @@ def cluster_agreement(
     KeyError
         A layer or the column of ``obs`` does not exist.
     ValueError
-        The counts are none; a layer has NaN, infinite or negative values, or looks like logarithms and ``output`` is None, or like
-        none and it is ``"log1p"``; the labels have fewer than two levels; a layer is named twice; an argument is out of its range or
-        says nothing to the methods asked for.
+        The counts are not counts; a layer has NaN, infinite or negative values; a layer looks like logarithms and ``output`` is None, or
+        the reverse with ``"log1p"``; the labels have fewer than two levels; a layer is named twice; an argument is out of its range or
+        does not apply to the chosen methods.
     ImportError
-        Leiden was asked for and igraph is not installed.
+        Leiden needs igraph, which is not installed.
 
     Notes
     -----
-    A difference of a few hundredths is within what another ``random_state`` or ``n_pcs`` gives, above all with Leiden: compare
-    several. No dense copy of a sparse layer is made.
+    Another ``random_state`` or ``n_pcs`` changes the scores by a few hundredths, above all with Leiden. Compare several. No dense copy
+    of a sparse layer is made.
 
     Examples
     --------
@@ -126,10 +126,10 @@ def cluster_agreement(
     rows = {}
     for name, clusters in cluster(_log_profiles.read(adata, names, layer, output), settings).items():
         row: dict[str, float] = {}
-        for how, found in clusters.items():
-            row |= {f"{how}_ari": ari(known, found), f"{how}_nmi": nmi(known, found)}
+        for how, codes in clusters.items():
+            row |= {f"{how}_ari": ari(known, codes), f"{how}_nmi": nmi(known, codes)}
             if how == "leiden":
-                row["leiden_clusters"] = len(np.unique(found))
+                row["leiden_clusters"] = len(np.unique(codes))
         rows[name] = row
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.astype({"leiden_clusters": int}) if "leiden" in methods else table
@@ -137,7 +137,7 @@ def cluster_agreement(
 
 def ari(labels: Categorical, clusters: np.ndarray) -> float:
     """Adjusted Rand index over the cells with a label."""
-    # scikit-learn is imported where it is used: what its import draws from Python's generator, `import scimpute` must not.
+    # The import of scikit-learn draws from Python's random generator. `import scimpute` must not draw, so the import is here.
     from sklearn.metrics import adjusted_rand_score
 
     labelled = labels.codes >= 0
@@ -154,7 +154,7 @@ def nmi(labels: Categorical, clusters: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Settings:
-    """How cells are clustered; ``n_clusters`` may be None where a resolution is given and k-means was not asked for."""
+    """Settings of the clustering. ``n_clusters`` may be None if there is a resolution and no k-means."""
 
     methods: Sequence[str]
     n_clusters: int | None
@@ -165,7 +165,7 @@ class Settings:
     seed: int
 
     def checked(self, adata: AnnData, n_levels: int | None) -> Settings:
-        """With the number of clusters, where it was left to the labels; refused where something is wrong."""
+        """The checked settings. The number of clusters becomes the number of labels if it is None."""
         for method in self.methods:
             _check.option("method", method, METHODS)
         if not self.methods or len(set(self.methods)) < len(self.methods):
@@ -173,9 +173,9 @@ class Settings:
         if self.resolution is not None:
             _check.number("resolution", self.resolution, 0, open_low=True)
             if "leiden" not in self.methods:
-                raise ValueError("resolution is Leiden's, and method='leiden' was not asked for; leave one of them out")
+                raise ValueError("resolution needs method='leiden'; pass method='leiden' or leave resolution out")
             if self.n_clusters is not None and "kmeans" not in self.methods:
-                raise ValueError("resolution and n_clusters both say how many clusters Leiden finds; give one of them")
+                raise ValueError("resolution and n_clusters both set the number of Leiden clusters; give one of them")
         for name, low in (("n_top_genes", 1), ("n_pcs", 1), ("n_neighbors", 2)):
             _check.integer(name, getattr(self, name), low)
         if "leiden" in self.methods:
@@ -187,7 +187,7 @@ class Settings:
             if "kmeans" in self.methods or self.resolution is None:
                 raise ValueError("the number of clusters is not known; give labels or n_clusters")
         elif _check.integer("n_clusters", n_clusters, 2) > adata.n_obs:
-            raise ValueError(f"n_clusters={n_clusters} is more than there are cells, {adata.n_obs}")
+            raise ValueError(f"n_clusters={n_clusters} must not exceed the number of cells, {adata.n_obs}")
         return replace(self, n_clusters=n_clusters)
 
 
@@ -199,18 +199,18 @@ def _require_igraph() -> None:
 
 
 def cluster(profiles: dict[str, Profiles], settings: Settings) -> dict[str, dict[str, np.ndarray]]:
-    """Codes of the clusters ``(n,)`` by layer and method; the variable genes are those of the first layer."""
+    """Codes of the clusters ``(n,)`` by layer and method. The first layer determines the variable genes."""
     genes = variable_genes(next(iter(profiles.values())), settings.n_top_genes)
-    found: dict[str, dict[str, np.ndarray]] = {}
+    clusters: dict[str, dict[str, np.ndarray]] = {}
     for name, layer in profiles.items():
         scores = components(layer, genes, settings)
         by_method = {"kmeans": _kmeans, "leiden": _leiden}
-        found[name] = {method: by_method[method](scores, settings) for method in settings.methods}
-    return found
+        clusters[name] = {method: by_method[method](scores, settings) for method in settings.methods}
+    return clusters
 
 
 def variable_genes(counts: Profiles, n_top_genes: int) -> np.ndarray:
-    """Those that vary most, of all genes with a count."""
+    """The most variable genes among all genes with a count."""
     genes = np.flatnonzero(counts.matrix.getnnz(axis=0))
     if len(genes) <= n_top_genes:
         return genes
@@ -233,7 +233,7 @@ def _kmeans(scores: np.ndarray, settings: Settings) -> np.ndarray:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        # Fewer different cells than clusters, as in a layer that is the same for all: the score says it.
+        # A layer may have fewer distinct cells than clusters, such as one constant profile. The score shows that.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(settings.n_clusters, n_init=_RESTARTS, random_state=settings.seed).fit_predict(scores)
 
@@ -250,21 +250,21 @@ def _leiden(scores: np.ndarray, settings: Settings) -> np.ndarray:
 
     if settings.resolution is not None:
         return at(settings.resolution)
-    wanted, (low, high) = settings.n_clusters or 0, _RESOLUTIONS
-    best, off = np.zeros(len(scores), dtype=np.int64), np.inf
+    n_clusters, (low, high) = settings.n_clusters or 0, _RESOLUTIONS
+    best, error = np.zeros(len(scores), dtype=np.int64), np.inf
     for _ in range(_STEPS):
         middle = float(np.sqrt(low * high))
-        found = at(middle)
-        number = int(found.max()) + 1
-        if abs(number - wanted) < off:
-            best, off = found, abs(number - wanted)
-        if number == wanted:
+        codes = at(middle)
+        number = int(codes.max()) + 1
+        if abs(number - n_clusters) < error:
+            best, error = codes, abs(number - n_clusters)
+        if number == n_clusters:
             break
-        low, high = (middle, high) if number < wanted else (low, middle)
+        low, high = (middle, high) if number < n_clusters else (low, middle)
     return best
 
 
 def umap(scores: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
-    """Two coordinates of every row, ``(n, 2)``."""
+    """Two coordinates of each row, ``(n, 2)``."""
     with _device.keep_threads():
         return with_scanpy.umap(with_scanpy.nearest_neighbours(scores, n_neighbors, seed), seed)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._hidden import Entries, Hidden, Predict
 
 BASELINES = ("gene_mean", "group_mean", "neighbour_mean")
-# A spread below a millionth of the values themselves is rounding: such a gene is constant.
+# A standard deviation below a millionth of the values is rounding: such a gene is constant.
 _ROUNDING = 1e-12
 
 
@@ -30,9 +30,9 @@ def recovery(
 ) -> pd.DataFrame:
     r"""Score layers on the entries that were hidden by :func:`scimpute.pp.hide`.
 
-    The layers must hold values on the scale of the matrix whose entries were hidden, made from ``layers[key]`` alone. Below,
-    :math:`x` is a hidden value, :math:`p` its prediction and :math:`m_j` the mean of the visible values of gene :math:`j`: of all
-    entries that are not hidden and not NaN, so that with ``of="nonzero"`` the zeros are among them.
+    The layers must be made from ``layers[key]`` alone, on the scale of the matrix with the hidden entries. Below, :math:`x` is a hidden
+    value, :math:`p` its prediction and :math:`m_j` the mean of the visible values of gene :math:`j`. Visible values are all entries that
+    are not hidden and not NaN. With ``of="nonzero"`` they include the zeros.
 
     Parameters
     ----------
@@ -43,35 +43,35 @@ def recovery(
     key
         ``key_added`` of :func:`scimpute.pp.hide`.
     groupby
-        Categorical column of ``obs``, such as the tissue, whose means are to be improved upon. A column with one level is left out.
+        Categorical column of ``obs``, such as the tissue. The means of its groups are a baseline. A column with one level is ignored.
     by
-        ``"gene"`` for the :math:`R^2` of every gene instead of the table of scores.
+        ``"gene"`` for the :math:`R^2` of each gene instead of the table of scores.
 
     Returns
     -------
-    A row for each layer, after those of the baselines: ``"gene_mean"`` is :math:`m_j`; ``"group_mean"``, with ``groupby``, the mean
-    of the gene's visible values in the cell's group; ``"neighbour_mean"``, where ``obsp["spatial_connectivities"]`` exists, their
-    mean over the cell's neighbours (each counts the same, the cell itself does not). Both are :math:`m_j` where nothing is visible.
+    A row for each layer, after the baselines. ``"gene_mean"`` is :math:`m_j`. ``"group_mean"``, with ``groupby``, is the mean of the
+    gene's visible values in the cell's group. ``"neighbour_mean"`` exists if ``obsp["spatial_connectivities"]`` does: the mean of the
+    gene's visible values over the cell's neighbours, unweighted and without the cell itself. Both are :math:`m_j` if no value is visible.
     Genes without any visible value are left out. The columns:
 
     ``rmse``
         Root of the mean squared error over all hidden entries.
     ``rmse_log1p_cp10k``
-        The same after dividing truth and prediction by the cell's total in the source matrix, in log1p of CP10k; a negative
-        prediction counts as zero. Only where non-zero counts were hidden.
+        The same after dividing truth and prediction by the cell's total in the source matrix, in log1p of CP10k. A negative
+        prediction counts as zero. This column exists only if non-zero counts were hidden.
     ``r2``
-        Mean over genes of :math:`R_j^2 = 1 - \sum_i (x_{ij} - p_{ij})^2 / \sum_i (x_{ij} - m_j)^2`, the sums over the gene's hidden
-        entries. Genes with fewer than 2 of these, or with :math:`x_{ij} = m_j` in all of them, are left out.
+        Mean over genes of :math:`R_j^2 = 1 - \sum_i (x_{ij} - p_{ij})^2 / \sum_i (x_{ij} - m_j)^2`, with sums over the gene's hidden
+        entries. Genes with fewer than 2 hidden entries, or with :math:`x_{ij} = m_j` in all of them, are left out.
     ``r2_pooled``
-        The same with both sums over all genes, each divided by the variance of the gene's visible values: genes count by how
-        many of their entries were hidden. Genes whose visible values are all equal are left out.
+        The same with both sums over all genes, each divided by the variance of the gene's visible values. A gene's weight is its
+        number of hidden entries. Genes whose visible values are all equal are left out.
     ``correlation``
-        Mean over genes of the Pearson correlation of :math:`x` and :math:`p` over the hidden entries; 0 for a gene whose prediction
-        is constant. Genes with fewer than 2 hidden entries, or constant in them, are left out.
+        Mean over genes of the Pearson correlation of :math:`x` and :math:`p` over the hidden entries; 0 for a gene with a constant
+        prediction. Genes with fewer than 2 hidden entries, or constant in them, are left out.
     ``r2_within``
-        With ``groupby``: as ``r2``, with the group mean in the place of :math:`m_j`. What the groups alone explain earns nothing.
+        With ``groupby``: ``r2`` with the group mean instead of :math:`m_j`. Differences between groups earn nothing.
 
-    With ``by="gene"``, a row for each gene and, for each row above, a column with :math:`R_j^2`, NaN where it is undefined.
+    With ``by="gene"``, a row for each gene and, for each row above, a column with :math:`R_j^2`, NaN if undefined.
 
     Raises
     ------
@@ -79,12 +79,11 @@ def recovery(
         A layer, the hidden entries, their source or the column of ``obs`` do not exist.
     ValueError
         A layer has NaN or infinite values at hidden entries; counts were hidden and a layer is on another scale; the source
-        or ``layers[key]`` was changed since; no entry is hidden; a layer is named twice, or as a baseline is.
+        or ``layers[key]`` was changed since; no entry is hidden; a layer is named twice or like a baseline.
 
     Notes
     -----
-    Warns of a layer of this package that was made from another matrix than ``layers[key]``, and, where counts were hidden, of a layer
-    on another scale.
+    Warns if a layer of this package was not made from ``layers[key]``. If counts were hidden, warns of layers on another scale.
 
     Works through chunks of rows; no dense copy of the matrix is made.
     """
@@ -101,7 +100,7 @@ def recovery(
 
 
 class _Method:
-    """Sums of one method: squared error of groups and genes, and of cells; moments of the prediction less the gene's mean."""
+    """Sums of one method: squared error of groups and genes, and of cells; moments of the prediction minus the gene's mean."""
 
     def __init__(self, shape: tuple[int, int], n_obs: int) -> None:
         self.error, self.cell_error = np.zeros(shape), np.zeros(n_obs)
@@ -110,16 +109,17 @@ class _Method:
 
 
 class Sums:
-    """Sums over the hidden entries, of which all scores are made.
+    """Sums over the hidden entries, for all scores.
 
     Attributes
     ----------
     n, square, null
-        Number of entries, sum of the squared values, and of their squared distances from the gene's mean: ``(groups, genes)``.
+        Number of entries, sum of squared values, and sum of squared distances from the gene's mean: ``(groups, genes)``.
     x, within
-        Sum of their distances from the gene's mean, and of the squared ones from the group's mean: ``(genes,)``.
+        Sum of distances from the gene's mean, and sum of squared distances from the group's mean: ``(genes,)``.
     cell_null
-        As ``null``, of every cell: over its genes, each divided by its variance. So is ``cell_error`` of a method.
+        Sum of squared distances from the gene's mean in each cell, each divided by the gene's variance, ``(n,)``. ``cell_error`` of a
+        method is weighted in the same way.
     observed
         Fraction of the cell's entries (``of="nonzero"``: of its non-zero entries) that is visible.
     """
@@ -149,7 +149,7 @@ class Sums:
         def by_row(values: np.ndarray) -> np.ndarray:
             return np.bincount(entries.row, values, minlength=entries.rows.stop - entries.rows.start)
 
-        # Less the gene's mean, the second moments lose no digits to a high level.
+        # Subtracting the gene's mean keeps the digits of second moments in genes with large values.
         x = entries.value - hidden.mean[gene]
         self.n += by_group()
         self.square += by_group(np.square(entries.value))
@@ -170,12 +170,12 @@ class Sums:
                 method.log_error += float(np.square(truth - predicted).sum())
 
     def r2(self, name: str, *, by_group: bool = False) -> np.ndarray:
-        """R2 of every gene ``(genes,)``, or of every group and gene; NaN where it is undefined."""
+        """R2 of each gene ``(genes,)``, or of each group and gene; NaN if undefined."""
         parts = (self.n, self._scale(), self.null, self.methods[name].error)
         return _r2(*(part if by_group else part.sum(axis=0) for part in parts))
 
     def _scale(self) -> np.ndarray:
-        """Sum of squares that rounding is measured against."""
+        """Sum of squares of each group and gene, the reference for rounding errors."""
         return self.square + self.n * np.square(self._hidden.mean)
 
     def _correlation(self, name: str) -> np.ndarray:
@@ -201,9 +201,9 @@ class Sums:
 
 def _r2(n: np.ndarray, scale: np.ndarray, null: np.ndarray, error: np.ndarray) -> np.ndarray:
     defined = (n >= 2) & (null > _ROUNDING * scale)
-    # Two orders of summing the same numbers differ by rounding: 0 is to be 0.
-    found = np.where(np.abs(null - error) <= _ROUNDING * null, 0, 1 - error / np.where(defined, null, 1))
-    return np.where(defined, found, np.nan)
+    # The same numbers summed in two orders differ by rounding. Such a difference counts as R2 = 0.
+    r2 = np.where(np.abs(null - error) <= _ROUNDING * null, 0, 1 - error / np.where(defined, null, 1))
+    return np.where(defined, r2, np.nan)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -212,7 +212,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def add_up(adata: AnnData, names: Sequence[str], key: str, label: Categorical | None, genes: np.ndarray | None = None) -> Sums:
-    """The sums of the baselines and of the layers, over all genes or the entries of some."""
+    """The sums of the baselines and the layers, over all genes or over some."""
     hidden = _hidden.read(adata, key, label)
     if genes is not None:
         hidden = replace(hidden, known=hidden.known & np.isin(np.arange(adata.n_vars), genes))
@@ -222,5 +222,5 @@ def add_up(adata: AnnData, names: Sequence[str], key: str, label: Categorical | 
         sums.add(entries, predictions)
     if not sums.n.any():
         which = "a gene" if genes is None else "any of these genes"
-        raise ValueError(f"key={key!r}: no entry is hidden in {which} that has visible values; call scimpute.pp.hide with another frac")
+        raise ValueError(f"key={key!r}: no entry is hidden in {which} with visible values; call scimpute.pp.hide with another frac")
     return sums

@@ -1,4 +1,4 @@
-"""An imputation of counts that was recorded in ``uns``, done again in the same way on other counts of the same cells."""
+"""Repeat an imputation of counts that ``uns`` records, with the same settings, on other counts of the same cells."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 RUNS = 0.9
-"""Share that the imputations have of all the work."""
-# What a replay decides by itself.
+"""Share of the progress bar for the imputations."""
+# Arguments that the replay sets itself.
 _OWN = ("adata", "layer", "key_added", "output", "sd", "dtype", "target_batch", "random_state", "device", "progress", "save", "copy")
-# Arguments that tl.began and tl.spatial choose where they are left to the data, and the column of the candidates that tells.
+# Arguments that tl.began and tl.spatial choose if they are "auto", and their columns in the table of candidates.
 _CHOSEN = {"n_context": "n_context", "width": "width", "penalty": "penalty", "max_epochs": "steps"}
 _COLUMNS = ("batch_key", "celltype_key", "library_key", "size_key")
 
 
 @dataclass
 class Imputation:
-    """What was run, and what it needs to run again.
+    """A recorded imputation, with all inputs of a repeat.
 
     Attributes
     ----------
     method, params, entry
         Name of the function, ``uns[key]["params"]`` with plain values, and the whole of ``uns[key]``.
     arguments
-        Those of the replay.
+        Arguments of the repeat.
     counts
-        What was imputed, ``(n, g)``; shares its buffers with the object of the user.
+        The imputed counts, ``(n, g)``. They share their buffers with the object of the user.
     genes
-        Places of the genes that were imputed; None for all.
+        Places of the imputed genes; None for all.
     columns
-        Role and name of each column of ``obs`` that it was told, but for the library sizes.
+        Argument and name of each column of ``obs`` with a label that the imputation used. Library sizes are not among them.
     surroundings
-        Names of the genes as the user has them, and what it reads of ``obs``, ``obsm``, ``obsp`` and ``uns``.
+        Gene names of the user's object, and the parts of ``obs``, ``obsm``, ``obsp`` and ``uns`` that the imputation reads.
     n_planned, n_done
-        How often it is to be run, and was.
+        Number of planned runs, and of runs so far.
     """
 
     method: str
@@ -68,32 +68,32 @@ class Imputation:
 
     @property
     def names(self) -> pd.Index:
-        """Names of the genes as the user has them."""
+        """Gene names of the user's object."""
         return self.surroundings.var_names
 
     @property
     def applied(self) -> bool:
-        """Whether it is of a saved model."""
+        """Whether a saved model was applied."""
         return bool(self.params.get("applied"))
 
     @property
     def squared(self) -> bool:
-        """Whether entries, and not molecules, were held out in its training."""
+        """Whether the training held out entries instead of molecules."""
         return self.params.get("likelihood") == "squared"
 
     @property
     def name(self) -> str:
-        """Function that is run."""
+        """The function to run."""
         return "tl.apply" if self.applied else f"tl.{self.method}"
 
     def announced(self, by: str) -> str:
-        """What a user is told first: how often it will be run."""
+        """First message to the user: how many imputations will run. ``by`` is the public function that runs them."""
         times = "1 imputation" if self.n_planned == 1 else f"{self.n_planned} imputations"
         return f"{by}: {times} ({self.name}) of {self.counts.shape[0]:,} cells x {self.counts.shape[1]:,} genes, of copies"
 
     @property
     def takes_label(self) -> bool:
-        """Whether any column of ``obs`` can be given as a cell type."""
+        """Whether the method takes a column of ``obs`` as cell type."""
         return METHODS[self.method].takes_label and not self.applied
 
     def object_of(
@@ -103,26 +103,26 @@ class Imputation:
         without: str | None = None,
         layers: Mapping[str, Any] | None = None,
     ) -> AnnData:
-        """An object with these counts in ``X`` and all that the imputation reads, but for one column of ``obs``."""
+        """An object with these counts in ``X`` and all inputs of the imputation, except one column of ``obs``."""
         return self.surroundings.around(counts, more_obs, without, layers)
 
-    def run(self, given: AnnData, layer: str | None = None, *, progress: _progress.Progress, **changes: Any) -> np.ndarray | pd.DataFrame:
-        """Expected counts; of some genes only a table."""
+    def run(self, work: AnnData, layer: str | None = None, *, progress: _progress.Progress, **changes: Any) -> np.ndarray | pd.DataFrame:
+        """Impute an object. Returns expected counts, as a table if only some genes are imputed."""
         from .. import tl
 
         self.n_done += 1
         progress.phase(f"imputation {self.n_done} of {self.n_planned}", RUNS / self.n_planned)
         function = tl.apply if self.applied else getattr(tl, self.method)
-        # Standard deviations are not looked at.
-        stored: dict[str, Any] = {"sd": False, "dtype": "float32"}
+        # No caller reads standard deviations.
+        fixed: dict[str, Any] = {"sd": False, "dtype": "float32"}
         with progress.one_step():
-            function(given, **self.arguments | stored | changes, layer=layer, key_added=RESULT)
-        return result_of(given)
+            function(work, **self.arguments | fixed | changes, layer=layer, key_added=RESULT)
+        return result_of(work)
 
-    def run_on_null(self, given: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:
-        """As :func:`scimpute.metrics.false_signal` wants it. Library sizes are sums: those of dealt counts are other ones."""
+    def run_on_null(self, null: AnnData, label: str | None = None, *, progress: _progress.Progress) -> np.ndarray | pd.DataFrame:
+        """Impute an object of :func:`scimpute.metrics.false_signal`. Library sizes are sums: permuted counts have other sizes."""
         size_key = self.params.get("size_key")
-        counts, obs = counts_and_obs(given)
+        counts, obs = counts_and_obs(null)
         work = self.object_of(counts, obs, without=size_key)
         changes: dict[str, Any] = {"size_key": None} if size_key is not None and not self.applied else {}
         return self.run(work, progress=progress, **changes | ({} if label is None else {"celltype_key": label}))
@@ -143,14 +143,14 @@ def read(
     device: str,
     progress: bool = False,
 ) -> Imputation:
-    """The imputation under a key, everything checked that it needs to be run again.
+    """The imputation under a key, with all inputs of a repeat checked.
 
-    ``progress``: each run draws a bar of its own, where it is no step of another one.
+    With ``progress`` each run that is not a step of another bar draws its own.
 
     Raises
     ------
     TypeError, KeyError, ValueError, FileNotFoundError
-        There is none, it is not of counts, or what it was told is not in the object any more.
+        There is no imputation of counts under the key, or the object has lost a column or table that the imputation used.
     """
     method = _method(adata, key)
     entry = records(adata)[key]
@@ -171,7 +171,7 @@ def read(
         arguments["random_state"] = params["random_state"] if isinstance(params.get("random_state"), int) else seed
     genes = None
     if key in layer_names(adata):
-        read_layer(adata, key)  # refused here, and not after all has been run
+        read_layer(adata, key)  # a bad layer fails here, before any run
     else:
         genes = table_genes(adata, key)
     if genes is not None and not params.get("applied"):
@@ -189,16 +189,16 @@ def read(
 
 
 def _method(adata: AnnData, key: str) -> str:
-    found = find(adata)
+    imputations = find(adata)
     if not isinstance(key, str):
         raise TypeError(
-            f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(found)}"
+            f"key must be the name of an imputation, got {key!r} of type {type(key).__name__}; there are {_check.listing(imputations)}"
         )
     method = written_by(adata, key)
-    if method in OF_COUNTS and key in found:
+    if method in OF_COUNTS and key in imputations:
         return method
     if method in OF_COUNTS:
-        raise KeyError(f"uns[{key!r}] is there, but neither layers[{key!r}] nor obsm[{key!r}] is; impute again")
+        raise KeyError(f"uns[{key!r}] exists, but neither layers[{key!r}] nor obsm[{key!r}] does; impute again")
     if method in METHODS:
         raise ValueError(
             f"key={key!r} was written by tl.{method}, which fills missing expression; a report is about counts. Score it with "
@@ -206,31 +206,30 @@ def _method(adata: AnnData, key: str) -> str:
         )
     if key in layer_names(adata):
         raise ValueError(
-            f"key={key!r}: uns[{key!r}] does not say how this layer was imputed, so that it cannot be imputed again; it is not of "
-            f"scimpute.tl. Imputations of counts: {_check.listing(found)}. Score other layers with scimpute.pp.thin and "
-            "scimpute.metrics.heldout"
+            f"key={key!r}: uns[{key!r}] does not say how this layer was imputed. Only layers of scimpute.tl can be imputed again; here: "
+            f"{_check.listing(imputations)}. Score other layers with scimpute.pp.thin and scimpute.metrics.heldout"
         )
-    raise _check.missing("key: imputation", key, found)
+    raise _check.missing("key: imputation", key, imputations)
 
 
 def _plain(value: Any) -> Any:
-    """As it was before h5ad made arrays of it."""
+    """The value as it was before h5ad made an array of it."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
 
 
 def _of_training(method: str, params: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as they were given: what was left to the data is left to the data again, so that no held-out molecule has a say in it."""
+    """Recorded arguments. Arguments that were "auto" are "auto" again, so that held-out molecules cannot influence them."""
     from .. import tl
 
-    taken = [name for name in inspect.signature(getattr(tl, method)).parameters if name not in _OWN]
-    arguments = {name: params[name] for name in taken if name in params}
+    names = [name for name in inspect.signature(getattr(tl, method)).parameters if name not in _OWN]
+    arguments = {name: params[name] for name in names if name in params}
     candidates = entry.get("chosen", {}).get("candidates")
     if isinstance(candidates, pd.DataFrame):
         varied = [name for name, column in _CHOSEN.items() if len(set(candidates[column])) > 1]
         arguments |= dict.fromkeys(varied, "auto")
-    # A molecule is of the cell's own batch; and molecules can be scored on their own scale only, not where a zero promises none.
+    # Held-out molecules belong to the cell's own batch. They need predictions on the scale of counts, without the zeros of "expressed".
     return arguments | {"output": "counts"} | ({"fill": "all"} if params.get("fill") == "expressed" else {})
 
 
@@ -240,13 +239,13 @@ def _of_model(params: Mapping[str, Any], model: str | os.PathLike[str] | None) -
     path = params["model"] if model is None else model
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"model: {os.fspath(path)!r}, which was applied, does not exist; pass model=... where it is now to metrics.report"
+            f"model: {os.fspath(path)!r}, which was applied, does not exist; pass model=... with its new path to metrics.report"
         )
     trained = load_metadata(path).get("params", {})
-    for name, needed in (("output", "counts"), ("target_batch", None), *([("fill", "all")] if trained.get("fill") == "expressed" else [])):
-        if trained.get(name) != needed:
+    for name, value in (("output", "counts"), ("target_batch", None), *([("fill", "all")] if trained.get("fill") == "expressed" else [])):
+        if trained.get(name) != value:
             raise ValueError(
-                f"model: {os.fspath(path)!r} was trained with {name}={trained.get(name)!r}, and what it writes cannot be scored on "
-                f"held-out molecules; train a model with {name}={needed!r}"
+                f"model: {os.fspath(path)!r} was trained with {name}={trained.get(name)!r}. Held-out molecules cannot score its output; "
+                f"train a model with {name}={value!r}"
             )
     return {"model": path, "unseen": params["unseen"]}

@@ -1,4 +1,4 @@
-"""Preprocessing: what is done to an object before imputing it."""
+"""Preprocessing: functions to call before an imputation."""
 
 from ._hide import hide
 from ._spatial_rings import spatial_rings

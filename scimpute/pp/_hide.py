@@ -29,25 +29,25 @@ def hide(
     random_state: int | np.random.Generator | None = 0,
     copy: bool = False,
 ) -> AnnData | None:
-    """Hide entries at random, so that a method can be scored on what it puts there.
+    """Hide entries at random, to score a method on its predictions of them.
 
-    A method is given ``layers[key_added]`` and scored with :func:`scimpute.metrics.recovery`. Any finite values may be
-    hidden, not counts only. For counts, :func:`scimpute.pp.thin` is the fairer test: what is hidden here was not zero, so a
-    method that makes every value larger gains.
+    Let a method impute ``layers[key_added]`` and score it with :func:`scimpute.metrics.recovery`. Any finite values may be hidden, not
+    only counts. For counts, :func:`scimpute.pp.thin` is the fairer test. Entries hidden here were not zero, so a method gains by making
+    all values larger.
 
     Parameters
     ----------
     adata
         Object with real numbers, ``n_obs`` x ``n_vars``.
     frac
-        Probability of an entry to be hidden, between 0 and 1. With a pair ``(low, high)`` every cell draws a probability of
-        its own evenly between the two, as for a curve of the score against the fraction observed.
+        Probability that an entry is hidden, between 0 and 1. With a pair ``(low, high)`` each cell draws its own probability, uniform
+        between the two, for example for a curve of the score against the observed fraction.
     of
-        Which entries may be hidden. ``"nonzero"``: those that are not zero, and what is hidden becomes zero (counts, where zero
-        stands for missing). ``"all"``: every entry that is not NaN, and what is hidden becomes NaN (bulk expression, where zero
-        is a value); what was NaN before remains so and is not taken for hidden.
+        Which entries may be hidden. ``"nonzero"``: non-zero entries, and a hidden entry becomes zero (counts, where zero stands for
+        missing). ``"all"``: all entries except NaN, and a hidden entry becomes NaN (bulk expression, where zero is a value). Earlier NaN
+        entries stay NaN and do not count as hidden.
     layer
-        Layer with the values; ``X`` where None.
+        Layer with the values; ``X`` if None.
     key_added
         Name of the result.
     random_state
@@ -57,12 +57,12 @@ def hide(
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or the copy with ``copy=True``. The function writes
 
     ``adata.layers[key_added]``
-        What a method may see: CSR float32 with ``of="nonzero"``, dense float32 with NaN at the gaps with ``of="all"``.
+        The visible values: CSR float32 with ``of="nonzero"``, dense float32 with NaN at the gaps with ``of="all"``.
     ``adata.layers[f"{key_added}_mask"]``
-        True where an entry is hidden: CSR or dense, as the other.
+        True for hidden entries: CSR or dense, like the other layer.
     ``adata.uns[key_added]``
         The parameters.
 
@@ -71,8 +71,8 @@ def hide(
     KeyError
         The layer does not exist.
     TypeError, ValueError
-        ``frac`` is not inside (0, 1), or no pair of such numbers in order; the matrix has infinite values, NaN with
-        ``of="nonzero"``, or nothing that could be hidden.
+        ``frac`` is not inside (0, 1), and not an ordered pair of such numbers; the matrix has infinite values, NaN with
+        ``of="nonzero"``, or no entry to hide.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def hide(
 
 
 def _bounds(frac: float | tuple[float, float]) -> tuple[float, float]:
-    """The lowest and the highest fraction, the same where one was given."""
+    """The lowest and the highest fraction; equal if ``frac`` is one number."""
     if not isinstance(frac, tuple | list | np.ndarray) or np.ndim(frac) != 1:
         frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
         return frac, frac
@@ -119,7 +119,7 @@ def _of_nonzero(
 ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     values = read_finite(adata, layer)
     if not values.nnz:
-        raise ValueError(f"{source_name(adata, layer)} has no non-zero entry to hide; where zero is a value, pass of='all'")
+        raise ValueError(f"{source_name(adata, layer)} has no non-zero entry to hide; if zero is a value, pass of='all'")
     fractions = np.repeat(_fractions(adata.n_obs, low, high, rng), np.diff(values.indptr))
     hidden = rng.random(values.nnz) < fractions
     parts = []
@@ -131,18 +131,18 @@ def _of_nonzero(
 
 
 def _of_all(adata: AnnData, layer: str | None, low: float, high: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    # Four bytes of a value and one of the mask.
+    # Four bytes for a value and one for the mask.
     _check.memory(5 * adata.n_obs * adata.n_vars, "take fewer cells or genes, or hide only non-zero entries with of='nonzero'")
     visible = read_with_gaps(adata, layer)
     fractions = _fractions(adata.n_obs, low, high, rng)
     mask = np.empty(visible.shape, dtype=bool)
     n_values = 0
     for rows in chunks(*visible.shape):
-        # A number is drawn for every entry, a gap or not: the draws do not depend on the size of the chunks.
-        drawn = rng.random(visible[rows].shape) < fractions[rows, None]
+        # Gaps draw a number, too, so that the draws do not depend on the size of the chunks.
+        selection = rng.random(visible[rows].shape) < fractions[rows, None]
         present = ~np.isnan(visible[rows])
         n_values += int(present.sum())
-        mask[rows] = drawn & present
+        mask[rows] = selection & present
         visible[rows][mask[rows]] = np.nan
     if not n_values:
         raise ValueError(f"{source_name(adata, layer)} has no value to hide: all entries are NaN")

@@ -25,11 +25,11 @@ def thin(
     random_state: int | np.random.Generator | None = 0,
     copy: bool = False,
 ) -> AnnData | None:
-    """Split the molecules of every entry at random into a training and a test part.
+    """Split the molecules of each entry at random into a training and a test part.
 
-    Each molecule goes to the training part with probability ``frac``. Given the rates, the two parts are
-    independent Poisson counts, so a method that sees only the first can be scored on the second
-    (:func:`scimpute.metrics.heldout`): molecular cross-validation :cite:p:`Batson2019`.
+    Each molecule goes to the training part with probability ``frac``. Given the rates, the two parts are independent Poisson counts.
+    So :func:`scimpute.metrics.heldout` can score a method on the test part if the method sees only the training part. This is molecular
+    cross-validation :cite:p:`Batson2019`.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def thin(
     frac
         Expected fraction of molecules in the training part, between 0 and 1.
     layer
-        Layer with the counts; ``X`` where None, ``adata.raw`` with ``"raw"``.
+        Layer with the counts; ``X`` if None, ``adata.raw`` with ``"raw"``.
     rounding
         How decimals become counts, as in :func:`scimpute.tl.began`.
     key_added
@@ -50,7 +50,7 @@ def thin(
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or the copy with ``copy=True``. The function writes
 
     ``adata.layers[f"{key_added}_train"]``, ``adata.layers[f"{key_added}_test"]``
         The two parts, CSR float32; their sum is the input.

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _FIELDS = (1, 2, 4)
-"""Sides of the fields that are described, in tiles."""
-_MOST_PIXELS = 64
-"""Side, in pixels, above which a field is reduced before it is described."""
+"""Widths of the fields around a spot, in tiles."""
+_MAX_PIXELS = 64
+"""Width of a field in pixels above which the field is reduced to this width."""
 _STATISTICS = (
     *(f"{colour}_{statistic}" for statistic in ("mean", "sd") for colour in ("red", "green", "blue")),
     *(f"{stain}_{statistic}" for statistic in ("mean", "sd") for stain in ("haematoxylin", "eosin")),
@@ -31,7 +31,7 @@ _STATISTICS = (
 
 _DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 """Optical density of the 256 values of a channel."""
-# Densities of red, green and blue for one unit of haematoxylin, of eosin and of what is neither (Ruifrok and Johnston 2001).
+# Densities of red, green and blue for one unit of haematoxylin, of eosin and of the rest (Ruifrok and Johnston 2001).
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _UNMIX = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)).T[:2].astype(np.float32)
 
@@ -51,37 +51,37 @@ def tiles(
     device: str = "auto",
     copy: bool = False,
 ) -> AnnData | None:
-    """Describe what the image of the tissue shows around every spot.
+    """Compute features of the tissue image around each spot.
 
-    A square tile is cut around each spot, mirrored at the border of the image. Without an encoder it is described by 36 numbers:
-    colour, the two stains of an H&E section, and texture, each over the tile and over fields 2 and 4 times as wide.
+    A square tile is cut around each spot, mirrored at the border of the image. Without an encoder a tile has 36 features: colour, the two
+    stains of an H&E section, and texture, each over the tile and over fields 2 and 4 times as wide.
 
     Parameters
     ----------
     adata
-        Object with positions in ``obsm["spatial"]``: x (column), y (row), in pixels of the full resolution. A third is not used.
+        Object with positions in ``obsm["spatial"]``: x (column), y (row), in pixels of the full resolution. A third column is ignored.
     image_key
-        Which image of ``uns["spatial"][section]["images"]``. A position times ``scalefactors[f"tissue_{image_key}_scalef"]`` is
-        a pixel of it.
+        Name of the image in ``uns["spatial"][section]["images"]``. A position times ``scalefactors[f"tissue_{image_key}_scalef"]`` is
+        a pixel of this image.
     library_key
-        Column of ``obs`` with the section of every spot, by its name in ``uns["spatial"]``; not needed where there is one only.
+        Column of ``obs`` with the section of each spot, by its name in ``uns["spatial"]``; not needed for one section.
     tile_size
-        Side of a tile in pixels of the image that is read. None takes the diameter of the spots in it, and 8 at least.
+        Width of a tile in pixels of the image. None takes the diameter of the spots in the image, and at least 8.
     encoder
         Module that turns float32 images ``(b, 3, tile_size, tile_size)`` with values from 0 to 1 into features ``(b, d)``. It runs in
-        evaluation mode without gradients, on ``device``, and is put back as it was. One that was trained on another size or
-        on standardised channels takes these steps itself, e.g. ``Sequential(Upsample(224), model)``. None describes the tile as said above.
+        evaluation mode without gradients, on ``device``; afterwards its mode and device are restored. A module for another size or for
+        standardised channels must contain these steps, e.g. ``Sequential(Upsample(224), model)``. None computes the features above.
     key_added
         Name of the result.
     image
-        Image to be used instead of that in ``uns``: an array (grey, RGB or RGBA; uint8, uint16, or float from 0 to 1 or 0 to 255), the
-        path of a PNG, JPEG, TIFF or whole-slide file, or a mapping of section to these. Its pixels are taken for those of the full
-        resolution where ``scale`` is None. TIFF needs ``pip install "scimpute[image]"``, whole slides need
-        ``pip install "scimpute[wsi]"``; these, and tiled TIFF with the latter, are read region by region.
+        Image to use instead of the one in ``uns``: an array (grey, RGB or RGBA; uint8, uint16, or float from 0 to 1 or 0 to 255), the
+        path of a PNG, JPEG, TIFF or whole-slide file, or a mapping of section to these. If ``scale`` is None, its pixels are pixels of
+        the full resolution. TIFF needs ``pip install "scimpute[image]"``, whole slides need ``pip install "scimpute[wsi]"``. Whole slides
+        are read region by region, and with ``scimpute[wsi]`` also tiled TIFF.
     scale
         Pixels of the image for one unit of the positions, or a mapping of section to it, instead of the factor in ``uns``.
     batch_size
-        Tiles at a time.
+        Number of tiles in a batch.
     device
         Where the encoder runs: ``"auto"`` (a CUDA device if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     copy
@@ -89,12 +89,12 @@ def tiles(
 
     Returns
     -------
-    None, or the copy with ``copy=True``. Written are
+    None, or the copy with ``copy=True``. The function writes
 
     ``adata.obsm[key_added]``
-        Features, float32 ``n_obs`` x ``d``. Without an encoder: for each of the fields ``1x``, ``2x``, ``4x`` mean and standard
+        Features, float32 ``n_obs`` x ``d``. Without an encoder, each of the fields ``1x``, ``2x``, ``4x`` has the mean and standard
         deviation of red, green and blue (0 to 1) and of haematoxylin and eosin (optical density, by colour deconvolution
-        :cite:p:`Ruifrok2001`), and the root mean square of the difference in brightness between neighbouring pixels and between
+        :cite:p:`Ruifrok2001`). It also has the root mean square of the difference in brightness between neighbouring pixels and between
         neighbouring blocks of 2 x 2 pixels. Fields wider than 64 pixels are reduced to 64 first.
     ``adata.uns[key_added]``
         The parameters; without an encoder, ``features`` with their names, such as ``1x_red_mean``.
@@ -102,18 +102,18 @@ def tiles(
     Raises
     ------
     KeyError
-        There are no positions, no such section, image or scale factor, or a section has no image; the message lists what exists.
+        Positions, a section, an image or a scale factor do not exist, or a section has no image; the message lists the choices.
     ValueError
-        More than 5 of 100 spots lie outside of the image; there are several sections and no ``library_key``; ``tile_size`` is not a
+        More than 5 of 100 spots lie outside the image; there are several sections and no ``library_key``; ``tile_size`` is not a
         positive whole number; an image has another shape, or a file cannot be read; the encoder returns another shape, or
         NaN; arguments contradict each other.
     TypeError, FileNotFoundError, ImportError
-        An image or the encoder is of the wrong type; there is no such file; a package that reads it is missing.
+        An image or the encoder has the wrong type; a file does not exist; a package to read it is missing.
 
     Notes
     -----
-    Whether the positions belong to the image shows best in a picture of both, such as ``scanpy.pl.spatial`` draws: positions whose x
-    and y are swapped may all lie inside.
+    Plot the positions on the image, for example with ``scanpy.pl.spatial``, to see whether they belong together. Positions with swapped
+    x and y may all lie inside the image.
 
     Examples
     --------
@@ -142,14 +142,14 @@ def _encoder_device(encoder: Any, device: str) -> torch.device:
     where = _device.resolve(device)
     if encoder is None:
         if device not in ("auto", "cpu"):
-            raise ValueError(f"device={device!r} is where an encoder runs, and encoder is None; pass an encoder or leave device out")
+            raise ValueError(f"device={device!r} is the device of an encoder, but encoder is None; pass an encoder or leave device out")
     elif not isinstance(encoder, torch.nn.Module):
         raise TypeError(f"encoder must be a torch.nn.Module or None, got {encoder!r} of type {type(encoder).__name__}")
     return where
 
 
 def _by_batches(tissues: list[Tissue], batch_size: int, describe: Callable[[Tissue, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Features of all spots in the order of the object, a batch of centres at a time."""
+    """Features of all spots in the order of the object, computed batch by batch."""
     rows, features = [], []
     for tissue in tissues:
         for start in range(0, len(tissue.rows), batch_size):
@@ -167,13 +167,13 @@ def _by_batches(tissues: list[Tissue], batch_size: int, describe: Callable[[Tiss
 
 def _describe(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
     sizes = [field * tissue.tile_size for field in _FIELDS]
-    return np.column_stack([_statistics(cut(tissue.source, centres, size, min(size, _MOST_PIXELS))) for size in sizes])
+    return np.column_stack([_statistics(cut(tissue.source, centres, size, min(size, _MAX_PIXELS))) for size in sizes])
 
 
 def _statistics(tiles: np.ndarray) -> np.ndarray:
     """Colour, stains and texture of tiles ``(b, p, p, 3)``: ``(b, 12)``."""
     b, pixels = tiles.shape[:2]
-    channels = np.ascontiguousarray(tiles.reshape(b, -1, 3).transpose(0, 2, 1))  # sums along the last axis are the fast ones
+    channels = np.ascontiguousarray(tiles.reshape(b, -1, 3).transpose(0, 2, 1))  # sums along the last axis are fast
     colour = channels.astype(np.float32) / 255
     stains = _UNMIX @ _DENSITY[channels]
     grey = colour.mean(axis=1).reshape(b, pixels, pixels)
@@ -182,7 +182,7 @@ def _statistics(tiles: np.ndarray) -> np.ndarray:
 
 
 def _gradient(grey: np.ndarray) -> np.ndarray:
-    """Root mean square of the difference between neighbouring pixels; 0 where there is one pixel only."""
+    """Root mean square of the difference between neighbouring pixels; 0 for a single pixel."""
     if grey.shape[1] < 2:
         return np.zeros(len(grey), dtype=np.float32)
     down, right = np.diff(grey, axis=1), np.diff(grey, axis=2)
@@ -190,7 +190,7 @@ def _gradient(grey: np.ndarray) -> np.ndarray:
 
 
 def _halved(grey: np.ndarray) -> np.ndarray:
-    """Means of blocks of 2 x 2 pixels; of an odd number, the last is left out."""
+    """Means of blocks of 2 x 2 pixels. The last row or column of an odd number is left out."""
     even = grey[:, : grey.shape[1] // 2 * 2, : grey.shape[2] // 2 * 2]
     return (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
 
@@ -200,7 +200,7 @@ def _encode(encoder: torch.nn.Module, tissues: list[Tissue], batch_size: int, de
 
     def encode(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
         tiles = torch.from_numpy(cut(tissue.source, centres, tissue.tile_size, pixels))
-        images = tiles.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous, as a module may call .view
+        images = tiles.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous because a module may call .view
         return _checked(encoder(images), images)
 
     with _device.session(device), torch.no_grad(), _borrowed(encoder, device):
@@ -208,7 +208,7 @@ def _encode(encoder: torch.nn.Module, tissues: list[Tissue], batch_size: int, de
 
 
 def _checked(code: Any, images: torch.Tensor) -> np.ndarray:
-    """What the encoder returned as float32 ``(b, d)``."""
+    """The output of the encoder as float32 ``(b, d)``."""
     if not isinstance(code, torch.Tensor):
         raise TypeError(f"the encoder returned {type(code).__name__}; a tensor (b, d) is needed: wrap it in a module that returns one")
     b = len(images)
@@ -222,14 +222,14 @@ def _checked(code: Any, images: torch.Tensor) -> np.ndarray:
     if wrong:
         raise ValueError(
             f"the encoder returned {wrong} values that are NaN or infinite in a batch of shape {values.shape}; "
-            "look at its weights, and whether it takes images with values from 0 to 1"
+            "check its weights, and whether it takes images with values from 0 to 1"
         )
     return values
 
 
 @contextlib.contextmanager
 def _borrowed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """The module in evaluation mode on the device; afterwards in the modes and on the device it was found in."""
+    """The module in evaluation mode on the device. Its modes and device are restored afterwards."""
     homes = {tensor.device for tensor in chain(module.parameters(), module.buffers())}
     if len(homes) > 1:
         raise ValueError(f"the encoder is spread over {', '.join(sorted(map(str, homes)))}; move it to one device")

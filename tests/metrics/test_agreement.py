@@ -103,7 +103,7 @@ def test_of_an_imputation(adata, fingerprint):
     ("truth", "options", "error", "message"),
     [
         ("none", {}, KeyError, "none"),
-        ("imputed", {}, ValueError, "among the layers"),
+        ("imputed", {}, ValueError, "also one of the layers"),
         ("profile", {"genes": {"a": "gene1"}}, ValueError, "is a layer"),
         ("protein", {"genes": {"CD9": "gene1"}}, KeyError, "CD9"),
         ("protein", {"genes": {"CD5": "gene99"}}, KeyError, "gene99"),

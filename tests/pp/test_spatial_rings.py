@@ -548,7 +548,7 @@ def test_a_graph_made_over_ours_is_given(sections, fingerprint):
 
 
 def test_what_a_given_graph_was_made_with_may_be_repeated(foreign, refused):
-    refused(foreign, lambda a: pp.spatial_rings(a, n_neighs=4), ValueError, "is taken as it is, so n_neighs=4 would have no effect")
+    refused(foreign, lambda a: pp.spatial_rings(a, n_neighs=4), ValueError, "stays as it is, so n_neighs=4 would have no effect")
     refused(foreign, lambda a: pp.spatial_rings(a, n_neighs=4, coord_type="grid"), ValueError, "n_neighs=4 and coord_type='grid' would")
     pp.spatial_rings(foreign, n_neighs=5, coord_type="generic")
     assert "spatial_ring2" in foreign.obsp
