@@ -449,7 +449,7 @@ def test_squared_errors_are_called_so(save, method):
     run, training = (page.split("</h2>")[i] for i in (1, 5))
     for section in (run, training):
         assert "nats" not in section
-        assert "deviance" not in re.sub("settled so: [^<]*", "", section)
+        assert "deviance" not in re.sub("complexity: [^<]*", "", section)
         assert "squared error" in section
     assert "there is no posterior" in run
     assert "The deviance of held-out molecules should fall" not in page
@@ -708,9 +708,14 @@ def test_verdict(given, expected, because):
 @pytest.mark.parametrize(
     ("lead", "posterior", "sentence", "because"),
     [
-        (0.1, True, "The held-out molecules support", "Other genes tell of a gene"),
-        (0.01, True, "Use this imputation with care", "other genes seem to tell it nothing"),
-        (-0.1, True, "Use this imputation with care", "is worse than the gene mean drawn to the cell's own count (lead -0.100 ± 0.010"),
+        (0.1, True, "The held-out molecules support", "Other genes add information"),
+        (0.01, True, "Use this imputation with care", "other genes seem to add no information"),
+        (
+            -0.1,
+            True,
+            "Use this imputation with care",
+            "is worse than the gene mean combined with the cell's own count (lead -0.100 ± 0.010",
+        ),
         (-0.1, False, "The held-out molecules support", "leaves the own count out"),
     ],
 )

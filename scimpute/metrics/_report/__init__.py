@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-_NO_report = "was not written by scimpute.metrics.report"
+_NOT_A_REPORT = "was not written by scimpute.metrics.report"
 _ON_EMBEDDING = 3
-"""Genes that are shown on an embedding."""
+"""Number of genes drawn on an embedding."""
 
 
 @helpful
@@ -45,10 +45,10 @@ def report(
 ) -> dict[str, Any]:
     """Judge an imputation of your own data, on one HTML page that needs no other file and no network.
 
-    The page begins with a verdict and its reasons. Then: what was run; scores on molecules that are hidden for this purpose, beside the
-    counts, the gene mean (as it is, and drawn to the cell's own count) and kNN; which genes to believe; what is found where there is
-    nothing; training curves; markers before and after; and when not to use the imputation. Each part says how it is read and what would be
-    a bad sign.
+    The page begins with a verdict and its reasons. The next sections are: the run and its parameters; scores on hidden molecules; genes to
+    believe; the null test; training curves; markers before and after; and when not to use the imputation. The scores have four baselines:
+    the counts, the gene mean, the gene mean combined with the cell's own count, and kNN. Each section says how to read it and what a bad
+    sign is.
 
     Parameters
     ----------
@@ -58,31 +58,31 @@ def report(
     key
         ``key_added`` of the imputation.
     layer
-        Layer with the counts that were imputed, where they have been moved since; the place that was recorded where None.
+        Layer with the imputed counts, if you moved them since. None uses the recorded layer.
     groupby
-        Column of ``obs`` with the groups whose markers are shown; where None the ``celltype_key`` of the imputation, or else k-means
-        clusters of the raw counts.
+        Column of ``obs`` with the groups for the markers. None uses the ``celltype_key`` of the imputation, or else k-means clusters of
+        the raw counts.
     basis
-        Embedding in ``obsm`` to show markers on, with or without the leading ``X_``; where None the positions of spots, or else a UMAP of
-        the raw counts. Give none that was made of imputed values.
+        Embedding in ``obsm`` for plots of markers, with or without the leading ``X_``. None uses the positions of spots, or else a UMAP
+        of the raw counts. Do not pass an embedding of imputed values.
     frac
-        Fraction of the molecules that the imputation is given for the held-out scores.
+        Fraction of the molecules that the imputation sees for the held-out scores.
     n_splits
-        Number of random halves in :func:`scimpute.metrics.false_signal`. 0 leaves this test out.
+        Number of random halves in :func:`scimpute.metrics.false_signal`. 0 omits this test.
     n_labelled
-        Number of these halves that are also given to the imputation as a label; 0 leaves it out. Only ``tl.began`` takes a label.
+        Number of these halves that are also imputed with the half as a label; 0 omits this. Only ``tl.began`` takes a label.
     model
-        File of the model that was applied, where it has been moved since.
+        File of the applied model, if you moved it since.
     random_state
-        Seed of the hidden molecules, the halves, clusters and embedding; generator, or None for a fresh one. The imputation has the seed
-        that was recorded of it.
+        Seed of the hidden molecules, the halves, clusters and embedding; generator, or None for a fresh one. The imputation keeps its
+        recorded seed.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     progress
-        Show a progress bar, of all imputations together. None shows it in a terminal and in a notebook, unless
-        ``scanpy.settings.verbosity`` is 0. How many imputations there will be is said first.
+        Show one progress bar for all imputations. None shows it in a terminal and in a notebook, unless
+        ``scanpy.settings.verbosity`` is 0. The bar starts with the number of imputations.
     save
-        File to write, in a folder that exists. An earlier report is replaced; any other file is refused.
+        File to write, in an existing folder. An earlier report is replaced; any other file is an error.
 
     Returns
     -------
@@ -90,16 +90,16 @@ def report(
 
     ``"verdict"``, ``"reasons"``
         A sentence; a DataFrame with ``kind`` (``"good"``, ``"care"``, ``"bad"``, or ``"note"``, which does not count) and ``reason``.
-        One that is bad makes it *Do not use this imputation*.
+        One bad reason makes the sentence *Do not use this imputation*.
     ``"heldout"``
-        DataFrame of :func:`scimpute.metrics.heldout`, rows ``"raw"``, ``"gene_mean"``, ``"own_count"`` (the gene mean drawn to the cell's
-        own count, which knows of no other gene), ``"knn"`` and ``"imputed"``, with ``lead``, the nats per hidden molecule by which the
-        imputation is ahead of a row, and ``lead_se``, its standard error over cells. With ``genes=`` of these genes, at the depth of all,
-        and without ``mse_log_renormalized``.
+        DataFrame of :func:`scimpute.metrics.heldout` with rows ``"raw"``, ``"gene_mean"``, ``"own_count"`` (the gene mean combined with
+        the cell's own count, without any other gene), ``"knn"`` and ``"imputed"``. The column ``lead`` is the lead of the imputation over
+        a row, in nats per hidden molecule, and ``lead_se`` its standard error over cells. If only some genes were imputed, the scores
+        cover these genes at the depth of all, without ``mse_log_renormalized``.
     ``"gene_trust"``
         DataFrame of :func:`scimpute.metrics.gene_trust`.
     ``"false_signal"``
-        DataFrame of :func:`scimpute.metrics.false_signal`; None where it was left out.
+        DataFrame of :func:`scimpute.metrics.false_signal`; None without this test.
     ``"markers"``
         DataFrame with ``group``, ``gene``, mean log1p(CP10k) in the group and in the other cells (``before_in``, ``before_out``,
         ``after_in``, ``after_out``), and ``trust``.
@@ -107,59 +107,59 @@ def report(
     Raises
     ------
     KeyError
-        There is no such imputation, or what it was told is not in the object any more.
+        There is no such imputation, or the object has lost a column or table that the imputation used.
     ValueError
-        The key is of something else than counts, or no counts are where they were; an argument is out of its range.
+        The key is not an imputation of counts, or the counts are gone; an argument is out of its range.
     FileExistsError
-        There is a file under this name which is no report.
+        ``save`` exists and is not a report.
     FileNotFoundError, IsADirectoryError, PermissionError
-        The folder, or the model that was applied, does not exist; ``save`` is a folder, or cannot be written.
+        The folder or the applied model does not exist; ``save`` is a folder, or cannot be written.
 
     Notes
     -----
-    The imputation is run once for the held-out scores and, where ``n_splits`` is not 0, twice for the null test, and ``n_labelled + 1``
-    times more with a label: **by default five times for tl.began and three times for others**, or once with ``n_splits=0``. Every run
-    has the parameters that were recorded; what was left to the data is left to them again, so that hidden molecules have no say.
-    ``target_batch`` is left out, as the molecules of a cell are of its own batch, and expected counts are scored whatever
-    ``output`` was, with ``fill="all"`` in the place of ``"expressed"``. Where there was a ``size_key``, hidden molecules are taken off
-    these library sizes, and in the null test library sizes are sums.
+    The imputation runs once for the held-out scores. With ``n_splits`` above 0 it runs twice more for the null test, and with a label
+    another ``n_labelled + 1`` times: **by default five times for tl.began and three times for others**, or once with ``n_splits=0``.
+    Each run has the recorded parameters. Parameters that were "auto" are "auto" again, so that hidden molecules cannot influence them.
+    ``target_batch`` is left out, because the molecules of a cell belong to its own batch. The scores use expected counts whatever
+    ``output`` was, and ``fill="all"`` instead of ``"expressed"``. Hidden molecules are subtracted from the library sizes of a
+    ``size_key``. In the null test, library sizes are sums.
 
-    kNN is the sum of the counts of the 15 nearest cells (scikit-learn) in 30 principal components of log1p(CP10k) of what is
-    not hidden, at the depth of the cell.
+    kNN is the sum of the counts of the 15 nearest cells (scikit-learn), scaled to the depth of the cell. The distance uses 30 principal
+    components of log1p(CP10k) of the molecules that are not hidden.
 
     Examples
     --------
     >>> import scimpute
     >>> adata = scimpute.datasets.toy_counts()
     >>> scimpute.tl.began(adata)  # doctest: +SKIP
-    >>> found = scimpute.metrics.report(adata, "began", save="report.html")  # doctest: +SKIP
-    >>> print(found["verdict"])  # doctest: +SKIP
+    >>> results = scimpute.metrics.report(adata, "began", save="report.html")  # doctest: +SKIP
+    >>> print(results["verdict"])  # doctest: +SKIP
     """
     check_object(adata)
-    path = _files.target("save", save, ours=_is_report, refusal=_NO_report)
+    path = _files.target("save", save, ours=_is_report, refusal=_NOT_A_REPORT)
     frac = _check.number("frac", frac, 0, 1, open_low=True, open_high=True)
     n_splits, n_labelled = _check.integer("n_splits", n_splits, 0), _check.integer("n_labelled", n_labelled, 0)
     show = _progress.show_bar(progress)
     rng = _random.generator(random_state)
     state = int(random_state) if isinstance(random_state, int | np.integer) else rng
-    # Other libraries take no longer seed.
+    # Other libraries take seeds of at most 32 bits.
     seed = state if isinstance(state, int) and state < 2**32 else _random.seed(rng)
     imputation = _replay.read(adata, key, layer, model, seed, str(_device.resolve(device)))
     label = imputation.takes_label and n_labelled > 0
     testable = n_splits > 0 and numbers.untestable(imputation) is None
     imputation.n_planned = 1 + testable * (2 + label * (1 + min(n_labelled, n_splits)))
     with _progress.Progress(imputation.announced("metrics.report"), show=show) as bar:
-        # What is cheap and may be refused comes first.
+        # Cheap steps that may fail come first.
         bar.phase("groups and embedding of the counts", (1 - _replay.RUNS) / 2)
         codes, names, column = numbers.groups(adata, imputation, groupby, seed)
-        drawn_on = numbers.embedding(adata, imputation, basis, seed)
+        coordinates = numbers.embedding(adata, imputation, basis, seed)
 
         scores, trust = numbers.heldout(imputation, frac, state, seed, bar)
         null, why = numbers.null(imputation, n_splits, n_labelled, state, bar)
         sentence, reasons = verdict.verdict(scores, trust, null, imputation.columns, posterior=imputation.params.get("posterior", True))
         bar.phase("markers and page", (1 - _replay.RUNS) / 2)
         groups = numbers.markers(imputation, codes, names)
-        markers, shown = _before_and_after(adata, key, imputation, (codes, names, groups), trust, drawn_on)
+        markers, pictures = _before_and_after(adata, key, imputation, (codes, names, groups), trust, coordinates)
 
         arguments = list(inspect.signature(_function(imputation.method)).parameters)
         html = page.page(
@@ -173,13 +173,13 @@ def report(
                 "The null test: what does it find where there is nothing?": sections.null(null, why, n_splits),
                 "Training": sections.training(imputation),
                 "Markers before and after": sections.markers(
-                    markers, column, column is not None and column in imputation.columns.values(), shown
+                    markers, column, column is not None and column in imputation.columns.values(), pictures
                 ),
                 "When not to use it": sections.when_not(),
             },
         )
-        # Minutes have passed since it was looked at what is there.
-        _files.replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"), ours=_is_report, refusal=_NO_report)
+        # Minutes have passed since the first check of the path, so the file is checked again.
+        _files.replace_file(path, lambda temporary: temporary.write_text(html, encoding="utf-8"), ours=_is_report, refusal=_NOT_A_REPORT)
     logg.info(f"report: {sentence} The page is {str(path)!r}")
     return {"verdict": sentence, "reasons": reasons, "heldout": scores, "gene_trust": trust, "false_signal": null, "markers": markers}
 
@@ -202,34 +202,34 @@ def _before_and_after(
     imputation: _replay.Imputation,
     grouped: tuple[np.ndarray, list[str], dict[str, list[int]]],
     trust: pd.DataFrame,
-    drawn_on: tuple[np.ndarray, str, str],
+    coordinates: tuple[np.ndarray, str, str],
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table of markers, and their figures."""
+    """The table of markers, and their figures. ``grouped`` has codes and names of the groups and their markers."""
     from ...pl import _read
 
-    (codes, names, groups), (points, basis, where) = grouped, drawn_on
-    places = list(dict.fromkeys(place for found in groups.values() for place in found))
+    (codes, names, groups), (points, basis, where) = grouped, coordinates
+    places = list(dict.fromkeys(place for genes_of_group in groups.values() for place in genes_of_group))
     columns = ["group", "gene", "before_in", "before_out", "after_in", "after_out", "trust"]
     if not places:
         return pd.DataFrame(columns=columns), {}
     params = {name: value for name, value in imputation.params.items() if name != "layer"}
     record = {keys.METHOD: imputation.method, "params": params}
-    shown = for_display(adata, key, imputation.counts, imputation.surroundings, imputation.genes, record, (basis, points))
-    genes = list(shown.var_names[places])
-    before, after = _read.before_and_after(shown, genes, key, None)
-    believed = dict(zip(range(adata.n_vars) if imputation.genes is None else imputation.genes, trust["trust"], strict=True))
+    display = for_display(adata, key, imputation.counts, imputation.surroundings, imputation.genes, record, (basis, points))
+    genes = list(display.var_names[places])
+    before, after = _read.before_and_after(display, genes, key, None)
+    trust_of = dict(zip(range(adata.n_vars) if imputation.genes is None else imputation.genes, trust["trust"], strict=True))
     rows: list[list[Any]] = []
-    for group, found in groups.items():
+    for group, genes_of_group in groups.items():
         inside = codes == names.index(group)
-        for place in found:
+        for place in genes_of_group:
             values = (when[hit, places.index(place)].mean() for when in (before, after) for hit in (inside, (codes >= 0) & ~inside))
-            rows.append([group, str(imputation.names[place]), *values, believed[place]])
+            rows.append([group, str(imputation.names[place]), *values, trust_of[place]])
     tables = [figures.means(values, codes, names, groups).set_axis(genes, axis=1) for values in (before, after)]
-    some = list(dict.fromkeys(shown.var_names[found[0]] for found in groups.values()))[:_ON_EMBEDDING]
-    drawn: dict[str, Any] = {
+    best = list(dict.fromkeys(display.var_names[genes_of_group[0]] for genes_of_group in groups.values()))[:_ON_EMBEDDING]
+    pictures: dict[str, Any] = {
         "heatmap": figures.heatmap(*tables),
-        "embedding": figures.embedding(shown, some, key, basis),
-        "genes": ", ".join(some),
+        "embedding": figures.embedding(display, best, key, basis),
+        "genes": ", ".join(best),
         "where": where,
     }
-    return pd.DataFrame(rows, columns=columns), drawn
+    return pd.DataFrame(rows, columns=columns), pictures

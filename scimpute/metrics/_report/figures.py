@@ -1,4 +1,4 @@
-"""The figures of a report, as PNG in data URIs. No figure of pyplot is made and no setting of matplotlib kept."""
+"""The figures of a report, as PNG in data URIs. They use no pyplot and keep the settings of matplotlib."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Picture = tuple[str, int]
 _DPI = 130
 _BLUE, _GREY = "#0072B2", "#555555"
 _LOWEST = -1.0
-"""Trust below this is drawn at it."""
+"""Lowest trust on the axis; lower values are drawn here."""
 
 
 def _uri(figure: Figure) -> Picture:
@@ -30,7 +30,7 @@ def _uri(figure: Figure) -> Picture:
 
 
 def trust(table: pd.DataFrame) -> Picture:
-    """How trust is distributed, and against the number of molecules."""
+    """Histogram of the trust, and trust against the number of molecules."""
     known = table.dropna(subset="trust")
     values, molecules = known["trust"].clip(lower=_LOWEST), known["molecules"]
     with matplotlib.style.context("default"):
@@ -52,14 +52,14 @@ def training(history: pd.DataFrame, *, squared: bool) -> Picture:
     from ...pl._training import draw, panels
 
     with matplotlib.style.context("default"):
-        shown = panels(history, squared=squared)
-        figure = Figure(figsize=(3.4 * len(shown), 3), layout="constrained")
-        draw(history, list(figure.subplots(1, len(shown), squeeze=False).flat), shown)
+        curves = panels(history, squared=squared)
+        figure = Figure(figsize=(3.4 * len(curves), 3), layout="constrained")
+        draw(history, list(figure.subplots(1, len(curves), squeeze=False).flat), curves)
         return _uri(figure)
 
 
 def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> Picture:
-    """Means of groups (rows) in genes (columns), in shares of the gene's highest in both tables."""
+    """Means of groups (rows) in genes (columns), as shares of the gene's highest mean in both tables."""
     from ...pl._figure import plain
 
     top = np.maximum(before.max(), after.max()).replace(0, 1)
@@ -77,17 +77,17 @@ def heatmap(before: pd.DataFrame, after: pd.DataFrame) -> Picture:
         return _uri(figure)
 
 
-def embedding(shown: AnnData, genes: Sequence[str], key: str, basis: str) -> Picture:
-    """Genes before and after with :func:`scimpute.pl.imputed`."""
+def embedding(display: AnnData, genes: Sequence[str], key: str, basis: str) -> Picture:
+    """Genes before and after imputation, by :func:`scimpute.pl.imputed`."""
     from ... import pl
 
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(7.2, 2.7 * len(genes)), layout="constrained")
-        pl.imputed(shown, genes, key, basis=basis, ax=list(figure.subplots(len(genes), 2, squeeze=False).flat), show=False)
+        pl.imputed(display, genes, key, basis=basis, ax=list(figure.subplots(len(genes), 2, squeeze=False).flat), show=False)
         return _uri(figure)
 
 
 def means(values: np.ndarray, codes: np.ndarray, names: Sequence[str], groups: Mapping[str, list[int]]) -> pd.DataFrame:
-    """Mean of every column in every group."""
+    """Mean of each column in each group."""
     places = {name: place for place, name in enumerate(names)}
     return pd.DataFrame({group: values[codes == places[group]].mean(axis=0) for group in groups}).T

@@ -1,4 +1,4 @@
-"""The numbers of a report: held-out scores beside four baselines, trust in genes, the null test, markers, and a verdict on them."""
+"""The numbers of a report: held-out scores and four baselines, trust in genes, the null test, and markers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ BASELINES = {
 _NEIGHBOURS = 15
 _PCS = 30
 _CLUSTERS = 8
-"""Clusters of the counts where no label is named."""
+"""Number of clusters of the counts if there is no label."""
 _GROUPS, _MARKERS, _SMALLEST = 8, 3, 10
-"""Groups shown at most, markers of each, and cells it needs."""
+"""Highest number of groups on the page, markers of each group, and lowest number of cells in it."""
 
 
 def settings(seed: int) -> _clusters.Settings:
-    """How cells are compared: the same components for neighbours, clusters and the embedding."""
+    """Settings of the principal components. Neighbours, clusters and the embedding use the same ones."""
     return _clusters.Settings(["kmeans"], _CLUSTERS, None, 2000, _PCS, _NEIGHBOURS, seed)
 
 
@@ -53,7 +53,7 @@ def profile(counts: sp.csr_matrix) -> _log_profiles.Profiles:
 def heldout(
     imputation: Imputation, frac: float, random_state: int | np.random.Generator, seed: int, progress: _progress.Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of the imputation and of the baselines, and the trust in every gene, by molecules that are hidden here."""
+    """Hide molecules. Returns the scores of the imputation and the baselines, and the trust in each gene."""
     second = impute_again(imputation, frac, random_state, progress)
     work, whole, genes, columns = second.work, second.whole, second.genes, second.columns
     parts = whole if imputation.genes is None else whole.only(columns)
@@ -65,30 +65,30 @@ def heldout(
     if imputation.genes is not None:
         reads = {name: _of_some(read, len(whole.kept), columns) for name, read in reads.items()}
     sums = {name: _heldout.of_cells(reads[name], parts) for name in (*BASELINES, RESULT)}
-    table = pd.DataFrame.from_dict({name: _heldout.scores(found, parts) for name, found in sums.items()}, orient="index")
+    table = pd.DataFrame.from_dict({name: _heldout.scores(cells, parts) for name, cells in sums.items()}, orient="index")
     for name in BASELINES:
-        # Paired: both are scored on the same molecules.
-        ahead = sums[name]["poisson"] - sums[RESULT]["poisson"]
-        table.loc[name, "lead"] = ahead.sum() / parts.test.sum()
-        table.loc[name, "lead_se"] = np.sqrt(len(ahead)) * ahead.std(ddof=1) / parts.test.sum()
+        # A paired difference: both predict the same molecules.
+        lead = sums[name]["poisson"] - sums[RESULT]["poisson"]
+        table.loc[name, "lead"] = lead.sum() / parts.test.sum()
+        table.loc[name, "lead_se"] = np.sqrt(len(lead)) * lead.std(ddof=1) / parts.test.sum()
     if imputation.genes is not None:
-        # Of a prediction that is to be renormalised all genes are needed.
+        # Renormalisation needs predictions of all genes.
         table = table.drop(columns="mse_log_renormalized")
     return table, _gene_trust.of_layer(work, RESULT, THIN, own=True).iloc[genes].set_axis(imputation.names[genes])
 
 
 def _of_some(read: _thinned.Read, n_genes: int, columns: np.ndarray) -> _thinned.Read:
-    """Some columns of a prediction of ``n_genes``, of which no more is made dense at a time than elsewhere."""
+    """Some columns of a prediction of ``n_genes``. Rows are read in chunks that fit all genes."""
 
-    def some(rows: slice) -> np.ndarray:
+    def read_columns(rows: slice) -> np.ndarray:
         start, stop = rows.start, rows.stop
         return np.concatenate([read(slice(start + part.start, start + part.stop))[:, columns] for part in chunks(stop - start, n_genes)])
 
-    return some
+    return read_columns
 
 
 def _similar_cells(train: sp.csr_matrix, parts: _thinned.Thinned, seed: int) -> _thinned.Read:
-    """The counts of the nearest cells together, at the depth of the cell."""
+    """The summed counts of the nearest cells, scaled to the depth of the cell."""
     from sklearn.neighbors import NearestNeighbors
 
     genes = np.flatnonzero(train.getnnz(axis=0))
@@ -104,42 +104,42 @@ def _similar_cells(train: sp.csr_matrix, parts: _thinned.Thinned, seed: int) -> 
 
 
 def untestable(imputation: Imputation) -> str | None:
-    """Why the null test cannot be made, where it cannot."""
+    """Why the null test cannot run; None if it can."""
     if imputation.genes is not None:
         return "It needs all genes, and only some were imputed."
     if imputation.counts.shape[0] < MIN_CELLS:
-        return f"It needs at least {MIN_CELLS} cells, and there are {imputation.counts.shape[0]}."
+        return f"It needs at least {MIN_CELLS} cells, but there are {imputation.counts.shape[0]}."
     return None
 
 
 def null(
     imputation: Imputation, n_splits: int, n_labelled: int, random_state: int | np.random.Generator, progress: _progress.Progress
 ) -> tuple[pd.DataFrame | None, str]:
-    """The table of :func:`scimpute.metrics.false_signal`, or None and why there is none."""
+    """The table of :func:`scimpute.metrics.false_signal`, or None and the reason."""
     if not n_splits:
-        return None, "It was left out (n_splits=0)."
+        return None, "n_splits=0 leaves it out."
     why = untestable(imputation)
     if why is not None:
         return None, why
-    impute: Callable[..., Any] = lambda given: imputation.run_on_null(given, progress=progress)  # noqa: E731
+    impute: Callable[..., Any] = lambda work: imputation.run_on_null(work, progress=progress)  # noqa: E731
     if n_labelled and imputation.takes_label:
-        impute = lambda given, label: imputation.run_on_null(given, label, progress=progress)  # noqa: E731
+        impute = lambda work, label: imputation.run_on_null(work, label, progress=progress)  # noqa: E731
     counts = of_counts(imputation.counts)
     with warnings.catch_warnings():
-        # That there is no signal is no news here, and what is wrong with the user's own counts has been said.
+        # Warnings of missing signal are expected here, and warnings of the user's own counts came earlier.
         warnings.simplefilter("ignore", UserWarning)
         return false_signal(counts, impute, n_splits=n_splits, n_labelled=n_labelled, random_state=random_state), ""
 
 
 def groups(adata: AnnData, imputation: Imputation, groupby: str | None, seed: int) -> tuple[np.ndarray, list[str], str | None]:
-    """Codes ``(n,)`` with -1 for cells in none, and names of the groups of which markers are looked for, and their column of ``obs``.
+    """Groups for the markers: codes ``(n,)`` with -1 for cells without a group, names, and the column of ``obs``.
 
-    Without a column they are clusters of the counts, as those of the imputed values would show what the imputation made.
+    Without a column the groups are clusters of the counts. Clusters of imputed values would show artefacts of the imputation.
     """
     column = groupby if groupby is not None else imputation.columns.get("celltype_key")
     if column is not None:
-        known = read_annotation(adata, column, (), "groupby")
-        return known.codes, known.levels, column
+        annotation = read_annotation(adata, column, (), "groupby")
+        return annotation.codes, annotation.levels, column
     n_clusters = max(1, min(_CLUSTERS, imputation.counts.shape[0] // _SMALLEST))
     counts, how = profile(imputation.counts), replace(settings(seed), n_clusters=n_clusters)
     codes = _clusters.cluster({"raw": counts}, how)["raw"]["kmeans"]
@@ -147,23 +147,23 @@ def groups(adata: AnnData, imputation: Imputation, groupby: str | None, seed: in
 
 
 def markers(imputation: Imputation, codes: np.ndarray, names: list[str]) -> dict[str, list[int]]:
-    """Places of the genes that stand out in the counts of each of the largest groups, by the name of the group."""
+    """Places of the marker genes of each of the largest groups, from the counts, by the name of the group."""
     sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-    shown = [int(i) for i in np.argsort(-sizes, kind="stable")[:_GROUPS] if sizes[i] >= _SMALLEST]
+    largest = [int(i) for i in np.argsort(-sizes, kind="stable")[:_GROUPS] if sizes[i] >= _SMALLEST]
     genes = np.flatnonzero(imputation.counts.getnnz(axis=0))
     if imputation.genes is not None:
         genes = np.intersect1d(genes, imputation.genes)
-    if not shown or (sizes > 0).sum() < 2 or not len(genes):
+    if not largest or (sizes > 0).sum() < 2 or not len(genes):
         return {}
     cells = np.flatnonzero(codes >= 0)
     values = profile(imputation.counts).of(genes)[cells]
     with _device.keep_threads():
-        best = with_scanpy.marker_genes(values, codes[cells], len(names), shown, min(_MARKERS, len(genes)))
+        best = with_scanpy.marker_genes(values, codes[cells], len(names), largest, min(_MARKERS, len(genes)))
     return {names[group]: [int(genes[column]) for column in columns] for group, columns in best.items()}
 
 
 def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: int) -> tuple[np.ndarray, str, str]:
-    """Two coordinates of every cell, ``(n, 2)``, how they are called, and what they are."""
+    """Two coordinates of each cell, ``(n, 2)``, their name, and a description."""
     if basis is not None:
         return read_embedding(adata, basis), basis.removeprefix("X_"), f"obsm[{basis!r}]"
     if imputation.method != "began" and keys.SPATIAL in names_in(adata, "obsm"):
@@ -176,15 +176,15 @@ def embedding(adata: AnnData, imputation: Imputation, basis: str | None, seed: i
 
 
 def _on_tissue(place: np.ndarray, adata: AnnData, imputation: Imputation) -> np.ndarray:
-    """Positions as an image shows them, rows from the top; sections side by side."""
+    """Positions as in an image: y counts from the top. Sections lie side by side."""
     column = imputation.params.get("library_key")
     sections = np.zeros(len(place), dtype=np.int64)
     if column is not None and column in names_in(adata, "obs"):
         sections = pd.factorize(read_names(adata, column, "library_key"))[0]
-    found, left = place * (1, -1), 0.0
+    points, left = place * (1, -1), 0.0
     for section in np.unique(sections):
         inside = sections == section
-        low, high = found[inside].min(axis=0), found[inside].max(axis=0)
-        found[inside] += (left - low[0], -high[1])
+        low, high = points[inside].min(axis=0), points[inside].max(axis=0)
+        points[inside] += (left - low[0], -high[1])
         left += 1.1 * (high[0] - low[0])
-    return found
+    return points

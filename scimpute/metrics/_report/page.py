@@ -1,4 +1,4 @@
-"""The page of a report: HTML that needs nothing else. Everything that comes from the user's data is escaped."""
+"""The page of a report: one HTML file without any other file. All text from the user's data is escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..._version import __version__
 from .verdict import worst
 
 MARKER = '<meta name="generator" content="scimpute.metrics.report'
-"""By this, near its beginning, a file is known as a report."""
+"""Mark near the start of the file that makes it a report."""
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -43,7 +43,7 @@ def items(texts: Iterable[str]) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A whole number as it is, any other with so many decimals; where there is none, it is said."""
+    """A whole number without decimals, any other with so many decimals; ``"n/a"`` for NaN and infinity."""
     if isinstance(value, str | bool):
         return str(value)
     if not math.isfinite(value):
@@ -52,18 +52,18 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def _column(values: pd.Series) -> list[str]:
-    """A column with one number of decimals."""
+    """The values of a column as text, all with the same number of decimals."""
     if not pd.api.types.is_numeric_dtype(values.dtype):
         return [number(value) for value in values]
-    known = values[np.isfinite(values)].abs()
-    if (known == known.round()).all():
+    finite = values[np.isfinite(values)].abs()
+    if (finite == finite.round()).all():
         return [number(value, 0) for value in values]
-    digits = 4 if known.max() < 1 else 3 if known.max() < 10 else 2
+    digits = 4 if finite.max() < 1 else 3 if finite.max() < 10 else 2
     return [f"{value:.{digits}f}" if math.isfinite(value) else "n/a" for value in values]
 
 
 def table(frame: pd.DataFrame, caption: str, *, index: str) -> str:
-    """A table with a head and row heads; ``index`` is the head of the latter."""
+    """A table with column heads and row heads; ``index`` is the head of the column of row heads."""
     columns = [_column(frame.iloc[:, i]) for i in range(frame.shape[1])]
     kinds = ["" if pd.api.types.is_numeric_dtype(kind) else ' class="text"' for kind in frame.dtypes]
     heads = (f'<th scope="col"{kind}>{escape(str(name))}</th>' for name, kind in zip(frame.columns, kinds, strict=True))
@@ -79,16 +79,16 @@ def table(frame: pd.DataFrame, caption: str, *, index: str) -> str:
 
 
 def figure(picture: tuple[str, int], alt: str, caption: str) -> str:
-    """An image that a narrow window scrolls rather than makes too small to read."""
+    """An image. A narrow window scrolls the image instead of shrinking it."""
     uri, width = picture
     image = f'<div class="scroll"><img src="{uri}" alt="{escape(alt)}" width="{width}" style="min-width: {min(width, 560)}px"></div>'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def page(title: str, verdict: str, reasons: pd.DataFrame, sections: Mapping[str, str]) -> str:
-    """The whole of it; ``sections`` are HTML by their headings."""
+    """The whole page; ``sections`` has the HTML of each heading."""
     kinds = {"good": "For it", "care": "Take care", "bad": "Against it", "note": "Know"}
-    listed = "".join(
+    entries = "".join(
         f"<li><strong>{kinds[kind]}:</strong> {escape(reason)}</li>"
         for kind, reason in zip(reasons["kind"], reasons["reason"], strict=True)
     )
@@ -110,7 +110,7 @@ def page(title: str, verdict: str, reasons: pd.DataFrame, sections: Mapping[str,
 <main>
 <h1>{escape(title)}</h1>
 <div class="verdict {worst(reasons)}"><p>{escape(verdict)}</p></div>
-<ul>{listed}</ul>
+<ul>{entries}</ul>
 {body}
 </main>
 </body>

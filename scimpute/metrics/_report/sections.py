@@ -1,4 +1,4 @@
-"""The sections of a report, each with how to read it and what would be a bad sign."""
+"""The sections of a report. Each says how to read it and what a bad sign is."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from . import figures
 from .page import figure, items, paragraph, table
 
 _FEW = 10
-"""Molecules below which the trust in one gene is little but chance."""
-_SHOWN = 10
+"""Number of molecules below which the trust in one gene is mostly chance."""
+_N_GENES = 10
+"""Genes in the tables of the highest and the lowest trust."""
 _ROWS = {
     "raw": "counts as they are",
     "gene_mean": "gene mean",
@@ -25,7 +26,7 @@ _ROWS = {
 
 
 def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
-    """Method, parameters, and what was chosen."""
+    """Method, parameters, and the chosen complexity."""
     params, entry = imputation.params, imputation.entry
     n, g = imputation.counts.shape
     what = "a saved model, applied with tl.apply" if imputation.applied else "trained on this object"
@@ -34,13 +35,13 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
         f"{n:,} cells x {g:,} genes with {int(imputation.counts.sum(dtype='float64')):,} molecules."
     )
     if imputation.columns:
-        text += paragraph("It was told, and must therefore never be tested for on the imputed values:")
+        text += paragraph("The imputation used these labels. Never test them on the imputed values:")
         text += items(f"obs[{column!r}], as {argument}" for argument, column in imputation.columns.items())
     else:
-        text += paragraph("It was told no label of the cells.")
+        text += paragraph("The imputation used no label of the cells.")
     text += paragraph(
-        "All parameters, as they were recorded. A bad sign is one that you did not mean: another layer, no batch_key where there are "
-        "batches."
+        "All parameters, as they were recorded. A bad sign is a value that you did not intend: another layer, or no batch_key although "
+        "there are batches."
     )
     order = [*(name for name in arguments if name in params), *(name for name in params if name not in arguments)]
     text += table(pd.DataFrame({"value": [_value(params[name]) for name in order]}, index=order), "Parameters", index="parameter")
@@ -50,28 +51,28 @@ def what_was_run(imputation: Imputation, key: str, arguments: list[str]) -> str:
     recorded = entry.get("heldout", {})
     if recorded and squared:
         text += paragraph(
-            "During the training some of the entries that are not zero were held out, too. The network should be below the gene mean; "
-            "there is no posterior, as nothing was counted at an entry that is missing."
+            "The training held out some of the non-zero entries, too. The network should be below the gene mean; there is no posterior, "
+            "because a missing entry has no count."
         )
     elif recorded:
         text += paragraph(
-            "During the training some of the counts were held out too. The network alone should be below the gene mean, and the "
-            "posterior (where there is one), which uses the cell's own count once more, below the network. Neither gain shows that genes "
-            "inform each other, as the network reads the cell's own count of the gene, too; a large part of the gain from the posterior is "
-            "a sign that the own count does most of it."
+            "The training held out some of the counts, too. The network alone should be below the gene mean. The posterior, if there is "
+            "one, uses the cell's own count once more and should be below the network. Neither gain shows that genes inform each other, "
+            "because the network also reads the cell's own count of the gene. If most of the gain comes from the posterior, the own count "
+            "does most of the work."
         )
     if recorded:
         frame = pd.DataFrame({unit: [float(value) for value in recorded.values()]}, index=list(recorded))
         text += table(frame, "Held out in the training (lower is better)", index="prediction")
     if squared:
         text += paragraph(
-            "With likelihood='squared' every zero was taken for missing. Hidden molecules, below, take a zero for an observation, and "
-            "such an imputation seldom does well on them."
+            "likelihood='squared' treats every zero as missing. The hidden molecules below treat a zero as an observation, so such an "
+            "imputation seldom predicts them well."
         )
     if isinstance(entry.get("contribution"), pd.DataFrame):
         text += paragraph(
-            f"What each modality was worth: by how much the {'squared error' if squared else 'deviance'} rises without it. One near or "
-            "below 0 tells the imputation nothing."
+            f"Contribution of each modality: the rise of the {'squared error' if squared else 'deviance'} without it. A modality near or "
+            "below 0 adds nothing to the imputation."
         )
         text += table(entry["contribution"], "Contributions of the modalities", index="modality")
     return text
@@ -85,158 +86,160 @@ def _chosen(imputation: Imputation) -> str:
     chosen = imputation.entry.get("chosen", {})
     if not chosen:
         return ""
-    text = paragraph(f"How complex the network is was settled so: {chosen.get('why', 'not recorded')}.")
-    tried = chosen.get("candidates")
-    if isinstance(tried, pd.DataFrame):
+    text = paragraph(f"Choice of the network's complexity: {chosen.get('why', 'not recorded')}.")
+    candidates = chosen.get("candidates")
+    if isinstance(candidates, pd.DataFrame):
         text += paragraph(
-            f"Every candidate and its score, {'the squared error of logs' if imputation.squared else 'in nats per held-out molecule'} "
-            "(lower is better). Candidates that are much alike are the rule; a best one at the edge, with a large lead, is a sign that "
-            "more would have helped. Fewer context scores are taken where their score is within a standard error, and a longer training "
-            "only where it is clearly better."
+            f"Each candidate and its score, {'the squared error of logs' if imputation.squared else 'in nats per held-out molecule'} "
+            "(lower is better). Most candidates have similar scores. If the best candidate is at the edge and has a large lead, more would "
+            "have helped. The choice takes fewer context scores if their score is within a standard error, and a longer training only if "
+            "its score is clearly better."
         )
-        frame = tried.astype(dict.fromkeys(("n_context", "width", "steps"), int))
-        frame["taken"] = np.where(tried["taken"], "taken", "")
-        text += table(frame.set_axis([str(i + 1) for i in range(len(tried))]), "Candidates", index="candidate")
+        frame = candidates.astype(dict.fromkeys(("n_context", "width", "steps"), int))
+        frame["taken"] = np.where(candidates["taken"], "taken", "")
+        text += table(frame.set_axis([str(i + 1) for i in range(len(candidates))]), "Candidates", index="candidate")
     return text
 
 
 def heldout(scores: pd.DataFrame, frac: float, imputation: Imputation) -> str:
-    """Scores beside the baselines."""
+    """Scores of the imputation and the baselines."""
     again = "The model was applied" if imputation.applied else "The imputation was run"
     text = paragraph(
-        f"{1 - frac:.0%} of the molecules were hidden at random. {again} again on the rest, in a copy and with the same settings, and "
-        "each row predicts the hidden molecules. Lower is better in every column; poisson, the Poisson deviance, is the one to trust."
+        f"{1 - frac:.0%} of the molecules were hidden at random. {again} again on the rest, in a copy and with the same settings. "
+        "Each row predicts the hidden molecules. Lower is better in every column. Trust poisson, the Poisson deviance."
     )
     if "target_batch" in imputation.params:
-        text += paragraph("target_batch was left out here and in the null test: the molecules of a cell are of its own batch.")
+        text += paragraph("target_batch was left out here and in the null test: the molecules of a cell belong to its own batch.")
     if imputation.params.get("fill") == "expressed":
-        text += paragraph("fill='all' was used here and in the null test: zeros where a gene is not expressed are no expected counts.")
+        text += paragraph("fill='all' was used here and in the null test: the zeros of fill='expressed' are not expected counts.")
     if imputation.genes is not None:
-        text += paragraph("Only some genes were imputed. The scores are of these, at the depth of all genes, of which the baselines know.")
+        text += paragraph(
+            "Only some genes were imputed. The scores cover these genes, at the depth of all genes. The baselines see all genes."
+        )
     if imputation.applied:
         text += paragraph(
             "If the model was trained on these very cells, it has seen the hidden molecules, and its scores here are too good. Only new "
             "cells test a saved model."
         )
-    shown = scores.drop(columns=["lead", "lead_se", "poisson_openproblems"]).rename(index=_ROWS)
+    frame = scores.drop(columns=["lead", "lead_se", "poisson_openproblems"]).rename(index=_ROWS)
     lead = [f"{a:.3f} ± {error:.3f}" if a == a else "" for a, error in zip(scores["lead"], scores["lead_se"], strict=True)]
-    shown.insert(1, "lead of the imputation", lead)
-    text += table(shown, "Scores on hidden molecules", index="prediction")
+    frame.insert(1, "lead of the imputation", lead)
+    text += table(frame, "Scores on hidden molecules", index="prediction")
     return text + paragraph(
-        "The lead is by how much the imputation is ahead of a row, in nats per hidden molecule, with its standard error over cells. A "
-        "lead over the gene mean that is not at least twice its standard error is the sign not to use the imputation; one over kNN, that "
-        "a simpler method does as well; one over the gene mean drawn to the cell's own count of the gene, that other genes tell nothing. "
-        "The counts themselves do badly because a zero says that a molecule is impossible."
+        "The lead is the advantage of the imputation over a row, in nats per hidden molecule, with its standard error over cells. A lead "
+        "below twice its standard error is a bad sign. Over the gene mean: do not use the imputation. Over kNN: a simpler method does as "
+        "well. Over the gene mean combined with the cell's own count of the gene: other genes add no information. The counts themselves "
+        "do badly because a zero predicts that a molecule is impossible."
     )
 
 
-def trust(found: pd.DataFrame) -> str:
+def trust(genes: pd.DataFrame) -> str:
     """Which genes to believe."""
-    known = found.dropna(subset="trust")
+    scored = genes.dropna(subset="trust")
     text = paragraph(
-        "Trust is the share of a gene's hidden deviance that the imputation explains beyond the gene's mean: 1 would be the very "
-        "molecules, 0 is no better than the mean, and below 0 the gene was made worse. z is the gain in its standard errors. Few "
-        "molecules leave little to explain even for the truth. A bad sign is many genes below 0, above all abundant ones; do not use "
+        "Trust is the share of a gene's hidden deviance that the imputation explains beyond the gene's mean. 1 would predict every "
+        "molecule, 0 is no better than the mean, and below 0 the imputation made the gene worse. z is the gain in its standard errors. "
+        "With few molecules, even the true rates explain little. A bad sign is many genes below 0, above all abundant genes. Do not use "
         "genes with z below -2."
     )
-    if known.empty:
-        return text + paragraph("No gene had a molecule in both parts; nothing can be said of any.")
-    above, clear, worse = (int(hit.sum()) for hit in (known["trust"] > 0, known["z"] > 2, known["z"] < -2))
+    if scored.empty:
+        return text + paragraph("No gene has a molecule in both parts, so no gene has a score.")
+    above, clear, worse = (int(hit.sum()) for hit in (scored["trust"] > 0, scored["z"] > 2, scored["z"] < -2))
     text += paragraph(
-        f"{above:,} of {len(known):,} genes are above 0, {clear:,} of them clearly (z above 2); clearly below (z below -2): {worse:,}. "
-        f"{len(found) - len(known):,} genes had too few molecules to say. The median is {known['trust'].median():.3f}."
+        f"{above:,} of {len(scored):,} genes are above 0, {clear:,} of them clearly (z above 2); clearly below (z below -2): {worse:,}. "
+        f"{len(genes) - len(scored):,} genes have too few molecules for a score. The median is {scored['trust'].median():.3f}."
     )
     alt = (
-        f"Histogram of the trust in {len(known)} genes, median {known['trust'].median():.3f}, and trust against the number of held-out "
+        f"Histogram of the trust in {len(scored)} genes, median {scored['trust'].median():.3f}, and trust against the number of held-out "
         f"molecules; {above} genes are above 0."
     )
-    text += figure(figures.trust(known), alt, "Each dot is a gene. Values below -1 are drawn at -1.")
-    many = known[known["molecules"] >= _FEW]
-    many = many if len(many) > _SHOWN else known
+    text += figure(figures.trust(scored), alt, "Each dot is a gene. Values below -1 are drawn at -1.")
+    many = scored[scored["molecules"] >= _FEW]
+    many = many if len(many) > _N_GENES else scored
     order = many.sort_values("trust", ascending=False, kind="stable")
-    floor = f"{_FEW} or more hidden molecules" if len(many) < len(known) or many["molecules"].min() >= _FEW else "a hidden molecule"
-    text += table(order.head(_SHOWN), f"Highest trust, of {len(many):,} genes with {floor}", index="gene")
-    return text + table(order.tail(_SHOWN)[::-1], f"Lowest trust, of {len(many):,} genes with {floor}", index="gene")
+    floor = f"{_FEW} or more hidden molecules" if len(many) < len(scored) or many["molecules"].min() >= _FEW else "a hidden molecule"
+    text += table(order.head(_N_GENES), f"Highest trust, of {len(many):,} genes with {floor}", index="gene")
+    return text + table(order.tail(_N_GENES)[::-1], f"Lowest trust, of {len(many):,} genes with {floor}", index="gene")
 
 
-def null(found: pd.DataFrame | None, why: str, n_splits: int) -> str:
-    """The experiments in which there is nothing to be found."""
+def null(false_signal: pd.DataFrame | None, why: str, n_splits: int) -> str:
+    """The experiments on data without any signal."""
     text = paragraph(
-        "The cells were dealt at random into two halves, between which no gene differs, and the counts of every gene were dealt anew "
-        "over the cells, after which no genes are correlated. What is found all the same was made by the imputation."
+        "The cells were split at random into two halves, between which no gene differs. The counts of each gene were permuted over the "
+        "cells, after which no genes are correlated. Any signal beyond chance comes from the imputation."
     )
-    if found is None:
+    if false_signal is None:
         return text + paragraph(f"The test was not made. {why}")
-    text += table(found.rename(index=_ROWS), f"What is found where there is nothing ({n_splits} deals into halves)", index="values")
+    text += table(false_signal.rename(index=_ROWS), f"False signal in data without any ({n_splits} splits into halves)", index="values")
     rows = [
-        "counts as they are: what chance gives. differential_genes should be about 0.",
+        "counts as they are: the level of chance. differential_genes should be about 0.",
         "this imputation: far more differential genes than in the counts, or a much higher correlation, are bad signs.",
     ]
-    if "imputed_with_label" in found.index:
+    if "imputed_with_label" in false_signal.index:
         rows.append(
-            "this imputation, half as label: it was also given the random half as celltype_key. Every gene found here is false: a "
-            "label that an imputation was given can never be tested afterwards, however small the number is."
+            "this imputation, half as label: the imputation also used the random half as celltype_key. Each of these genes is a false "
+            "positive: never test a label that an imputation used, however small the number is."
         )
     return text + items(rows)
 
 
 def training(imputation: Imputation) -> str:
-    """The curves."""
+    """Training curves."""
     history = imputation.entry.get("history")
     if not isinstance(history, pd.DataFrame):
         return paragraph("A saved model was applied; nothing was trained.")
     text = paragraph(
-        "A line for each repeat, of the training of the imputation itself. "
-        f"The {'squared error of held-out entries' if imputation.squared else 'deviance of held-out molecules'} should fall and level off; "
-        "one that rises at the end, or lines far apart, are bad signs. With an adversary its two losses should settle, and k stay off 1."
+        "These curves are from the training of the imputation itself, one line for each repeat. "
+        f"The {'squared error of held-out entries' if imputation.squared else 'deviance of held-out molecules'} should fall and level off. "
+        "A rise at the end, or lines far apart, are bad signs. With an adversary, its two losses should settle, and k should stay off 1."
     )
     stopped = ", ".join(dict.fromkeys(map(str, imputation.entry.get("stopped", ())))) or "not recorded"
     alt = f"Training curves of {history['repeat'].nunique()} repeats over {int(history['epoch'].max()) + 1} epochs."
     return text + figure(figures.training(history, squared=imputation.squared), alt, f"How the training ended: {stopped}.")
 
 
-def markers(table_of: pd.DataFrame, column: str | None, given: bool, shown: dict[str, Any]) -> str:
-    """Markers of groups before and after; ``shown`` has the figures."""
-    origin = f"The groups are those of obs[{column!r}]."
+def markers(means: pd.DataFrame, column: str | None, conditioned: bool, pictures: dict[str, Any]) -> str:
+    """Markers of groups before and after. ``conditioned``: the imputation used the groups. ``pictures`` has the figures."""
+    origin = f"The groups are the levels of obs[{column!r}]."
     if column is None:
-        origin = "The groups are k-means clusters of the raw counts; clusters of imputed values would show what the imputation made."
-    if given:
-        origin += " The imputation was given this label, so that differences between its levels may be its own work."
+        origin = "The groups are k-means clusters of the raw counts. Clusters of imputed values would show artefacts of the imputation."
+    if conditioned:
+        origin += " The imputation used this label, so it may have created differences between its levels."
     text = paragraph(
         f"{origin} The markers are the highest in scanpy's rank_genes_groups (t-test) of log1p(CP10k) of the raw counts. Markers should "
-        "stay high in their group and not appear in others; a difference that vanishes was smoothed away, one that grows out of nothing "
-        "was made."
+        "stay high in their group and not appear in others. If a difference vanishes, the imputation smoothed it away. If one appears, "
+        "the imputation created it."
     )
-    if table_of.empty:
-        return text + paragraph("There are not two groups, one of them with at least 10 cells; no markers were looked for.")
+    if means.empty:
+        return text + paragraph("Markers need two groups, one of them with at least 10 cells. There are none.")
     text += figure(
-        shown["heatmap"],
-        f"Two heat maps of the mean of {table_of['gene'].nunique()} markers in {table_of['group'].nunique()} groups, before and after.",
+        pictures["heatmap"],
+        f"Two heat maps of the mean of {means['gene'].nunique()} markers in {means['group'].nunique()} groups, before and after.",
         "Means of log1p(CP10k), as shares of the highest mean that the gene has in any group, before or after.",
     )
     names = {"before_in": "before: in", "before_out": "others", "after_in": "after: in", "after_out": "others "}
-    frame = table_of.rename(columns=names).set_index("group")
+    frame = means.rename(columns=names).set_index("group")
     text += table(frame, "Mean log1p(CP10k) of the markers in their group and in the other cells", index="group")
-    genes = shown["genes"]
-    where = shown["where"]
+    genes = pictures["genes"]
+    where = pictures["where"]
     return text + figure(
-        shown["embedding"],
+        pictures["embedding"],
         f"{genes} before and after imputation, on {where}.",
-        f"Before and after on {where}, with one colour scale a gene.",
+        f"Before and after on {where}, with one colour scale for each gene.",
     )
 
 
 def when_not() -> str:
-    """From the README."""
+    """Warnings from the README."""
     return items(
         [
-            "Never test a label that the imputation was given, nor clusters found on imputed values. Test labels that came from "
-            "elsewhere, or on the counts themselves.",
+            "Never test a label that the imputation used, nor clusters found on imputed values. Test labels from another source, or test "
+            "on the counts themselves.",
             "An imputed matrix is smoother than the cells are: correlations between genes and p-values computed on it are too good. Use "
-            "it to cluster, embed and plot, and look at the layer with standard deviations to see where it knows little. Find marker "
+            "it to cluster, embed and plot. The layer with standard deviations shows where the imputation knows little. Find marker "
             "genes on the counts: on imputed values a test calls nearly every gene a marker.",
-            "Do not use it where it does not clearly beat the gene mean on hidden molecules (section 2), and leave out genes that it "
+            "Do not use the imputation if it does not clearly beat the gene mean on hidden molecules (section 2). Leave out genes that it "
             "made worse (section 3).",
-            "This page is about these cells. After another filter, another batch or other settings, make it again.",
+            "This page is about these cells. Make it again after another filter, another batch or other settings.",
         ]
     )
