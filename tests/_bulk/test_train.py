@@ -123,7 +123,7 @@ def test_choices_do_not_see_the_answers(monkeypatch, method, mode):
     settings = replace(SETTINGS, method=method, mode=mode)
     table = make_table()
     found: list[dict[str, Any]] = []
-    split, shares = _bulk._split, _bulk._shares
+    split, shares = _bulk._split, _bulk._network_weights
 
     def run(change: float) -> None:
         def changed(*args: Any) -> Any:
@@ -138,7 +138,7 @@ def test_choices_do_not_see_the_answers(monkeypatch, method, mode):
         monkeypatch.setattr(_linear, "MIN_WEIGHTS", (1.0,))
         monkeypatch.setattr(_linear, "RIDGES", (1.0,) * 2)
         monkeypatch.setattr(_bulk, "_split", changed)
-        monkeypatch.setattr(_bulk, "_shares", watched)
+        monkeypatch.setattr(_bulk, "_network_weights", watched)
         train(table, settings, CPU, np.random.default_rng(0), Progress("", show=False))
 
     run(0.0)
@@ -159,12 +159,12 @@ def test_weight_of_a_network_that_knows_and_of_one_that_does_not():
     wanted = torch.rand(100, 20, generator=torch.Generator().manual_seed(2)) < 0.5
     base = torch.zeros_like(truth)
     for guess, low, high in ((truth, 0.99, 1.0), (draws(100, 20, seed=3), 0, 0.1), (-truth, 0, 0)):
-        share, r2, noise = _bulk._shares(base, guess, truth, wanted, linear=True)
+        share, r2, noise = _bulk._network_weights(base, guess, truth, wanted, linear=True)
         assert low <= share.min()
         assert share.max() <= high
         assert r2.max() <= 1
         assert (noise > 0).all() or torch.equal(guess, truth)
-    share, r2, noise = _bulk._shares(base, truth / 2, truth, wanted, linear=False)
+    share, r2, noise = _bulk._network_weights(base, truth / 2, truth, wanted, linear=False)
     assert (share == 1).all(), "the network alone"
     torch.testing.assert_close(r2, torch.full((20,), 0.75))
     torch.testing.assert_close(noise.mean(), torch.tensor(0.5), atol=0.05, rtol=0)
@@ -174,7 +174,7 @@ def test_genes_with_their_own_weight():
     """Of half of the genes the network knows everything, of the others nothing."""
     truth = draws(400, 20, seed=1)
     guess = torch.cat([truth[:, :10], draws(400, 10, seed=2)], dim=1)
-    share, _, _ = _bulk._shares(torch.zeros_like(truth), guess, truth, torch.ones_like(truth, dtype=torch.bool), linear=True)
+    share, _, _ = _bulk._network_weights(torch.zeros_like(truth), guess, truth, torch.ones_like(truth, dtype=torch.bool), linear=True)
     assert share[:10].min() > share[10:].max() + 0.1
 
 
@@ -183,7 +183,7 @@ def test_weights_of_nothing_are_finite():
     for wanted in (torch.zeros(10, 4, dtype=torch.bool), torch.arange(40).view(10, 4) == 5):
         for guess in (truth, torch.zeros_like(truth)):
             for linear in (True, False):
-                share, r2, noise = _bulk._shares(torch.zeros_like(truth), guess, truth, wanted, linear=linear)
+                share, r2, noise = _bulk._network_weights(torch.zeros_like(truth), guess, truth, wanted, linear=linear)
                 assert torch.isfinite(share).all()
                 assert torch.isfinite(noise).all()
                 assert torch.isnan(r2).all(), "one entry says nothing of a gene"
