@@ -299,7 +299,7 @@ def test_a_single_spot_outside_the_image(adata):
         (
             {"layers": (), "columns": "section", "n_clusters": 3, "output": "rate"},
             ValueError,
-            r"\['n_clusters', 'output'\] are of the clust",
+            r"\['n_clusters', 'output'\] only apply to layers",
         ),
         ({"method": ["kmeans"]}, ValueError, "method must be one of"),
         ({"library_id": None}, ValueError, "choose one with library_id="),
