@@ -49,13 +49,13 @@ assert rows["the low values"]["mean error"] > 1
     "03_spatial": """
 assert adata.n_vars == 200 and set(genes) <= set(adata.var_names) and set(adata.obs["section"]) == {"B4"}
 assert (adata.obs["molecules"] > adata.X.sum(axis=1).A1).all()
-gained = scores.loc["gene_mean", "poisson"] - scores["poisson"]
-assert (gained[methods] > 0).all()
-assert abs(gained["own_counts"] / gained["all"] - 1) < 0.1
+gain = scores.loc["gene_mean", "poisson"] - scores["poisson"]
+assert (gain[methods] > 0).all()
+assert abs(gain["own_counts"] / gain["all"] - 1) < 0.1
 assert moran.loc["surroundings", "mean"] > moran.loc["all", "mean"] > moran.loc["raw", "mean"]
-assert patterned.loc["shuffled genes", list(tellings)].min() > 0.5
-where = totals.loc["mean where 0 was counted"]
-assert where["poisson"] < 0.5 < 1 < where["squared"]
+assert pattern_shares.loc["shuffled genes", list(variants)].min() > 0.5
+means_at_zero = totals.loc["mean where 0 was counted"]
+assert means_at_zero["poisson"] < 0.5 < 1 < means_at_zero["squared"]
 assert new_section.loc["applied", "poisson"] < new_section.loc["gene_mean", "poisson"] - 0.05
 """,
     "04_batches": """
