@@ -64,8 +64,8 @@ share, ari = measures["share of batches"], measures["ARI with types"]
 assert share["no key"] > share["counts"] > share["ComBat of no key"] and share["no key"] - 0.2 < share["as average"] < share["no key"] - 0.03
 assert abs(share["batch_key"] - share["no key"]) < 0.03
 assert ari[["counts", "no key", "batch_key"]].max() < 0.6 < 0.9 < ari.drop(["counts", "no key", "batch_key"]).min()
-told_scores = heldout.drop(["raw", "gene_mean"])
-assert (told_scores.max() - told_scores.min()).max() < 0.002
+scores_with_labels = heldout.drop(["raw", "gene_mean"])
+assert (scores_with_labels.max() - scores_with_labels.min()).max() < 0.002
 assert (unseen["closed"] < 0.4).all()
 """,
 }
