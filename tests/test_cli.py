@@ -640,7 +640,8 @@ def test_a_stderr_that_takes_nothing_costs_no_run(source, tmp_path, stderr):
     # 1: the model was not saved
     assert run("began", source, out) == (f"Wrote layers['began'] (60 x 40) and uns['began'] to {out}\n", 1)
     assert "began" in ad.read_h5ad(out).layers
-    assert run("--debug", "began", "none", out) == ("", 2)
+    if stderr == "broken":  # a traceback meets the same stream
+        assert run("--debug", "began", "none", out) == ("", 2)
     os.close(broken)
 
 

@@ -173,6 +173,8 @@ IMPUTERS = [
 
 # Cells, spots and bulk samples are read in three ways; what comes after is the same for all methods of counts, and of bulk samples.
 ONE_OF_EACH_SHELL = [imputer for imputer in IMPUTERS if imputer.name in ("began", "spatial", "pmi")]
+# Layers or tables, layers and vectors, layers only.
+ONE_FOR_EACH_KIND_OF_RESULT = [imputer for imputer in IMPUTERS if imputer.name in ("began", "nmf", "pmi")]
 
 
 @pytest.fixture(params=IMPUTERS, ids=lambda imputer: imputer.name)
@@ -505,12 +507,17 @@ IRRELEVANT: dict[str, Callable[[ad.AnnData], Any]] = {
 }
 
 
+WITHOUT_CHANGES: dict[str, dict[str, np.ndarray]] = {}
+"""Result of each method on the object as it is."""
+
+
 @pytest.mark.parametrize("change", IRRELEVANT)
 @pytest.mark.parametrize("imputer", ONE_OF_EACH_SHELL, ids=lambda imputer: imputer.name)
 def test_irrelevant_changes_do_not_matter(imputer, adata, change):
-    expected = imputer.result(adata, **imputer.labels)
+    if imputer.name not in WITHOUT_CHANGES:
+        WITHOUT_CHANGES[imputer.name] = imputer.result(adata, **imputer.labels)
     IRRELEVANT[change](adata)
-    assert_same(imputer.result(adata, **imputer.labels), expected)
+    assert_same(imputer.result(adata, **imputer.labels), WITHOUT_CHANGES[imputer.name])
 
 
 @pytest.mark.parametrize("imputer", [i for i in IMPUTERS if i.takes("genes") and not i.beside], ids=lambda i: i.name)
@@ -530,7 +537,6 @@ ZARR = "ignore:Writing zarr v2 data will no longer be the default:UserWarning"
 
 
 @pytest.mark.filterwarnings(ZARR)
-@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 @each_with(
     lambda imputer: (
         ({}, {"genes": ["gene3", "gene1"]}, {"random_state": None, "target_batch": "batch1"})
@@ -538,19 +544,18 @@ ZARR = "ignore:Writing zarr v2 data will no longer be the default:UserWarning"
         else ({}, {"random_state": None}, *imputer.variants)
     )
 )
-def test_result_survives_a_file(imputer, adata, fingerprint, tmp_path, kind, arguments):
-    if kind == "zarr":
-        pytest.importorskip("zarr")
+def test_result_survives_a_file(imputer, adata, tmp_path, arguments):
+    pytest.importorskip("zarr")
     imputer.run(adata, **imputer.labels | arguments)
-    getattr(adata, f"write_{kind}")(tmp_path / "result")
-    again = ad.io.read_zarr(tmp_path / "result") if kind == "zarr" else ad.read_h5ad(tmp_path / "result")
-    for slot in ("layers", "obsm"):
-        for suffix in imputer.suffixes:
-            if "result" + suffix in getattr(adata, slot):
-                np.testing.assert_array_equal(
-                    np.asarray(getattr(again, slot)["result" + suffix]), np.asarray(getattr(adata, slot)["result" + suffix])
-                )
-    assert_equal_uns(again.uns["result"], adata.uns["result"])
+    adata.write_h5ad(tmp_path / "result.h5ad")
+    adata.write_zarr(tmp_path / "result.zarr")
+    for again in (ad.read_h5ad(tmp_path / "result.h5ad"), ad.io.read_zarr(tmp_path / "result.zarr")):
+        for slot in ("layers", "obsm"):
+            for suffix in imputer.suffixes:
+                if "result" + suffix in getattr(adata, slot):
+                    read, written = (np.asarray(getattr(one, slot)["result" + suffix]) for one in (again, adata))
+                    np.testing.assert_array_equal(read, written)
+        assert_equal_uns(again.uns["result"], adata.uns["result"])
 
 
 def assert_equal_uns(found: Any, expected: Any) -> None:
@@ -738,7 +743,7 @@ def test_better_than_the_gene_mean_and_than_nothing(imputer, seed):
     [
         *(({}, seed) for seed in range(3)),
         ({"mode": "inductive"}, 0),
-        *(({"variant": "published", "max_epochs": 6, "n_hidden": 256}, seed) for seed in range(3)),
+        ({"variant": "published", "max_epochs": 6, "n_hidden": 256}, 0),
     ],
     ids=str,
 )
@@ -909,6 +914,7 @@ class FaultyDict(dict):
 @pytest.mark.parametrize("where", ["object", "view"])
 @pytest.mark.parametrize("error", [Fault("stop"), KeyboardInterrupt("stop")], ids=lambda error: type(error).__name__)
 @pytest.mark.filterwarnings("ignore::anndata.ImplicitModificationWarning")
+@pytest.mark.parametrize("imputer", ONE_FOR_EACH_KIND_OF_RESULT, ids=lambda imputer: imputer.name)
 def test_failure_of_any_single_write_changes_nothing(imputer, adata, monkeypatch, fingerprint, earlier, where, error):
     """Layers, obsm and uns are counted together, deletions too; the first, second, ... change fails until none does."""
     if earlier == "obsm" and not imputer.takes("genes"):
@@ -1089,6 +1095,7 @@ sys.exit(99 if hangs else child.exitcode)
 
 
 @FORKED
+@pytest.mark.parametrize("imputer", ONE_OF_EACH_SHELL, ids=lambda imputer: imputer.name)
 def test_80_fork_of_a_process_with_many_threads(imputer, tmp_path):
     """The threads of the parent's OpenMP pool do not exist in the child. Arrays are of a size at which torch would use them."""
     adata = scimpute.datasets.toy_counts(60, 2000)

@@ -40,7 +40,7 @@ def spatial_autocorrelation(
     output: str | None = None,
     random_state: int | np.random.Generator | None = 0,
 ) -> pd.DataFrame:
-    r"""Compare the spatial structure of the genes before and after an imputation by Moran's I: is it kept, or inflated?
+    r"""Compare the spatial structure of the genes (Moran's I) before and after an imputation.
 
     Let :math:`z` be log1p(CP10k) of a gene minus its mean, over the :math:`n` spots with a neighbour. Then
 
