@@ -142,9 +142,9 @@ def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) ->
                 yield seen, prior(train, prediction, floor, share, rows), target, torch.from_numpy(ratio[rows]), torch.ones(len(seen))
 
         rates = dispersion.estimate(parts(), train.shape[0], shares, shares * float(np.median(depth(train))))
-        lost = 0.0
-        for seen, mu, target, scale, _ in parts():
-            mean = posterior.mean_and_variance(seen, mu, rates, torch.zeros(()))[0] * scale[:, None]
+        step, lost = posterior.Posterior(rates, train.shape[0], sd=False), 0.0
+        for rows, (_, mu, target, scale, _) in zip(chunks(*train.shape, 2_000_000), parts(), strict=True):
+            mean = step(mu.clamp(min=posterior.LEAST).log_(), posterior.NonZero.of(train[rows]))[0] * mu * scale[:, None]
             lost += float((mean - target * mean.clamp(min=1e-12).log()).sum(dtype=torch.float64))
         found.append((lost, floor, rates))
     return min(found, key=lambda entry: entry[0])[1:]
@@ -153,7 +153,8 @@ def choose(train: sp.csr_matrix, test: sp.csr_matrix, prediction: np.ndarray) ->
 def apply(counts: sp.csr_matrix, prediction: np.ndarray, floor: float, rates: posterior.Prior) -> np.ndarray:
     """Posterior mean of every entry, ``(n, g)``."""
     out, share = np.empty(counts.shape, dtype=np.float32), share_of(counts)
+    step = posterior.Posterior(rates, counts.shape[0], sd=False)
     for rows in chunks(*counts.shape, 2_000_000):
         mu = prior(counts, prediction, floor, share, rows)
-        out[rows] = posterior.mean_and_variance(torch.from_numpy(counts[rows].toarray()), mu, rates, torch.zeros(()))[0].numpy()
+        out[rows] = step(mu.clamp(min=posterior.LEAST).log_(), posterior.NonZero.of(counts[rows]))[0].mul_(mu).numpy()
     return out

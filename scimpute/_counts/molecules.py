@@ -93,11 +93,13 @@ class MoleculeSplit(CountSplit):
         weights = torch.from_numpy(self.weights_of(self.validation).astype(np.float32)).to(self.device)
         cells: Iterator = ((*self._validation(rates, rows), weights[rows]) for rows in parts)
         prior = dispersion.estimate(cells, len(self.validation), share, reference)
+        step = posterior.Posterior(prior, len(self.validation), sd=False)
         sums = {"gene_mean": 0.0, "network": 0.0, "posterior": 0.0}
         for rows in parts:
-            counts, mu, target, ratio = self._validation(rates, rows)
+            _, mu, target, ratio = self._validation(rates, rows)
             depth = torch.from_numpy(self.size_train[self.validation[rows]].astype(np.float32)).to(self.device)[:, None]
-            mean, _ = posterior.mean_and_variance(counts, mu, prior, mu.new_zeros(()))
+            own = posterior.NonZero.of(columns(self.train[self.validation[rows]], genes)).to(self.device)
+            mean = step(mu.clamp(min=posterior.LEAST).log_(), own)[0].mul_(mu)
             positive = target.nonzero(as_tuple=True)
             for name, value in (("gene_mean", share * depth), ("network", mu), ("posterior", mean)):
                 rate = value * ratio[:, None]

@@ -18,6 +18,8 @@ from .rates import Rates
 OUTPUTS = ("counts", "rate", "log1p")
 FILLS = ("all", "zeros", "expressed")
 DTYPES = ("float32", "float16")
+LEAST_RATE = 1e-30
+"""Smallest rate that others are divided by."""
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 """The largest number of float16: 65504."""
 
@@ -68,62 +70,85 @@ def finish(
         Whether zeros count as missing (see :class:`.Likelihood`). Then the rates are those of non-zero entries.
     """
     moments = rates.moments
+    step = None
+    if output.posterior:
+        repeats = rates.own is None and rates.repeats > 1
+        step = posterior.Posterior(rates.prior, len(size), sd=moments.m2 is not None, repeats=repeats)
 
     def chunk(rows: slice, alive: Callable[[], None]) -> None:
         depth = torch.from_numpy(size[rows].astype(np.float32))[:, None]
-        x = torch.from_numpy(columns(counts[rows], genes).toarray())
-        mean, sd = _posterior(rates, rows, x, depth, output)
-        absent = None if expressed_above is None else torch.from_numpy(moments.mean[rows] < expressed_above) & (x == 0)
-        mean, sd = _on_scale(mean, sd, x, depth, output, zeros_missing=zeros_missing)
+        own = posterior.NonZero.of(columns(counts[rows], genes))
+        mean, sd = _expected_counts(rates, rows, own, depth, step)
+        absent = None
+        if expressed_above is not None:
+            absent = torch.from_numpy(moments.mean[rows] < expressed_above)
+            absent.view(-1)[own.place] = False
+        mean, sd = _on_scale(mean, sd, own, depth, output, zeros_missing=zeros_missing)
         if absent is not None:
             # The standard deviation remains that of the expected value.
             mean[absent] = 0
         moments.mean[rows] = mean.numpy()
-        if moments.m2 is not None:
+        if sd is not None and moments.m2 is not None:
             moments.m2[rows] = sd.numpy()
 
     _device.side_by_side(chunk, chunks(len(size), len(genes), CACHED_ENTRIES), torch.device("cpu"))
     return Imputed(*moments.release())
 
 
-def _posterior(rates: Rates, rows: slice, x: torch.Tensor, depth: torch.Tensor, output: Output) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the expected counts of some cells, ``(b, k)``."""
-    mu = torch.from_numpy(rates.moments.mean[rows]) * depth
-    kept = rates.moments.m2 is not None
-    variance = rates.moments.variance(rows, rates.repeats) * depth.square() if kept else torch.zeros(())
-    if not output.posterior:
-        mean, variance = mu, rates.prior.variance(mu) + variance
+def _expected_counts(
+    rates: Rates, rows: slice, own: posterior.NonZero, depth: torch.Tensor, step: posterior.Posterior | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mean and standard deviation of the expected counts of some cells, ``(b, k)``, with or without the posterior step.
+
+    Standard deviations are computed relative to the mean, because the square of a large number is beyond float32.
+    """
+    mean, relative, together, ratio = torch.from_numpy(rates.moments.mean[rows]) * depth, None, None, None
+    predicted = mean if rates.own is None else torch.from_numpy(rates.own.mean[rows]) * depth
+    log_mu = predicted.clamp(min=posterior.LEAST).log_()
+    if rates.moments.m2 is not None and rates.repeats > 1:
+        rate = torch.from_numpy(rates.moments.mean[rows]).clamp(min=LEAST_RATE)
+        relative = rates.moments.variance(rows, rates.repeats).sqrt_().div_(rate)
+    if step is None:
+        sd = None if rates.moments.m2 is None else rates.prior.relative_sd(log_mu)
+        together = relative
     elif rates.own is None:
-        mean, variance = posterior.mean_and_variance(x, mu, rates.prior, variance)
+        ratio, sd = step(log_mu, own, relative)
     else:
         # The own count gives the ratio of the cell to the prediction in its own batch. The target batch gets the same ratio.
-        own = torch.from_numpy(rates.own.mean[rows]) * depth
-        mean, own_variance = posterior.mean_and_variance(x, own, rates.prior, torch.zeros(()))
-        factor = mu / own.clamp(min=1e-12)
-        variance = own_variance * factor.square() + variance * (mean / own.clamp(min=1e-12)).square()
-        mean = mean * factor
-    sd = variance.sqrt()
+        ratio, sd = step(log_mu, own)
+        together = None if relative is None else relative * ratio
+    if sd is not None:
+        sd = (sd if together is None else sd.hypot_(together)).mul_(mean)
+    if ratio is not None:
+        mean *= ratio
     # A gene without any molecule is imputed as 0.
-    mean[:, ~rates.seen] = 0
-    sd[:, ~rates.seen] = 0
+    if not rates.seen.all():
+        for values in (mean, sd):
+            if values is not None:
+                values[:, ~rates.seen] = 0
     return mean, sd
 
 
 def _on_scale(
-    mean: torch.Tensor, sd: torch.Tensor, x: torch.Tensor, depth: torch.Tensor, output: Output, *, zeros_missing: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    mean: torch.Tensor, sd: torch.Tensor | None, own: posterior.NonZero, depth: torch.Tensor, output: Output, *, zeros_missing: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Expected counts on the scale of the output. With ``fill="zeros"`` observed entries keep their value."""
     if output.fill == "zeros":
-        mean = torch.where(x > 0, x, mean)
+        mean.view(-1)[own.place] = own.values
+    depth = depth.clamp(min=1)
     if output.output == "rate":
-        return mean / depth.clamp(min=1), sd / depth.clamp(min=1)
+        return mean.div_(depth), None if sd is None else sd.div_(depth)
     if output.output == "counts":
         return mean, sd
-    scale = TARGET_SUM / depth.clamp(min=1)
+    scale = TARGET_SUM / depth
+    if sd is not None:
+        sd = sd.mul_(scale).div_(mean * scale + 1)
     # If zeros are missing, the expected count excludes zeros, and the mean of the log is not needed.
-    logged = (mean * scale).log1p() if zeros_missing else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
-    sd = sd * scale / (1 + scale * mean)
-    return torch.where(x > 0, (x * scale).log1p(), logged) if output.fill == "zeros" else logged, sd
+    logged = (mean * scale).log1p_() if zeros_missing else torch.from_numpy(expected_log1p(mean.numpy(), scale[:, 0].numpy()))
+    if output.fill == "zeros":
+        observed = own.values * scale[own.place // mean.shape[1], 0]
+        logged.view(-1)[own.place] = observed.log1p_()
+    return logged, sd
 
 
 def check_dtype(dtype: str, output: str, counts: sp.csr_matrix, genes: np.ndarray, names: Sequence[str]) -> None:

@@ -34,10 +34,11 @@ def own_count(parts: _thinned.Thinned, rng: np.random.Generator) -> _thinned.Rea
     reference = share * max(float(np.median(inner.depth)), 1.0)
     with _device.session(torch.device("cpu")):
         prior = dispersion.estimate(pieces(), len(ratio), share, reference)
+        step = posterior.Posterior(prior, len(ratio), sd=False)
 
     def read(rows: slice) -> np.ndarray:
-        counts, mean = map(torch.from_numpy, (parts.raw(rows), parts.gene_mean(rows)))
+        mean = torch.from_numpy(parts.gene_mean(rows))
         with _device.session(torch.device("cpu")):
-            return posterior.mean_and_variance(counts, mean, prior, torch.zeros((), dtype=torch.float32))[0].numpy()
+            return step(mean.clamp(min=posterior.LEAST).log_(), posterior.NonZero.of(parts.train[rows]))[0].mul_(mean).numpy()
 
     return read

@@ -11,7 +11,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from .posterior import LOG_THETA, NODES, WEIGHTS, Prior, centre_of, log_likelihood, mean_and_variance, nonzero, theta_at
+from .posterior import NonZero, Posterior, Prior, centre_of
+from .quadrature import LOG_THETA, NODES, WEIGHTS
 
 GRID = torch.logspace(-1.5, 3.0, 16, dtype=torch.float32)
 STEP = 0.3 * math.log(10)
@@ -27,6 +28,11 @@ BOUNDS = ((-5.0, 5.0), (-1.0, 1.0), (-1.0, 1.5), (-3.0, 1.1))
 """Mean and standard deviation of the normal priors, and range, of log factor, tilt, slope and log spread (see :func:`estimate`)."""
 
 
+def _log_likelihood(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """Log-likelihood of the negative binomial, without the part that does not depend on theta."""
+    return torch.lgamma(x + theta) - torch.lgamma(theta) + x * (mu / (mu + theta)).log() - theta * (mu / theta).log1p()
+
+
 def _mixture_mean(x: Tensor, mu: Tensor, thetas: Sequence[Tensor] | Sequence[float], fits: Sequence[Tensor]) -> Tensor:
     """Posterior mean, from the log-likelihoods of the counts under the theta of each node."""
     logs = torch.stack([fit + math.log(weight) for fit, weight in zip(fits, WEIGHTS, strict=True)])
@@ -36,7 +42,7 @@ def _mixture_mean(x: Tensor, mu: Tensor, thetas: Sequence[Tensor] | Sequence[flo
 
 def deviance(mean: Tensor, target: Tensor) -> Tensor:
     """Poisson deviance of each cell's held-out molecules under their expected numbers, up to a constant, ``(b,)``."""
-    positive = nonzero(target)
+    positive = target.nonzero(as_tuple=True)
     return mean.sum(1).index_add_(0, positive[0], target[positive] * mean[positive].clamp(min=1e-12).log(), alpha=-1)
 
 
@@ -58,13 +64,13 @@ def heldout_deviance(counts: Tensor, mu: Tensor, target: Tensor, ratio: Tensor, 
     prior = Prior(thetas, torch.ones_like(thetas), spread=QUADRATURE_STEPS * STEP / 3**0.5)
     # For a count of 0 the posterior mean is a function of the prediction alone, so it is interpolated between knots.
     knots = torch.linspace(-16, 12, 561, dtype=mu.dtype, device=mu.device)
-    mu_at_knots, zeros = knots.exp()[:, None].expand(-1, len(thetas)), mu.new_zeros(len(knots), len(thetas))
-    ratios = mean_and_variance(zeros, mu_at_knots, prior, mu.new_zeros(()))[0] / knots.exp()[:, None]
+    none = torch.empty(0, dtype=torch.int64, device=mu.device)
+    ratios, _ = Posterior(prior, sd=False)(knots[:, None].repeat(1, len(thetas)), NonZero(none, none, mu.new_empty(0)))
     logs = mu.clamp(min=1e-12).log()
     fraction = ((logs - knots[0]) / (knots[1] - knots[0])).clamp_(0, len(knots) - 1.001)
     place = fraction.long()
     fraction -= place
-    positive = nonzero(counts)
+    positive = counts.nonzero(as_tuple=True)
     x, mu_x = counts[positive], mu[positive].clamp(min=1e-12)
     values = _Counts.of(x)
     deviances = []
@@ -83,7 +89,7 @@ def marginal_deviance(counts: Tensor, mu: Tensor, weight: Tensor) -> Tensor:
     ``weight`` is the weight of each cell, ``(b,)``. The result is precise for every gene. But it is too optimistic, because the model was
     fitted to the same counts.
     """
-    positive = nonzero(counts)
+    positive = counts.nonzero(as_tuple=True)
     x, mean = counts[positive], mu[positive].clamp(min=1e-12)
     values = _Counts.of(x)
     fits: list[Tensor] = []
@@ -218,9 +224,9 @@ def estimate(parts: Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], n_c
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         numbers = torch.tensor(values, dtype=torch.float32, device=theta_of.device, requires_grad=True)
         factor, tilt, slope, log_spread = numbers
-        centre = centre_of(theta_of + factor + tilt * share_of, reference_of, slope, sample.mu)
-        thetas = [theta_at(centre, log_spread.exp(), node) for node in NODES]
-        fits = [log_likelihood(sample.counts, sample.mu, theta) for theta in thetas]
+        centre = centre_of(theta_of + factor + tilt * share_of, reference_of, slope, sample.mu.log())
+        thetas = [(centre + log_spread.exp() * node).clamp(*LOG_THETA).exp() for node in NODES]
+        fits = [_log_likelihood(sample.counts, sample.mu, theta) for theta in thetas]
         mean = _mixture_mean(sample.counts, sample.mu, thetas, fits).clamp(min=1e-12)
         deviance = sample.rate @ mean - sample.hits @ mean.log()
         total = deviance + ((numbers - numbers.new_tensor(PRIOR_MEANS)) / numbers.new_tensor(PRIOR_SDS)).square().sum() / 2

@@ -16,7 +16,7 @@ from scimpute._counts.rates import RateMoments, add_rates, predict
 from scimpute._counts.split import SplitInContext
 from scimpute._counts.target_batch import Target
 from scimpute._train import History
-from scimpute.models.posterior import mean_and_variance
+from scimpute.models.posterior import NonZero, Posterior
 
 
 class Known:
@@ -63,12 +63,11 @@ def test_heldout_scores_are_poisson_deviances_of_shares(combined):
     # Scores are of rates that know the training part only.
     network = result.own.mean * np.exp(-data.level_correction[data.genes])
     mu = network * data.size_train[:, None]
-    x = data.train.toarray()[:, data.genes]
     prior, heldout = data.judge(result.validation)
     assert prior.theta.shape == share.shape
     np.testing.assert_allclose(prior.reference, share * np.median(data.size_train), rtol=1e-5)
-    given = (torch.from_numpy(values.astype(np.float32)) for values in (x, mu))
-    posterior = mean_and_variance(*given, prior, torch.zeros(()))[0].numpy() / data.size_train[:, None]
+    ratio, _ = Posterior(prior)(torch.from_numpy(np.log(mu).astype(np.float32)), NonZero.of(data.train[:, data.genes]))
+    posterior = ratio.numpy() * network
     for name, rate in {"gene_mean": share, "network": network, "posterior": posterior}.items():
         expected = (rate * exposure - y * np.log(rate + np.zeros_like(y))).sum() / y.sum()
         assert heldout[name] == pytest.approx(expected, rel=1e-4), name

@@ -686,7 +686,7 @@ def test_74_worse_than_the_gene_mean_is_said(monkeypatch):
     assert "began" in adata.layers
 
 
-@pytest.mark.parametrize("step", ["models.began.Began.losses", "_counts.fit.predict", "_counts.output.posterior.mean_and_variance"])
+@pytest.mark.parametrize("step", ["models.began.Began.losses", "_counts.fit.predict", "_counts.output.posterior.Posterior.__call__"])
 def test_75_out_of_memory_of_the_device(adata, fingerprint, monkeypatch, step):
     before = fingerprint(adata)
     freed = []
