@@ -90,11 +90,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _default_device_is_cpu() -> bool:
+    try:
+        return torch.get_default_device() == torch.device("cpu")
+    except (AssertionError, RuntimeError):  # torch asks the device for its number, and this machine may not have the device
+        return False
+
+
 @contextlib.contextmanager
 def session(device: torch.device) -> Iterator[None]:
     """Turn gradients on and autocast off, use one thread per operation, and unset the default device; restore the caller's state.
 
-    If the device runs out of memory, one clear error says so.
+    The default dtype is of the whole process, and other threads of the user may need it. So it stays, and every part of the package names
+    the dtype of a new tensor. If the device runs out of memory, one clear error says so.
     """
     threads = _threads
     threads.begin()
@@ -102,8 +110,9 @@ def session(device: torch.device) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-            if torch.get_default_device() != torch.device("cpu"):
+            for kind in {"cpu", device.type}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            if not _default_device_is_cpu():
                 stack.enter_context(torch.device("cpu"))
             yield
     except torch.cuda.OutOfMemoryError as error:

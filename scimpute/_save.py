@@ -90,7 +90,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], d
     ValueError
         The file is not regular, a pickle, not safetensors, cut short, damaged, not a model of scimpute, or of a newer version.
     """
-    with _opened(path) as (file, metadata):
+    # safetensors makes its tensors on the default device.
+    with _device.session(torch.device("cpu")), _opened(path) as (file, metadata):
         name, keys = repr(os.fspath(path)), file.keys()
         try:
             tensors = {key: file.get_tensor(key) for key in keys}

@@ -119,18 +119,6 @@ def test_a_child_forked_in_a_run_has_the_threads_of_before():
     assert found == expected
 
 
-def test_a_default_device_of_the_user_is_set_aside():
-    adata = scimpute.datasets.toy_counts()
-    expected = scimpute.tl.began(adata, **QUICK).layers["began"]
-    torch.set_default_device("meta")
-    try:
-        got = scimpute.tl.began(adata, **QUICK).layers["began"]
-        assert torch.get_default_device() == torch.device("meta")
-    finally:
-        torch.set_default_device(None)
-    np.testing.assert_array_equal(got, expected)
-
-
 def test_results_do_not_depend_on_the_number_of_workers(monkeypatch):
     adata = scimpute.datasets.toy_counts()
     found = []

@@ -28,10 +28,10 @@ def pack(fit: Fit, split: CountSplit, side: Mapping[str, np.ndarray]) -> dict[st
     prior = fit.rates.prior
     tensors = {
         "loadings": fit.context.loadings,
-        "median_size": torch.tensor(fit.context.median_size),
+        "median_size": torch.tensor(fit.context.median_size, dtype=torch.float32, device="cpu"),
         "inverse_dispersion": prior.theta,
         "reference": prior.reference,
-        "slope_and_spread": torch.tensor([prior.slope, prior.spread], dtype=torch.float32),
+        "slope_and_spread": torch.tensor([prior.slope, prior.spread], dtype=torch.float32, device="cpu"),
         "seen": fit.rates.seen,
         "share": torch.from_numpy(split.share),
     }

@@ -68,9 +68,10 @@ def tiles(
     tile_size
         Width of a tile in pixels of the image. None takes the diameter of the spots in the image, and at least 8.
     encoder
-        Module that turns float32 images ``(b, 3, tile_size, tile_size)`` with values from 0 to 1 into features ``(b, d)``. It runs in
-        evaluation mode without gradients, on ``device``; afterwards its mode and device are restored. A module for another size or for
-        standardised channels must contain these steps, e.g. ``Sequential(Upsample(224), model)``. None computes the features above.
+        Module that turns images ``(b, 3, tile_size, tile_size)`` with values from 0 to 1 into features ``(b, d)``. The images have the
+        precision of its weights, else float32. It runs in evaluation mode without gradients, on ``device``; afterwards its mode and
+        device are restored. A module for another size or for standardised channels must contain these steps, e.g.
+        ``Sequential(Upsample(224), model)``. None computes the features above.
     key_added
         Name of the result.
     image
@@ -197,13 +198,16 @@ def _halved(grey: np.ndarray) -> np.ndarray:
 
 def _encode(encoder: torch.nn.Module, tissues: list[Tissue], batch_size: int, device: torch.device) -> np.ndarray:
     pixels = max(tissue.tile_size for tissue in tissues)
+    precisions = {weight.dtype for weight in encoder.parameters() if weight.is_floating_point()}
+    dtype = precisions.pop() if len(precisions) == 1 else torch.float32
 
     def encode(tissue: Tissue, centres: np.ndarray) -> np.ndarray:
         tiles = torch.from_numpy(cut(tissue.source, centres, tissue.tile_size, pixels))
-        images = tiles.to(device).permute(0, 3, 1, 2).contiguous().float() / 255  # contiguous because a module may call .view
+        images = tiles.to(device).permute(0, 3, 1, 2).contiguous().to(dtype) / 255  # contiguous because a module may call .view
         return _checked(encoder(images), images)
 
-    with _device.session(device), torch.no_grad(), _borrowed(encoder, device):
+    # A module may make tensors while it runs. They have to be where its weights are.
+    with _device.session(device), device, torch.no_grad(), _borrowed(encoder, device):
         return _by_batches(tissues, batch_size, encode)
 
 
