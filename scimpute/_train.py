@@ -96,14 +96,11 @@ def fit(
     history, stopping = History(), _Patience(patience, watch)
     for epoch in range(max_epochs):
         sums: dict[str, Tensor | float] = {}
+        totals: dict[str, Tensor | float] = {}
         times: dict[str, int] = {}
         for batch in batches():
             for name, loss in module.losses(batch):
-                if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"training failed: the {name} loss became {float(loss.detach())} in epoch {epoch + 1}; "
-                        f"try a smaller learning_rate (now {learning_rate:g}). Nothing was written."
-                    )
+                totals[name] = totals.get(name, 0.0) + loss.detach()
                 optimizers[name].zero_grad(set_to_none=True)
                 loss.backward()
                 optimizers[name].step()
@@ -112,6 +109,13 @@ def fit(
                 times[name] = times.get(name, 0) + 1
             for plan in plans:
                 plan.step()
+        # Once an epoch: a check of each step would make the device wait for this process.
+        for name, total_loss in totals.items():
+            if not math.isfinite(total_loss):
+                raise RuntimeError(
+                    f"training failed: the {name} loss became {float(total_loss)} in epoch {epoch + 1}; "
+                    f"try a smaller learning_rate (now {learning_rate:g}). Nothing was written."
+                )
         record = {name: float(value) / times[name] for name, value in sums.items()}
         if evaluate is not None:
             record |= evaluate()

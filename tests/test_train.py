@@ -99,12 +99,10 @@ def test_epochs_are_told():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_stops_before_the_step(value):
+def test_a_loss_that_is_not_finite_ends_the_training_after_its_epoch(value):
     module = Line()
     with pytest.raises(RuntimeError, match=r"the one loss became \S+ in epoch 2; try a smaller learning_rate \(now 0.1\)"):
         fit(module, iter([iter([torch.tensor(1.0)]), iter([torch.tensor(value)])]).__next__, n_batches=1, max_epochs=5, learning_rate=0.1)
-    assert torch.isfinite(module.first)
-    assert float(module.first.detach()) != 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .batch import Batch
 from .dense import Generator
 from .drop import drop
+from .head import BlockGenerator
 from .likelihood import Likelihood, Poisson
 
 POISSON = Poisson()
@@ -62,7 +63,7 @@ class Began(nn.Module):
 
     def __init__(
         self,
-        generator: nn.Module,
+        generator: BlockGenerator,
         discriminator: nn.Module | None,
         *,
         penalty: float,
@@ -79,7 +80,9 @@ class Began(nn.Module):
         self.penalty, self.gamma = penalty, gamma
         self.adversarial_weight, self.reconstruction_weight = adversarial_weight, reconstruction_weight
         self.drop_quantile, self.drop_shape, self.rng = drop_quantile, drop_shape, rng
-        self.k, self.step = 0.0, 0
+        self.k: Tensor
+        self.register_buffer("k", torch.zeros((), dtype=torch.float32))
+        self.step = 0
         self.metrics: dict[str, Tensor | float] = {}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -92,22 +95,23 @@ class Began(nn.Module):
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield ``(name, loss)``. Step each loss before you ask for the next."""
         self.metrics = {}
-        log_rate = self.generator(batch.inputs, batch.labels)
-        loss = log_rate.new_zeros(())
+        head = self.generator.head(batch.inputs, batch.labels)
         if self.reconstruction_weight:
-            reconstruction = self.likelihood.loss(log_rate, batch) / self.likelihood.scale(batch).clamp(min=1)
+            deviance, squares = self.likelihood.objective(self.generator, head, batch)
+            reconstruction = deviance / self.likelihood.scale(batch).clamp(min=1)
             self.metrics["reconstruction"] = reconstruction.detach()
-            loss = self.reconstruction_weight * reconstruction
-        if self.penalty:
-            loss = loss + self.penalty * self.generator.penalty().sum()  # type: ignore[operator]
+            loss = self.reconstruction_weight * reconstruction + self.penalty * squares
+        else:
+            loss = self.penalty * self.generator.penalty().sum()
         self.step += 1
         stride = ADVERSARY_STRIDE if self.reconstruction_weight else 1
         if self.discriminator is not None and (self.step - 1) % stride == 0:
-            n_cells = math.ceil(log_rate.shape[1] / stride)
+            n_cells = math.ceil(batch.inputs.shape[1] / stride)
             labels = tuple(codes[:n_cells] for codes in batch.labels)
+            log_rate = head.log_rate(n_cells)
             real = batch.inputs[:, :n_cells, : log_rate.shape[2]]
             # G' = log1p(CP10k) of the imputed cell. The log rate is capped as in the Poisson likelihood.
-            imputed = torch.log1p(1e4 * log_rate[:, :n_cells].clamp(max=0).exp())
+            imputed = torch.log1p(1e4 * log_rate.clamp(max=0).exp())
             fake = drop(imputed, self.drop_quantile, self.drop_shape, self.rng)
             # One pass for real and fake cells: two passes of small products cost half as much again.
             both = torch.cat([real, fake.detach()], dim=1)
@@ -123,10 +127,10 @@ class Began(nn.Module):
         yield "generator", loss
 
     def _balance(self, loss_real: Tensor, loss_fake: Tensor) -> None:
-        real, fake = float(loss_real), float(loss_fake)
-        balance = self.gamma * real - fake
-        self.metrics |= {"loss_real": real, "loss_fake": fake, "k": self.k, "M": real + abs(balance)}
-        self.k = min(1.0, max(0.0, self.k + self.K_RATE * balance))
+        # All of these stay on the device, so no step waits for it.
+        balance = self.gamma * loss_real - loss_fake
+        self.metrics |= {"loss_real": loss_real, "loss_fake": loss_fake, "k": self.k, "M": loss_real + balance.abs()}
+        self.k = (self.k + self.K_RATE * balance).clamp(0, 1)
 
 
 class Candidates(nn.Module):

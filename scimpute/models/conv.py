@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .head import BlockGenerator
 from .layers import BlockEmbedding, BlockLinear
 
 LABEL_MAPS = 8
@@ -96,7 +97,7 @@ class LabelMaps(nn.Module):
         return self.conv(to_images(self.linear(self.embedding(codes)), 1))
 
 
-class ConvGenerator(nn.Module):
+class ConvGenerator(BlockGenerator):
     """``[x', context] -> linear -> images, BN, joined by x' itself -> width maps; + 8 maps a label -> width maps -> m``.
 
     The linear layer gives ``width // 16`` images (at least one), as many numbers as ``width`` maps of side/4. With 32 maps these are

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .head import BlockGenerator, Head
 from .layers import BlockEmbedding, BlockLinear, HiddenLayer
 
 
-class Generator(nn.Module):
+class Generator(BlockGenerator):
     """The dense generator: ``[x', context] -> h -> [h, context, labels] -> h -> [h, context, labels] -> m``.
 
     Each label has its own embedding, which is joined to the hidden representation. The last layer starts at the null model: its
@@ -41,13 +42,17 @@ class Generator(nn.Module):
         with torch.no_grad():
             self.output.bias.copy_(log_share)
 
-    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
-        """Log share of every gene, ``(P, b, m)``. Features are ignored: they belong to the spatial methods."""
+    def head(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Head:
+        """All but the last layer. Features are ignored: they belong to the spatial methods."""
         side = [inputs[..., self.genes :]]
         side += [embedding(codes) for embedding, codes in zip(self.embeddings, labels, strict=True)]
         hidden = self.first(inputs)
         hidden = hidden + self.second(torch.cat([hidden, *side], dim=-1))
-        return self.output(torch.cat([hidden, *side], dim=-1))
+        return Head(torch.cat([hidden, *side], dim=-1), self.output)
+
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
+        """Log share of every gene, ``(P, b, m)``."""
+        return self.head(inputs, labels, features).log_rate()
 
     def penalty(self) -> Tensor:
         """Squared output weights summed within each block, ``(P,)``."""

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .head import BlockGenerator
 from .layers import linear
 
 
-class FactorGenerator(nn.Module):
+class FactorGenerator(BlockGenerator):
     r"""Neural matrix factorisation: log share of a gene in a spot from a vector of each.
 
     .. math:: d_{ij} = u_i \cdot v_j + w \cdot \mathrm{gelu}(A u_i + B v_j + c)
@@ -48,7 +49,7 @@ class FactorGenerator(nn.Module):
         """Vectors of the spots, ``(n, f)``."""
         return self.scaled_spots * self.SPOT_PACE
 
-    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
         """Log share of every gene, ``(1, b, m)``. The last feature is the number of the spot. Of the inputs only the depth is read."""
         # A spot may occur twice. `embedding` adds its gradients in a fixed order, plain indexing in any order.
         u, v = nn.functional.embedding(features[-1], self.scaled_spots) * self.SPOT_PACE, self.gene_factors

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .batch import Batch
+from .head import BlockGenerator, Computed, Head, PoissonHead
 
 
 class _PoissonDeviance(torch.autograd.Function):
@@ -52,7 +54,7 @@ def squared_error(log_rate: Tensor, exposure: Tensor, place: Tensor, values: Ten
     return (log_rate.reshape(-1)[place] + exposure[spot].log() - values.log()).square().sum()
 
 
-class Likelihood(Protocol):
+class Likelihood(ABC):
     """The loss of a network on hidden molecules or entries.
 
     Attributes
@@ -63,23 +65,27 @@ class Likelihood(Protocol):
         Whether a zero is a missing value. Otherwise it is an observation like any other.
     """
 
-    name: str
-    zeros_missing: bool
+    name: ClassVar[str]
+    zeros_missing: ClassVar[bool]
 
+    @abstractmethod
     def loss(self, log_rate: Tensor, batch: Batch) -> Tensor:
         """Loss of a minibatch, summed over its targets. ``log_rate`` has shape ``(P, b, m)``."""
-        ...
 
+    @abstractmethod
     def n_targets(self, batch: Batch) -> Tensor:
         """Number of hidden molecules, or entries."""
-        ...
 
+    @abstractmethod
     def scale(self, batch: Batch) -> Tensor:
         """Divisor of the loss in the training. It makes the loss independent of the depth of the data."""
-        ...
+
+    def objective(self, generator: BlockGenerator, head: Head | Computed, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of a minibatch, and the sum of the squared output weights of the generator."""
+        return self.loss(head.log_rate(), batch), generator.penalty().sum()
 
 
-class Poisson:
+class Poisson(Likelihood):
     """Molecules are hidden (count splitting)."""
 
     name = "poisson"
@@ -95,8 +101,14 @@ class Poisson:
         # The exposure includes the molecules of genes that are not imputed.
         return batch.exposure.sum()
 
+    def objective(self, generator: BlockGenerator, head: Head | Computed, batch: Batch) -> tuple[Tensor, Tensor]:
+        if isinstance(head, Computed):
+            return super().objective(generator, head, batch)
+        layer = head.layer
+        return PoissonHead.apply(head.hidden, layer.weight, layer.bias, batch.exposure, batch.place, batch.removed)
 
-class HiddenEntries:
+
+class HiddenEntries(Likelihood):
     """Whole non-zero entries are hidden. The loss is the squared error of the logs."""
 
     name = "squared"

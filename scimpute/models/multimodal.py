@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from .dense import Generator
+from .head import BlockGenerator, Computed, Head
 from .layers import linear, start_uniform
 
 CODE_SIZE = 32
@@ -56,7 +57,7 @@ class TileEncoder(nn.Module):
         return self.last(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1))
 
 
-class MultimodalGenerator(nn.Module):
+class MultimodalGenerator(BlockGenerator):
     """The generator of `began`. Beside its context it reads the weighted sum of the codes of all modalities.
 
     Parameters
@@ -88,6 +89,7 @@ class MultimodalGenerator(nn.Module):
         super().__init__()
         self.depth_slope: Tensor
         self.register_buffer("depth_slope", torch.tensor(depth_slope, dtype=torch.float32))
+        self.sloped = bool(depth_slope)
         self.genes, self.names, self.rng = genes, tuple(features), rng
         self.hidden: str | None = None
         self.encoders = nn.ModuleDict()
@@ -111,8 +113,14 @@ class MultimodalGenerator(nn.Module):
         finally:
             self.hidden = None
 
-    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:
+    def forward(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
         """Log share of every gene, ``(P, b, m)``, of inputs ``(P, b, m + c)``, level codes ``(b,)`` and features ``(b, ...)``."""
+        return self._without_slope(inputs, labels, features).log_rate() + self.depth_slope * inputs[..., -1:]
+
+    def head(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Head | Computed:
+        return super().head(inputs, labels, features) if self.sloped else self._without_slope(inputs, labels, features)
+
+    def _without_slope(self, inputs: Tensor, labels: Sequence[Tensor], features: Sequence[Tensor]) -> Head:
         spots = inputs.shape[1]
         visible = torch.ones(len(self.names), spots, 1, dtype=torch.float32, device=inputs.device)
         if self.training and len(self.names) > 1:
@@ -128,7 +136,7 @@ class MultimodalGenerator(nn.Module):
                 part = torch.cat([inputs[0, :, self.genes :], part], dim=1)
             fused = fused + weight * visible[row] * self.encoders[name](part)
         fused = fused.expand(len(inputs), -1, -1)
-        return self.inner(torch.cat([inputs * own, fused], dim=-1), labels) + self.depth_slope * inputs[..., -1:]
+        return self.inner.head(torch.cat([inputs * own, fused], dim=-1), labels)
 
     def penalty(self) -> Tensor:
         """Squared output weights summed within each block, ``(P,)``."""

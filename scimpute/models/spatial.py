@@ -50,16 +50,17 @@ class SpatialModel(nn.Module):
 
     def losses(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
         """Yield the loss of the generator."""
-        log_rate = self.generator(batch.inputs, batch.labels, batch.features)
+        head = self.generator.head(batch.inputs, batch.labels, batch.features)
         # The rows of neighbours follow the spots with targets.
-        reconstruction = self.likelihood.loss(log_rate[:, : len(batch.exposure)], batch) / self.likelihood.scale(batch).clamp(min=1)
+        deviance, squares = self.likelihood.objective(self.generator, head.rows(len(batch.exposure)), batch)
+        reconstruction = deviance / self.likelihood.scale(batch).clamp(min=1)
         self.metrics = {"reconstruction": reconstruction.detach()}
-        loss = reconstruction + self.penalty * self.generator.penalty().sum()
+        loss = reconstruction + self.penalty * squares
         spot_penalty = self.generator.spot_penalty()
         if spot_penalty is not None:
             loss = loss + spot_penalty
         if batch.neighbours is not None:
-            roughness = neighbour_loss(log_rate, self.share, batch.neighbours, batch.ring_weights)
+            roughness = neighbour_loss(head.log_rate(), self.share, batch.neighbours, batch.ring_weights)
             self.metrics["spatial"] = roughness.detach()
             loss = loss + self.spatial_weight * roughness
         yield "generator", loss

@@ -11,6 +11,8 @@ from scimpute.models.batch import Batch
 from scimpute.models.began import Began, Candidates
 from scimpute.models.dense import Discriminator, Generator
 from scimpute.models.drop import drop
+from scimpute.models.head import BlockGenerator, PoissonHead
+from scimpute.models.layers import BlockLinear
 from scimpute.models.likelihood import poisson_deviance
 
 BLOCKS, CELLS, GENES, CONTEXT, LEVELS = 2, 6, 9, 4, (3, 2)
@@ -73,14 +75,14 @@ def train_step(module: Began | Candidates, batch: Batch, lr: float = 1e-2) -> li
     return names
 
 
-class Table(nn.Module):
+class Table(BlockGenerator):
     """A generator that gives the same log rate whatever it reads; its penalty is known."""
 
     def __init__(self, log_rate: torch.Tensor) -> None:
         super().__init__()
         self.log_rate = nn.Parameter(log_rate)
 
-    def forward(self, inputs, labels):
+    def forward(self, inputs, labels, features=()):
         return self.log_rate + 0
 
     def penalty(self) -> torch.Tensor:
@@ -116,6 +118,26 @@ def test_poisson_deviance_equals_the_dense_form_and_its_gradient():
     (3 * loss).backward()
     (3 * expected).backward()
     torch.testing.assert_close(fast.grad, naive.grad)
+
+
+def test_the_head_has_the_deviance_of_its_layer_and_its_gradients():
+    """With a layer whose log rates are partly above 0: capped there, but not in the gradient."""
+    removed, exposure = make_removed(), torch.rand(CELLS, generator=seeded(1)) * 30
+    layer = BlockLinear(BLOCKS, 5, GENES, seeded(3))
+    hidden = normal(BLOCKS, CELLS, 5, seed=2).requires_grad_()
+    deviance, squares = PoissonHead.apply(hidden, layer.weight, layer.bias, exposure, *sparse(removed))
+    (3 * deviance + 0.5 * squares).backward()
+    found = [part.grad.clone() for part in (hidden, *layer.parameters())]
+    for part in (hidden, *layer.parameters()):
+        part.grad = None
+    log_rate = layer(hidden)
+    assert (log_rate > 0).any()
+    expected = poisson_deviance(log_rate, exposure, *sparse(removed))
+    torch.testing.assert_close(deviance, expected)
+    torch.testing.assert_close(squares, layer.weight.square().sum())
+    (3 * expected + 0.5 * layer.weight.square().sum()).backward()
+    for one, other in zip(found, (hidden, *layer.parameters()), strict=True):
+        torch.testing.assert_close(one, other.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_poisson_deviance_is_least_at_the_true_rate():
@@ -158,7 +180,7 @@ def test_losses_balance_and_convergence_measure_by_hand(k):
     batch, gamma = make_batch(), 0.6
     generator, adversary = Table(normal(BLOCKS, CELLS, GENES, seed=3) - 3), Scale(0.5)
     module = make_began(generator, adversary, gamma=gamma)
-    module.k = k
+    module.k = torch.tensor(k)
     steps = module.losses(batch)
     name, loss = next(steps)
     assert name == "discriminator"
@@ -178,11 +200,11 @@ def test_losses_balance_and_convergence_measure_by_hand(k):
     torch.testing.assert_close(loss, expected)
     loss_real, loss_fake = 0.5 * mean_real.item(), 0.2 * mean_fake.item()
     balance = gamma * loss_real - loss_fake
-    assert module.k == pytest.approx(min(1, max(0, k + 0.001 * balance)))
-    assert module.metrics["M"] == pytest.approx(loss_real + abs(balance))
-    assert module.metrics["loss_real"] == pytest.approx(loss_real)
-    assert module.metrics["loss_fake"] == pytest.approx(loss_fake)
-    assert module.metrics["reconstruction"] == pytest.approx(deviance.item())
+    assert module.k.item() == pytest.approx(min(1, max(0, k + 0.001 * balance)))
+    assert float(module.metrics["M"]) == pytest.approx(loss_real + abs(balance))
+    assert float(module.metrics["loss_real"]) == pytest.approx(loss_real)
+    assert float(module.metrics["loss_fake"]) == pytest.approx(loss_fake)
+    assert float(module.metrics["reconstruction"]) == pytest.approx(deviance.item())
     assert next(steps, None) is None
     assert adversary.told == [[codes[:seen].tolist() * times for codes in batch.labels] for times in (2, 1)]
     assert all(parameter.requires_grad for parameter in adversary.parameters())
